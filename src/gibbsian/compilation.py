@@ -1,0 +1,96 @@
+"""Compiling what a chain loop repeats, and falling back to eager when the machine cannot.
+
+Dynamo keeps its compiled graphs with a function's code object and gives up after a few; so every energy gets a copy of
+the function with a code object of its own, kept for as long as the energy lives.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+_RECOMPILES = 64
+_cache: weakref.WeakKeyDictionary[Any, dict[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
+_said: set[str] = set()
+
+
+def compiled(fn: Callable[..., Any], owner: object) -> Callable[..., Any]:
+    """Return ``fn`` compiled as one graph, kept with its owner; where compilation fails it runs as it is, said once.
+
+    Parameters
+    ----------
+    fn
+        A plain function; its tensors enter as arguments.
+    owner
+        What the graph belongs to, usually the innermost energy (see `owner_of`). An object that takes no weak reference
+        gets a graph that is not kept.
+    """
+    try:
+        kept = _cache.setdefault(owner, {})
+    except TypeError:
+        kept = {}
+    if fn not in kept:
+        kept[fn] = _build(fn)
+    return kept[fn]
+
+
+def owner_of(energy: object) -> object:
+    """Find the innermost energy: wrappers built anew at each call (``given``, a temperature) share its graphs."""
+    while isinstance(energy, nn.Module):
+        inner = getattr(energy, "energy", None)
+        if inner is None and (several := getattr(energy, "energies", None)) is not None and len(several):
+            inner = several[0]
+        if not isinstance(inner, nn.Module):
+            break
+        energy = inner
+    return energy
+
+
+def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
+    import torch._dynamo
+    import torch._dynamo.exc
+    import torch._inductor.exc
+
+    failures = (
+        torch._dynamo.exc.BackendCompilerFailed,
+        torch._dynamo.exc.Unsupported,
+        torch._dynamo.exc.TorchRuntimeError,
+        torch._inductor.exc.InductorError,
+        torch._inductor.exc.CppCompileError,
+        torch._inductor.exc.InvalidCxxCompiler,
+    )
+    own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    graph = torch.compile(own, fullgraph=True, dynamic=False)
+    broken = False
+
+    def run(*arguments: Any) -> Any:
+        nonlocal broken
+        if not broken:
+            try:
+                with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
+                    return graph(*arguments)
+            except failures as error:
+                broken = True
+                _say_eager_once(error)
+        return fn(*arguments)
+
+    return run
+
+
+def _say_eager_once(error: BaseException) -> None:
+    if "eager" in _said:
+        return
+    _said.add("eager")
+    reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+    warnings.warn(
+        f"Compilation failed ({reason}); running eagerly, which gives the same results more slowly. On a CPU "
+        "torch.compile needs a C++ compiler (g++ or clang) on the PATH; compile=False silences this.",
+        RuntimeWarning,
+        stacklevel=4,
+    )

@@ -1,0 +1,1 @@
+"""What the system is: energies, their algebra, and densities with known answers."""

@@ -1,0 +1,352 @@
+r"""Energies and their algebra.
+
+An energy gives one number :math:`E(x)` per row, in nats, and stands for the density :math:`p(x) = e^{-E(x)} / Z`.
+Sums of energies are products of densities, multiples are temperatures, differences are negations:
+
+=================  =======================================================  =========================
+expression         density (up to a constant)                               in words
+=================  =======================================================  =========================
+``a + b``          :math:`p_a(x)\,p_b(x)`                                   product of experts
+``beta * a``       :math:`p_a(x)^{\beta}`                                   inverse temperature
+``a - w * b``      :math:`p_a(x) / p_b(x)^{w}`                              negation
+``mixture(a, b)``  :math:`w_1 e^{-E_a(x)} + w_2 e^{-E_b(x)}`                mixture
+``a.given(y=y)``   :math:`p_a(x \mid y)`                                    context fixed
+=================  =======================================================  =========================
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.typing import Scalar
+
+
+class Energy(nn.Module, ABC):
+    """An energy, batched over its first axis, with the algebra of densities.
+
+    Subclasses write ``forward(x, **context)`` from ``(n, *event)`` to ``(n,)`` and may set the three attributes.
+
+    Attributes
+    ----------
+    event_shape
+        The shape of one point, or ``None`` when the energy takes any.
+    support
+        Where the energy lives, in the words of `torch.distributions.constraints`.
+    context
+        The names of the conditions that ``forward`` asks for besides ``x``; see `given`.
+    """
+
+    event_shape: torch.Size | None = None
+    support: Constraint = constraints.real
+    context: tuple[str, ...] = ()
+
+    @abstractmethod
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
+        """Energy of each row: ``(n, *event) -> (n,)``, in nats."""
+
+    @staticmethod
+    def of(
+        fn: Callable[..., Tensor],
+        event_shape: Sequence[int] | None = None,
+        support: Constraint = constraints.real,
+        context: Sequence[str] = (),
+    ) -> Energy:
+        """Adopt a function or any module as an energy.
+
+        Parameters
+        ----------
+        fn
+            Batched: ``(n, *event) -> (n,)``. An `Energy` is returned as it is.
+        event_shape, support, context
+            What the new energy declares of itself.
+
+        Raises
+        ------
+        ArgumentTypeError
+            If ``fn`` cannot be called.
+        """
+        if isinstance(fn, Energy):
+            return fn
+        if not callable(fn):
+            raise ArgumentTypeError(f"An energy is a function or a module from (n, *event) to (n,); got {fn!r}.")
+        return Adopted(fn, event_shape, support, tuple(context))
+
+    def given(self, **context: Tensor | float | int) -> Energy:
+        """Fix part of the context; the result depends on ``x`` and on what is left.
+
+        Parameters
+        ----------
+        context
+            By name, one value for all rows (0-d) or one per row ``(n, ...)``.
+
+        Raises
+        ------
+        OptionError
+            If the energy does not ask for a name.
+        """
+        return Given(self, context)
+
+    def __add__(self, other: Energy | Callable[[Tensor], Tensor]) -> Energy:
+        return Combination([(1.0, self), (1.0, Energy.of(other))])
+
+    def __sub__(self, other: Energy | Callable[[Tensor], Tensor]) -> Energy:
+        return Combination([(1.0, self), (-1.0, Energy.of(other))])
+
+    def __mul__(self, weight: Scalar) -> Energy:
+        if not _is_scalar(weight):
+            return NotImplemented
+        return Combination([(weight, self)])
+
+    __rmul__ = __mul__
+    __radd__ = __add__
+
+    def __truediv__(self, temperature: Scalar) -> Energy:
+        if not _is_scalar(temperature):
+            return NotImplemented
+        return Combination([(1.0 / temperature, self)])
+
+    def __neg__(self) -> Energy:
+        return Combination([(-1.0, self)])
+
+    def __repr__(self) -> str:
+        return formula(self)
+
+
+class Adopted(Energy):
+    """A function or module that became an energy by `Energy.of`."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Tensor],
+        event_shape: Sequence[int] | None,
+        support: Constraint,
+        context: tuple[str, ...],
+    ) -> None:
+        super().__init__()
+        self.fn = fn
+        self.event_shape = None if event_shape is None else torch.Size(event_shape)
+        self.support = support
+        self.context = context
+
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
+        """Call the adopted function."""
+        return self.fn(x, **context)
+
+
+class Combination(Energy):
+    """A weighted sum of energies; nested combinations are flattened."""
+
+    def __init__(self, terms: Iterable[tuple[Scalar, Energy]]) -> None:
+        super().__init__()
+        flat: list[tuple[Scalar, Energy]] = []
+        for weight, energy in terms:
+            if isinstance(energy, Combination):
+                flat += [(_times(weight, w), e) for w, e in energy.terms]
+            else:
+                flat.append((weight, energy))
+        self.energies = nn.ModuleList(e for _, e in flat)
+        # A tensor weight is a buffer, so that it follows .to() and can change without recompiling.
+        self._weights: list[float | str] = []
+        for i, (weight, _) in enumerate(flat):
+            if isinstance(weight, Tensor):
+                self.register_buffer(f"weight_{i}", weight)
+                self._weights.append(f"weight_{i}")
+            else:
+                self._weights.append(float(weight))
+        self.event_shape = common_event_shape(e for _, e in flat)
+        self.support = common_support(e for _, e in flat)
+        self.context = tuple(dict.fromkeys(name for _, e in flat for name in e.context))
+
+    @property
+    def terms(self) -> list[tuple[Scalar, Energy]]:
+        """The pairs of weight and energy."""
+        weights = [cast(Scalar, getattr(self, w)) if isinstance(w, str) else w for w in self._weights]
+        return list(zip(weights, cast(Iterable[Energy], self.energies)))
+
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
+        """Sum of weight times energy."""
+        total: Tensor | None = None
+        for weight, energy in self.terms:
+            value = energy(x, **{k: context[k] for k in energy.context})
+            if not isinstance(weight, float) or weight != 1.0:
+                value = weight * value
+            total = value if total is None else total + value
+        assert total is not None
+        return total
+
+
+class Mixture(Energy):
+    r""":math:`-\log \sum_i w_i e^{-E_i(x)}`: see `mixture`."""
+
+    def __init__(self, energies: Sequence[Energy], weights: Tensor) -> None:
+        super().__init__()
+        self.energies = nn.ModuleList(energies)
+        self.register_buffer("log_weights", weights.log())
+        self.event_shape = common_event_shape(energies)
+        self.support = common_support(energies)
+        self.context = tuple(dict.fromkeys(name for e in energies for name in e.context))
+
+    log_weights: Tensor
+
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
+        """Negative log of the weighted sum of Boltzmann factors."""
+        parts = [e(x, **{k: context[k] for k in cast(Energy, e).context}) for e in self.energies]
+        return -torch.logsumexp(self.log_weights - torch.stack(parts, dim=-1), dim=-1)
+
+
+class Given(Energy):
+    """An energy with part of its context fixed: see `Energy.given`."""
+
+    def __init__(self, energy: Energy, fixed: dict[str, Any]) -> None:
+        super().__init__()
+        for name in fixed:
+            if name not in energy.context:
+                takes = ", ".join(energy.context) or "none"
+                raise OptionError(f"{formula(energy)} takes no context named {name!r}; it takes: {takes}.")
+        self.energy = energy
+        self.fixed = tuple(fixed)
+        for name, value in fixed.items():
+            # Not a float32 copy of everything: labels stay integers, and a tensor is kept, not cloned.
+            self.register_buffer(f"fixed_{name}", torch.as_tensor(value), persistent=False)
+        self.event_shape = energy.event_shape
+        self.support = energy.support
+        self.context = tuple(name for name in energy.context if name not in fixed)
+
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
+        """Call the energy with the fixed context, spread over the rows."""
+        n = x.shape[0]
+        for name in self.fixed:
+            value = getattr(self, f"fixed_{name}")
+            context[name] = value.expand(n) if value.ndim == 0 else value
+        return self.energy(x, **context)
+
+
+def mixture(*energies: Energy, weights: Sequence[float] | Tensor | None = None) -> Energy:
+    r"""Mix densities: :math:`E(x) = -\log \sum_i w_i e^{-E_i(x)}`.
+
+    The weights apply to the *unnormalised* factors :math:`e^{-E_i}`; they are mixing probabilities when every energy
+    is tractable (normalised), or once each has its own log Z added.
+
+    Parameters
+    ----------
+    energies
+        Two or more, over one event shape and domain.
+    weights
+        Positive; equal when left out. Not normalised.
+
+    Raises
+    ------
+    OptionError
+        If the weights are not positive or not one per energy.
+    """
+    count = len(energies)
+    w = torch.full((count,), 1.0 / max(count, 1)) if weights is None else torch.as_tensor(weights)
+    if count < 1 or w.shape != (count,) or not bool((w > 0).all()):
+        raise OptionError(f"A mixture of {count} energies needs {count} positive weights; got {w.tolist()}.")
+    return Mixture(energies, w.to(torch.get_default_dtype()))
+
+
+def common_event_shape(energies: Iterable[Energy]) -> torch.Size | None:
+    """Return the one event shape that these energies share; ``None`` stands for any.
+
+    Raises
+    ------
+    ShapeError
+        If two of them differ.
+    """
+    shape: torch.Size | None = None
+    for energy in energies:
+        if energy.event_shape is None:
+            continue
+        if shape is not None and shape != energy.event_shape:
+            raise ShapeError(
+                f"These energies are over points of different shapes, {tuple(shape)} and {tuple(energy.event_shape)}; "
+                "only energies over the same space can be combined."
+            )
+        shape = energy.event_shape
+    return shape
+
+
+def common_support(energies: Iterable[Energy]) -> Constraint:
+    """Return the narrowest domain among these energies, which must not mix discrete and continuous.
+
+    Raises
+    ------
+    DomainError
+        If some are discrete and others declare a bounded continuous domain, or two bounded domains differ.
+    """
+    support: Constraint = constraints.real
+    for energy in energies:
+        if same_support(energy.support, constraints.real) or same_support(energy.support, support):
+            continue
+        if not same_support(support, constraints.real):
+            raise DomainError(f"These energies live on different domains: {support} and {energy.support}.")
+        support = energy.support
+    return support
+
+
+def same_support(a: Constraint, b: Constraint) -> bool:
+    """Whether two constraints describe one domain; ``real`` and ``real_vector`` count as one."""
+    return a is b or _canonical(a) == _canonical(b)
+
+
+def is_real(support: Constraint) -> bool:
+    """Whether a support is all of the reals, of any event shape."""
+    return same_support(support, constraints.real)
+
+
+def _canonical(support: Constraint) -> str:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return repr(support)
+
+
+def formula(energy: nn.Module) -> str:
+    """Print an energy as the formula that built it, for example ``0.5*MLP(2) + Gaussian(2)``."""
+    if isinstance(energy, Combination):
+        text = ""
+        for weight, term in energy.terms:
+            value = float(weight)
+            sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
+            factor = "" if abs(value) == 1.0 else f"{abs(value):.4g}*"
+            text += f"{sign}{factor}{formula(term)}"
+        return text
+    if isinstance(energy, Mixture):
+        weights = ", ".join(f"{w:.4g}" for w in energy.log_weights.exp().tolist())
+        return f"mixture({', '.join(map(formula, energy.energies))}, weights=[{weights}])"
+    if isinstance(energy, Given):
+        fixed = [(name, getattr(energy, f"fixed_{name}")) for name in energy.fixed]
+        return f"{_bracketed(energy.energy)}.given({', '.join(f'{k}={_brief(v)}' for k, v in fixed)})"
+    if isinstance(energy, Adopted):
+        return getattr(energy.fn, "__name__", type(energy.fn).__name__)
+    return f"{type(energy).__name__}({energy.extra_repr()})"
+
+
+def _bracketed(energy: Energy) -> str:
+    return f"({formula(energy)})" if isinstance(energy, Combination) else formula(energy)
+
+
+def _brief(value: Tensor) -> str:
+    return f"{value.item():.4g}" if value.ndim == 0 else f"<{tuple(value.shape)}>"
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def _times(a: Scalar, b: Scalar) -> Scalar:
+    return float(a) * float(b) if not isinstance(a, Tensor) and not isinstance(b, Tensor) else a * b
+
+
+def event_size(shape: Sequence[int]) -> int:
+    """Count the numbers in one point."""
+    return math.prod(shape)

@@ -1,0 +1,1 @@
+"""How one chain moves: one family of kernels per file."""

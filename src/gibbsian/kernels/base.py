@@ -1,0 +1,143 @@
+"""What every kernel shares: the state of chains, what a step reports, evaluation, and the accept/reject step.
+
+A kernel is a frozen dataclass of its settings. Its ``step`` is a deterministic function of state and noise; its
+``noise`` draws a block of steps at once, step by step in a fixed order, so that two blocks of five steps use the
+same numbers as one of ten. The energy comes with each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.typing import EnergyFn
+
+
+class State(NamedTuple):
+    """Where the chains stand, with what was computed there.
+
+    Attributes
+    ----------
+    x
+        Positions, ``(n, *event)``.
+    energy
+        Energies there, ``(n,)``.
+    grad
+        Gradients of the energy there, ``(n, *event)``.
+    origin
+        For unadjusted kernels: the state to which a chain returns when it leaves the numbers. Empty otherwise.
+    """
+
+    x: Tensor
+    energy: Tensor
+    grad: Tensor
+    origin: tuple[Tensor, ...] = ()
+
+
+class Info(NamedTuple):
+    """What one step reports, one number per chain.
+
+    Attributes
+    ----------
+    acceptance
+        The probability with which the proposal was accepted (1 for unadjusted kernels).
+    nonfinite
+        1 where the proposal had a non-finite energy or gradient: rejected, or, unadjusted, restarted.
+    """
+
+    acceptance: Tensor
+    nonfinite: Tensor
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """How a chain moves one step."""
+
+    @property
+    def gradients(self) -> int:
+        """Gradient evaluations per step."""
+        ...
+
+    @property
+    def domain(self) -> str:
+        """What the kernel can walk on: ``"real"``, ``"boolean"`` or ``"one_hot"``."""
+        ...
+
+    def init(self, energy: EnergyFn, x: Tensor) -> State:
+        """Evaluate the energy where the chains start."""
+        ...
+
+    def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
+        """Draw the noise of a block of steps; the leading axis of each tensor counts the steps."""
+        ...
+
+    def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
+        """Move all chains by one step with the noise of one step."""
+        ...
+
+
+def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Energies and their gradients, ``(n,)`` and ``(n, *event)``, without a graph behind them.
+
+    The chains are independent, so the gradient of the sum holds every chain's own gradient.
+    """
+    if torch.compiler.is_compiling():
+        # autograd.grad breaks the graph there; torch.func does not, but is the slower one eagerly.
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            value = energy(x)
+            return value.sum(), value
+
+        grad, (_, value) = torch.func.grad_and_value(total, has_aux=True)(x)
+        return value, grad
+    with torch.enable_grad():
+        y = x.detach().requires_grad_(True)
+        value = energy(y)
+        (grad,) = torch.autograd.grad(value.sum(), y)
+    return value.detach(), grad
+
+
+def per_chain(values: Tensor, like: Tensor) -> Tensor:
+    """Give ``(n,)`` the axes of ``(n, *event)``, to broadcast."""
+    return values.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """Sum over the event's axes: ``(n, *event) -> (n,)``."""
+    return x.flatten(1).sum(1)
+
+
+def is_finite(energy: Tensor, grad: Tensor) -> Tensor:
+    """Chains whose energy and whole gradient are finite, ``(n,)`` of bools."""
+    # x - x is 0 for numbers and NaN otherwise, so one sum tells without a second array of bools.
+    return torch.isfinite(energy) & (row_sum(grad - grad) == 0)
+
+
+def choose(accept: Tensor, new: State, old: State) -> State:
+    """Take each chain from ``new`` where ``accept``, else from ``old``."""
+    wide = per_chain(accept, new.x)
+    return State(
+        torch.where(wide, new.x, old.x),
+        torch.where(accept, new.energy, old.energy),
+        torch.where(wide, new.grad, old.grad),
+        old.origin,
+    )
+
+
+def metropolis(old: State, new: State, log_ratio: Tensor, uniform: Tensor) -> tuple[State, Info]:
+    """Accept with probability ``min(1, exp(log_ratio))``; a proposal that is not finite is rejected and counted."""
+    finite = is_finite(new.energy, new.grad) & ~log_ratio.isnan()
+    probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)
+    return choose(uniform < probability, new, old), Info(probability, (~finite).to(probability.dtype))
+
+
+def block(
+    steps: int, shape: tuple[int, ...], like: Tensor, rng: Generator, draw: Callable[..., Any] = torch.randn
+) -> Tensor:
+    """Draw ``(steps, *shape)`` numbers, one step after the other, so that the split into blocks does not matter."""
+    out = torch.empty((steps, *shape), dtype=like.dtype, device=like.device)
+    for i in range(steps):
+        draw(shape, generator=rng, out=out[i], dtype=like.dtype, device=like.device)
+    return out

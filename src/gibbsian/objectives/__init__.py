@@ -1,0 +1,1 @@
+"""How an energy is fitted: one family of objectives per file."""

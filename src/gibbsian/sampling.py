@@ -1,0 +1,290 @@
+"""The chain loop: the only place where a kernel is stepped.
+
+Chains move together, as one batch. Noise is drawn from the caller's generator a block ahead, and a block of steps is a
+pure function of state and noise, which is what makes it compilable, testable to the bit, and resumable: ``sample`` of a
+returned state goes on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.distributions import constraints
+
+from gibbsian.compilation import compiled, owner_of
+from gibbsian.errors import ArgumentTypeError, DomainError, InputError, OptionError, ShapeError
+from gibbsian.kernels.base import Kernel, State
+from gibbsian.typing import EnergyFn
+
+K = TypeVar("K")
+
+GRADIENTS_PER_BLOCK = 10
+"""Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a run of chains returns.
+
+    Attributes
+    ----------
+    state
+        Where the chains stand; pass it back to `sample` to go on.
+    draws
+        Kept positions, ``(kept, n, *event)``, or ``None`` when none were asked for.
+    acceptance
+        Mean acceptance probability of each chain, ``(n,)``.
+    nonfinite
+        Steps of each chain whose proposal was not finite, ``(n,)``: rejected, or restarted when unadjusted.
+    kernel
+        The kernel that ran.
+    steps
+        Steps made, warm-up included.
+    seconds
+        Wall time, compilation included.
+    """
+
+    state: State
+    draws: Tensor | None
+    acceptance: Tensor
+    nonfinite: Tensor
+    kernel: Kernel
+    steps: int
+    seconds: float
+
+    @property
+    def x(self) -> Tensor:
+        """Final positions, ``(n, *event)``."""
+        return self.state.x
+
+    def __repr__(self) -> str:
+        """Lead with what went wrong, if anything did."""
+        bad = int(self.nonfinite.sum())
+        warning = f"{bad} non-finite proposals, " if bad else ""
+        kept = "" if self.draws is None else f", {self.draws.shape[0]} kept"
+        return (
+            f"Samples({warning}{self.x.shape[0]} chains of {tuple(self.x.shape[1:])}, {self.steps} steps{kept}, "
+            f"acceptance {float(self.acceptance.mean()):.3f}, {self.seconds:.2f} s, {self.kernel})"
+        )
+
+
+@torch.no_grad()
+def sample(
+    energy: EnergyFn,
+    kernel: Kernel,
+    start: Tensor | State,
+    *,
+    steps: int,
+    rng: Generator,
+    warmup: int = 0,
+    thin: int | None = None,
+    compile: bool = False,
+    progress: bool | Callable[[int], object] = False,
+) -> Samples:
+    """Run a batch of chains.
+
+    Parameters
+    ----------
+    energy
+        Batched: ``(n, *event) -> (n,)``.
+    kernel
+        How a chain moves.
+    start
+        Positions ``(n, *event)``, floating point, or the ``state`` of earlier `Samples` to continue exactly.
+    steps
+        Steps to make, 1 or more, ``warmup`` included.
+    rng
+        The generator of all noise, on the chains' device.
+    warmup
+        Steps at the start from which no draw is kept.
+    thin
+        Keep every ``thin``-th position after the warm-up. Without it only the final state is held, and memory does not
+        grow with ``steps``.
+    compile
+        Compile blocks of steps (a few seconds once per energy and shape).
+    progress
+        ``True`` for a bar on the terminal, or a function called with the number of steps just made.
+
+    Raises
+    ------
+    OptionError, ShapeError, DomainError, ArgumentTypeError
+        If an argument does not fit; the message says what does.
+    """
+    began = time.perf_counter()
+    _check_options(steps, warmup, thin)
+    _check_energy(energy, kernel)
+    x = start.x if isinstance(start, State) else start
+    _check_start(x, rng)
+    moving = with_tensor_settings(kernel, x)
+    state = start if isinstance(start, State) else moving.init(energy, _laid_out(x))
+    _check_state(state)
+
+    keep_every = thin or 0
+    kept: list[Tensor] = []
+    n = x.shape[0]
+    totals = torch.zeros((2, n), dtype=state.energy.dtype, device=x.device)
+    size = max(1, GRADIENTS_PER_BLOCK // kernel.gradients)
+    run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile else run_block
+    report, close = _reporter(progress, steps)
+    done = 0
+    try:
+        while done < steps:
+            count = size if steps - done >= size else 1
+            noise = moving.noise(state, count, rng)
+            state, totals, visited = run(energy, moving, state, noise, totals, bool(keep_every))
+            for i, position in enumerate(visited, start=done + 1):
+                if i > warmup and (i - warmup) % keep_every == 0:
+                    kept.append(position)
+            done += count
+            report(count)
+    finally:
+        close()
+    return Samples(
+        state=state,
+        draws=torch.stack(kept) if keep_every else None,
+        acceptance=totals[0] / steps,
+        nonfinite=totals[1],
+        kernel=kernel,
+        steps=steps,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def run_block(
+    energy: EnergyFn, kernel: Kernel, state: State, noise: tuple[Tensor, ...], totals: Tensor, visit: bool
+) -> tuple[State, Tensor, list[Tensor]]:
+    """Make as many steps as there is noise for; a pure function, compiled or not."""
+    visited = []
+    for i in range(noise[0].shape[0]):
+        state, info = kernel.step(energy, state, tuple(z[i] for z in noise))
+        totals = totals + torch.stack((info.acceptance, info.nonfinite))
+        if visit:
+            visited.append(state.x)
+    return state, totals, visited
+
+
+def with_tensor_settings(kernel: K, like: Tensor) -> K:
+    """Turn a kernel's float settings into 0-d tensors, which may change without recompiling.
+
+    Parameters
+    ----------
+    kernel
+        A frozen dataclass.
+    like
+        Gives dtype and device.
+    """
+    if not dataclasses.is_dataclass(kernel):
+        return kernel
+    changed = {
+        f.name: torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        for f in dataclasses.fields(kernel)
+        if isinstance(value := getattr(kernel, f.name), (float, Tensor))
+    }
+    return dataclasses.replace(kernel, **changed)  # type: ignore[type-var]
+
+
+def check_independent_rows(energy: object) -> None:
+    """Refuse networks that mix the rows of a batch, which would tie independent chains together.
+
+    Raises
+    ------
+    InputError
+        If a batch normalisation is in training mode.
+    """
+    if not isinstance(energy, nn.Module):
+        return
+    for name, module in energy.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise InputError(
+                f"The energy holds a batch normalisation in training mode ({name or type(module).__name__}): it makes "
+                "each chain depend on all others. Call energy.eval(), or use group or layer normalisation."
+            )
+
+
+def _check_options(steps: int, warmup: int, thin: int | None) -> None:
+    if steps < 1:
+        raise OptionError(f"steps is 1 or more; got {steps}.")
+    if not 0 <= warmup <= steps:
+        raise OptionError(f"warmup lies between 0 and steps={steps}; got {warmup}.")
+    if thin is not None and thin < 1:
+        raise OptionError(f"thin is 1 or more (1 keeps every position); got {thin}.")
+
+
+def _check_energy(energy: object, kernel: object) -> None:
+    if not callable(energy):
+        raise ArgumentTypeError(f"The energy must be a function or module from (n, *event) to (n,); got {energy!r}.")
+    if not isinstance(kernel, Kernel):
+        raise ArgumentTypeError(f"The kernel needs init, noise and step (ULA, MALA, HMC, ...); got {kernel!r}.")
+    check_independent_rows(energy)
+    check_domain(energy, kernel)
+
+
+def check_domain(energy: object, kernel: Kernel) -> None:
+    """Refuse a kernel that cannot walk where the energy lives.
+
+    Raises
+    ------
+    DomainError
+        With both domains and what fits.
+    """
+    support = getattr(energy, "support", constraints.real)
+    discrete = bool(getattr(support, "is_discrete", False))
+    if discrete and kernel.domain == "real":
+        raise DomainError(
+            f"{type(kernel).__name__} follows gradients over the reals, but the energy lives on {support}. "
+            "Discrete states need a discrete kernel; or relax the energy to real vectors."
+        )
+
+
+def _check_start(x: Tensor, rng: Generator) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(f"Chains start from a floating-point tensor (n, *event); got {found}.")
+    if x.ndim < 2 or x.shape[0] < 1:
+        raise ShapeError(f"Chains start from a tensor (n, *event) with n of 1 or more; got shape {tuple(x.shape)}.")
+    if rng.device.type != x.device.type:
+        raise OptionError(
+            f"The generator is on {rng.device} and the chains are on {x.device}; "
+            f"use torch.Generator(device={str(x.device)!r})."
+        )
+
+
+def _check_state(state: State) -> None:
+    n = state.x.shape[0]
+    if tuple(state.energy.shape) != (n,):
+        raise ShapeError(
+            f"The energy of {n} points must have shape ({n},); it returned {tuple(state.energy.shape)}. "
+            "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
+        )
+    bad = int((~(torch.isfinite(state.energy) & torch.isfinite(state.grad).flatten(1).all(1))).sum())
+    if bad:
+        raise DomainError(
+            f"{bad} of {n} chains start where the energy or its gradient is not finite; start them inside the "
+            "energy's domain, for example from base.sample(n, rng)."
+        )
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Images in channels_last, which convolutions run fastest in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+def _reporter(
+    progress: bool | Callable[[int], object], steps: int
+) -> tuple[Callable[[int], object], Callable[[], None]]:
+    if callable(progress):
+        return progress, lambda: None
+    if not progress:
+        return lambda _: None, lambda: None
+    from rich.progress import Progress
+
+    bar = Progress()
+    bar.start()
+    task = bar.add_task("sampling", total=steps)
+    return lambda count: bar.advance(task, count), bar.stop
