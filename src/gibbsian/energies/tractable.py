@@ -21,7 +21,7 @@ from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeEr
 class Tractable(Energy):
     """An energy that is exactly -log q(x) and can be drawn from. Its log Z is 0."""
 
-    event_shape: torch.Size
+    event_shape: torch.Size  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @abstractmethod
     def sample(self, n: int, rng: Generator) -> Tensor:

@@ -58,9 +58,9 @@ class Loss:
     value
         The 0-d tensor to differentiate.
     metrics
-        0-d tensors, detached. Names used across objectives: ``energy_data`` and ``energy_samples`` (means, nats), ``gap``
-        (data minus samples), ``acceptance``, ``nonfinite`` (proposals that were not finite), ``buffer_age`` (mean
-        steps), ``moved`` (root mean square distance moved per coordinate by the round's chains).
+        0-d tensors, detached. Names used across objectives: ``energy_data`` and ``energy_samples`` (means, nats),
+        ``gap`` (data minus samples), ``acceptance``, ``nonfinite`` (proposals that were not finite), ``buffer_age``
+        (mean steps), ``moved`` (root mean square distance moved per coordinate by the round's chains).
     """
 
     value: Tensor
