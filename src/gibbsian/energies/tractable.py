@@ -19,9 +19,10 @@ from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeEr
 
 
 class Tractable(Energy):
-    """An energy that is exactly -log q(x) and can be drawn from. Its log Z is 0."""
+    """An energy that is exactly -log q(x) and can be drawn from."""
 
     event_shape: torch.Size  # pyright: ignore[reportIncompatibleVariableOverride]
+    log_z: float = 0.0
 
     @abstractmethod
     def sample(self, n: int, rng: Generator) -> Tensor:
