@@ -1,0 +1,1 @@
+"""How far to trust draws: chain diagnostics, two-sample distances, out-of-distribution detection."""

@@ -1,0 +1,58 @@
+"""Out-of-distribution scores against the two-normal closed forms."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import norm
+
+from gibbsian.diagnostics.detection import auroc, false_positive_rate
+from gibbsian.diagnostics.estimate import Estimate, plain, with_error
+from gibbsian.errors import InputError
+
+# Five and a half standard errors: one false alarm in 26 million for a normal statistic.
+Z = 5.5
+
+
+def energies(n, shift, seed):
+    return torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + shift
+
+
+def test_auroc_of_two_normals_and_its_error():
+    rng = torch.Generator().manual_seed(0)
+    found = auroc(energies(2000, 0.0, 1), energies(1500, 1.0, 2), rng=rng)
+    assert abs(found.value - norm.cdf(1 / math.sqrt(2))) < Z * found.stderr
+    values = [auroc(energies(200, 0.0, 3 + s), energies(150, 1.0, 500 + s), rng=rng, resamples=2) for s in range(80)]
+    spread = float(torch.tensor([v.value for v in values]).std())
+    small = auroc(energies(200, 0.0, 3), energies(150, 1.0, 500), rng=rng, resamples=300)
+    assert small.stderr == pytest.approx(spread, rel=0.45)
+
+
+def test_higher_energy_means_foreign():
+    rng = torch.Generator().manual_seed(0)
+    assert auroc(torch.zeros(5), torch.ones(5), rng=rng, resamples=2).value == 1.0
+    assert auroc(torch.ones(5), torch.zeros(5), rng=rng, resamples=2).value == 0.0
+    assert auroc(torch.zeros(5), torch.zeros(5), rng=rng, resamples=2).value == 0.5
+
+
+def test_false_positive_rate_of_two_normals():
+    found = false_positive_rate(energies(4000, 0.0, 1), energies(4000, 2.0, 2), rng=torch.Generator().manual_seed(0))
+    assert abs(found.value - norm.cdf(norm.ppf(0.95) - 2.0)) < Z * found.stderr
+    assert found.stderr < 0.03
+
+
+def test_infinite_energies_rank_last_and_nan_is_refused():
+    rng = torch.Generator().manual_seed(0)
+    inside, outside = torch.tensor([0.0, 1.0]), torch.tensor([0.5, math.inf])
+    assert auroc(inside, outside, rng=rng).value == 0.75
+    with pytest.raises(InputError, match="1 of 2"):
+        auroc(inside, torch.tensor([math.nan, 1.0]), rng=rng)
+
+
+def test_numbers_are_written_to_the_error():
+    assert str(Estimate(0.31234, 0.0142)) == "0.312 ± 0.014"
+    assert with_error(-1234.5, 25.0) == "−1234 ± 25"
+    assert with_error(3.2e-9, 1.2e-10) == "(3.20 ± 0.12)e−9"
+    assert with_error(1.5) == "1.5 ± ?"
+    assert with_error(math.nan, 0.1) == "NaN"
+    assert plain(-math.inf) == "−∞"
