@@ -59,6 +59,7 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
     failures = (
         torch._dynamo.exc.BackendCompilerFailed,
         torch._dynamo.exc.Unsupported,
+        torch._dynamo.exc.FailOnRecompileLimitHit,
         torch._dynamo.exc.TorchRuntimeError,
         torch._inductor.exc.InductorError,
         torch._inductor.exc.CppCompileError,
