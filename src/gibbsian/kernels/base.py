@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Generator, Tensor
 
+from gibbsian.errors import ArgumentTypeError
 from gibbsian.typing import EnergyFn
 
 
@@ -83,6 +84,11 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     """Energies and their gradients, ``(n,)`` and ``(n, *event)``, without a graph behind them.
 
     The chains are independent, so the gradient of the sum holds every chain's own gradient.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If the energy is not a tensor that depends on ``x`` through differentiable operations.
     """
     if torch.compiler.is_compiling():
         # autograd.grad breaks the graph there; torch.func does not, but is the slower one eagerly.
@@ -95,6 +101,12 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         y = x.detach().requires_grad_(True)
         value = energy(y)
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            found = f"a {value.dtype} tensor that does not" if isinstance(value, Tensor) else repr(value)
+            raise ArgumentTypeError(
+                f"An energy returns a tensor that depends on x through differentiable operations; got {found}. "
+                "Rounding, .item(), .detach() and torch.no_grad() all cut the dependence."
+            )
         (grad,) = torch.autograd.grad(value.sum(), y)
     return value.detach(), grad
 

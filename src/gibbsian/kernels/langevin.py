@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.errors import OptionError
+from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.kernels.base import Info, State, block, choose, evaluate, is_finite, metropolis, row_sum
 from gibbsian.typing import EnergyFn, Scalar
 
@@ -69,7 +69,18 @@ class ULA:
         return State(x, value, grad, (x.clone(), value.clone(), grad.clone()))
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
-        """Standard normals of the shape of x."""
+        """Standard normals of the shape of x.
+
+        Raises
+        ------
+        ArgumentTypeError
+            If the state comes from another kernel.
+        """
+        if not state.origin:
+            raise ArgumentTypeError(
+                "This state comes from a kernel that never restarts a chain, and ULA needs the place to return to; "
+                "start from its positions, state.x."
+            )
         return (block(steps, tuple(state.x.shape), state.x, rng),)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
