@@ -154,10 +154,13 @@ class Combination(Energy):
             else:
                 flat.append((weight, energy))
         self.energies = nn.ModuleList(e for _, e in flat)
-        # A tensor weight is a buffer, so that it follows .to() and can change without recompiling.
+        # A tensor weight is a buffer: it follows .to() and can change without recompiling. A parameter stays a parameter.
         self._weights: list[float | str] = []
         for i, (weight, _) in enumerate(flat):
-            if isinstance(weight, Tensor):
+            if isinstance(weight, nn.Parameter):
+                self.register_parameter(f"weight_{i}", weight)
+                self._weights.append(f"weight_{i}")
+            elif isinstance(weight, Tensor):
                 self.register_buffer(f"weight_{i}", weight)
                 self._weights.append(f"weight_{i}")
             else:
@@ -176,7 +179,7 @@ class Combination(Energy):
         """Sum of weight times energy."""
         total: Tensor | None = None
         for weight, energy in self.terms:
-            value = energy(x, **{k: context[k] for k in energy.context})
+            value = energy(x, **_context_of(energy, context))
             if not isinstance(weight, float) or weight != 1.0:
                 value = weight * value
             total = value if total is None else total + value
@@ -199,7 +202,7 @@ class Mixture(Energy):
 
     def forward(self, x: Tensor, **context: Tensor) -> Tensor:
         """Negative log of the weighted sum of Boltzmann factors."""
-        parts = [e(x, **{k: context[k] for k in cast(Energy, e).context}) for e in self.energies]
+        parts = [e(x, **_context_of(cast(Energy, e), context)) for e in self.energies]
         return -torch.logsumexp(self.log_weights - torch.stack(parts, dim=-1), dim=-1)
 
 
@@ -222,15 +225,25 @@ class Given(Energy):
         self.context = tuple(name for name in energy.context if name not in fixed)
 
     def forward(self, x: Tensor, **context: Tensor) -> Tensor:
-        """Call the energy with the fixed context, spread over the rows."""
+        """Call the energy with the fixed context, spread over the rows.
+
+        Raises
+        ------
+        ShapeError
+            If a context of one value per row has another number of rows than ``x``.
+        """
         n = x.shape[0]
         for name in self.fixed:
             value = getattr(self, f"fixed_{name}")
+            if value.ndim and value.shape[0] != n:
+                raise ShapeError(
+                    f"The fixed {name} has {value.shape[0]} rows and x has {n}; give one value per row, or a 0-d one."
+                )
             context[name] = value.expand(n) if value.ndim == 0 else value
         return self.energy(x, **context)
 
 
-def mixture(*energies: Energy, weights: Sequence[float] | Tensor | None = None) -> Energy:
+def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[float] | Tensor | None = None) -> Energy:
     r"""Mix densities: :math:`E(x) = -\log \sum_i w_i e^{-E_i(x)}`.
 
     The weights apply to the *unnormalised* factors :math:`e^{-E_i}`; they are mixing probabilities when every energy
@@ -252,7 +265,9 @@ def mixture(*energies: Energy, weights: Sequence[float] | Tensor | None = None) 
     w = torch.full((count,), 1.0 / max(count, 1)) if weights is None else torch.as_tensor(weights)
     if count < 1 or w.shape != (count,) or not bool((w > 0).all()):
         raise OptionError(f"A mixture of {count} energies needs {count} positive weights; got {w.tolist()}.")
-    return Mixture(energies, w.to(torch.get_default_dtype()))
+    if not w.is_floating_point():
+        w = w.to(torch.get_default_dtype())
+    return Mixture([Energy.of(e) for e in energies], w)
 
 
 def common_event_shape(energies: Iterable[Energy]) -> torch.Size | None:
@@ -315,7 +330,7 @@ def formula(energy: nn.Module) -> str:
     if isinstance(energy, Combination):
         text = ""
         for weight, term in energy.terms:
-            value = float(weight)
+            value = float(weight.detach()) if isinstance(weight, Tensor) else weight
             sign = ("-" if value < 0 else "") if not text else (" - " if value < 0 else " + ")
             factor = "" if abs(value) == 1.0 else f"{abs(value):.4g}*"
             text += f"{sign}{factor}{formula(term)}"
@@ -343,7 +358,14 @@ def _is_scalar(value: object) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
 
 
+def _context_of(energy: Energy, context: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: context[name] for name in energy.context if name in context}
+
+
 def _times(a: Scalar, b: Scalar) -> Scalar:
+    # One times a tensor is the tensor itself: a weight that its owner changes, or learns, stays the same object.
+    if isinstance(b, Tensor) and not isinstance(a, Tensor) and a == 1.0:
+        return b
     return float(a) * float(b) if not isinstance(a, Tensor) and not isinstance(b, Tensor) else a * b
 
 
