@@ -86,6 +86,8 @@ class Gaussian(Tractable):
     ------
     OptionError
         If no argument tells the shape, both scales are given, or a scale is not positive.
+    ShapeError
+        If ``loc`` or ``scale`` does not fit the event's shape.
     """
 
     loc: Tensor
@@ -100,6 +102,8 @@ class Gaussian(Tractable):
     ) -> None:
         super().__init__()
         loc_t, scale_t = torch.as_tensor(loc), torch.as_tensor(scale)
+        if covariance is not None:
+            _check_covariance(covariance, dim, scale)
         if dim is None:
             told = covariance[0] if covariance is not None else loc_t if loc_t.ndim else scale_t
             if told.ndim == 0:
@@ -108,20 +112,19 @@ class Gaussian(Tractable):
         self.event_shape = shape_of(dim)
         dtype = next((t.dtype for t in (loc_t, scale_t, covariance) if t is not None and t.ndim), None)
         dtype = dtype if dtype is not None and dtype.is_floating_point else torch.get_default_dtype()
-        self.register_buffer("loc", loc_t.to(dtype).expand(self.event_shape).clone())
+        if not bool(loc_t.isfinite().all()):
+            raise OptionError(f"A Gaussian's mean is finite; got {loc}.")
+        self.register_buffer("loc", _spread("loc", loc_t.to(dtype), self.event_shape))
         self.full = covariance is not None
         if covariance is None:
-            if not bool((scale_t > 0).all()):
-                raise OptionError(f"A Gaussian's scale is a positive standard deviation; got {scale}.")
-            self.register_buffer("scale", scale_t.to(dtype).expand(self.event_shape).clone())
+            if not bool(((scale_t > 0) & (scale_t < torch.inf)).all()):
+                raise OptionError(f"A Gaussian's scale is a positive finite standard deviation; got {scale}.")
+            self.register_buffer("scale", _spread("scale", scale_t.to(dtype), self.event_shape))
             log_det = self.scale.log().sum()
         else:
             factor, info = torch.linalg.cholesky_ex(covariance.to(dtype))
-            if covariance.shape != (*self.event_shape, *self.event_shape) or int(info):
-                raise OptionError(
-                    f"A covariance for points of shape {tuple(self.event_shape)} is a symmetric positive definite "
-                    f"square matrix; got shape {tuple(covariance.shape)}."
-                )
+            if int(info):
+                raise OptionError(f"A covariance is positive definite; this {tuple(covariance.shape)} matrix is not.")
             self.register_buffer("scale", factor)
             log_det = factor.diagonal().log().sum()
         constant = 0.5 * self.event_shape.numel() * math.log(2 * math.pi) + log_det
@@ -151,6 +154,28 @@ class Gaussian(Tractable):
         return f"{shape}{told}"
 
 
+def _check_covariance(covariance: Tensor, dim: int | Sequence[int] | None, scale: float | Tensor) -> None:
+    if isinstance(scale, Tensor) or scale != 1.0:
+        raise OptionError(f"Give a Gaussian one of scale and covariance; got scale={scale} besides a covariance.")
+    d = covariance.shape[-1] if covariance.ndim else 0
+    told = (d,) if dim is None else tuple(shape_of(dim))
+    if tuple(covariance.shape) != (d, d) or told != (d,):
+        raise OptionError(
+            f"A covariance is a (d, d) matrix for points of shape (d,); got shape {tuple(covariance.shape)} for points "
+            f"of shape {told}."
+        )
+    gap = float((covariance - covariance.T).abs().max())
+    if not gap <= 1e-4 * float(covariance.abs().max()):
+        raise OptionError(f"A covariance is symmetric; this one differs from its transpose by up to {gap:.3g}.")
+
+
+def _spread(name: str, value: Tensor, shape: torch.Size) -> Tensor:
+    try:
+        return value.expand(shape).clone()
+    except RuntimeError:
+        raise ShapeError(f"{name} of shape {tuple(value.shape)} does not fit points of shape {tuple(shape)}.") from None
+
+
 class Uniform(Tractable):
     """The uniform density on a box; infinite energy outside.
 
@@ -165,6 +190,8 @@ class Uniform(Tractable):
     ------
     OptionError
         If ``low`` is not below ``high`` everywhere, or no argument tells the shape.
+    ShapeError
+        If ``low`` or ``high`` does not fit the event's shape.
     """
 
     low: Tensor
@@ -174,16 +201,18 @@ class Uniform(Tractable):
         self, dim: int | Sequence[int] | None = None, low: float | Tensor = 0.0, high: float | Tensor = 1.0
     ) -> None:
         super().__init__()
-        low_t, high_t = (torch.as_tensor(v, dtype=torch.get_default_dtype()) for v in (low, high))
+        low_t, high_t = torch.as_tensor(low), torch.as_tensor(high)
+        dtype = next((t.dtype for t in (low_t, high_t) if t.ndim and t.is_floating_point()), torch.get_default_dtype())
+        low_t, high_t = low_t.to(dtype), high_t.to(dtype)
         if dim is None:
             if max(low_t.ndim, high_t.ndim) == 0:
                 raise OptionError("Say the shape of a Uniform: dim=2, or a tensor for low or high.")
             dim = tuple(torch.broadcast_shapes(low_t.shape, high_t.shape))
         self.event_shape = shape_of(dim)
-        if not bool((low_t < high_t).all()):
-            raise OptionError(f"A box needs low < high in every coordinate; got low={low}, high={high}.")
-        self.register_buffer("low", low_t.expand(self.event_shape).clone())
-        self.register_buffer("high", high_t.expand(self.event_shape).clone())
+        self.register_buffer("low", _spread("low", low_t, self.event_shape))
+        self.register_buffer("high", _spread("high", high_t, self.event_shape))
+        if not bool((self.low < self.high).all() & (self.high - self.low).isfinite().all()):
+            raise OptionError(f"A box needs finite low < high in every coordinate; got low={low}, high={high}.")
         self.register_buffer("log_volume", (self.high - self.low).log().sum())
 
     log_volume: Tensor
