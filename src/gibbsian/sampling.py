@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 
 from gibbsian.compilation import compiled, owner_of
+from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, DomainError, InputError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State
 from gibbsian.typing import EnergyFn
@@ -120,7 +121,7 @@ def sample(
     _check_options(steps, warmup, thin)
     _check_energy(energy, kernel)
     x = start.x if isinstance(start, State) else start
-    _check_start(x, rng)
+    _check_start(x, energy, rng)
     moving = with_tensor_settings(kernel, x)
     state = start if isinstance(start, State) else moving.init(energy, _laid_out(x))
     _check_state(state)
@@ -128,10 +129,11 @@ def sample(
     keep_every = thin or 0
     kept: list[Tensor] = []
     n = x.shape[0]
-    totals = torch.zeros((2, n), dtype=state.energy.dtype, device=x.device)
-    size = max(1, GRADIENTS_PER_BLOCK // kernel.gradients)
+    # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
+    totals = torch.zeros((2, n), dtype=torch.promote_types(state.energy.dtype, torch.float32), device=x.device)
+    size = steps_per_block(kernel)
     run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile else run_block
-    report, close = _reporter(progress, steps)
+    report, close = reporter(progress, steps, "sampling")
     done = 0
     try:
         while done < steps:
@@ -154,6 +156,11 @@ def sample(
         steps=steps,
         seconds=time.perf_counter() - began,
     )
+
+
+def steps_per_block(kernel: Kernel) -> int:
+    """Steps that are compiled, and run, together."""
+    return max(1, GRADIENTS_PER_BLOCK // kernel.gradients)
 
 
 def run_block(
@@ -212,15 +219,20 @@ def _check_options(steps: int, warmup: int, thin: int | None) -> None:
         raise OptionError(f"steps is 1 or more; got {steps}.")
     if not 0 <= warmup <= steps:
         raise OptionError(f"warmup lies between 0 and steps={steps}; got {warmup}.")
-    if thin is not None and thin < 1:
-        raise OptionError(f"thin is 1 or more (1 keeps every position); got {thin}.")
+    if thin is not None and not 1 <= thin <= steps - warmup:
+        raise OptionError(
+            f"thin lies between 1 (keep every position) and the steps after the warm-up, {steps - warmup}; got {thin}."
+        )
 
 
 def _check_energy(energy: object, kernel: object) -> None:
     if not callable(energy):
         raise ArgumentTypeError(f"The energy must be a function or module from (n, *event) to (n,); got {energy!r}.")
-    if not isinstance(kernel, Kernel):
+    if isinstance(kernel, type) or not isinstance(kernel, Kernel):
         raise ArgumentTypeError(f"The kernel needs init, noise and step (ULA, MALA, HMC, ...); got {kernel!r}.")
+    if isinstance(energy, Energy) and energy.context:
+        missing = ", ".join(f"{name}=..." for name in energy.context)
+        raise OptionError(f"The energy is conditional; fix its context before sampling: energy.given({missing}).")
     check_independent_rows(energy)
     check_domain(energy, kernel)
 
@@ -242,12 +254,17 @@ def check_domain(energy: object, kernel: Kernel) -> None:
         )
 
 
-def _check_start(x: Tensor, rng: Generator) -> None:
+def _check_start(x: Tensor, energy: object, rng: Generator) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ArgumentTypeError(f"Chains start from a floating-point tensor (n, *event); got {found}.")
     if x.ndim < 2 or x.shape[0] < 1:
         raise ShapeError(f"Chains start from a tensor (n, *event) with n of 1 or more; got shape {tuple(x.shape)}.")
+    expected = energy.event_shape if isinstance(energy, Energy) else None
+    if expected is not None and expected != x.shape[1:]:
+        raise ShapeError(f"The energy takes points of shape {tuple(expected)}; the chains start at {tuple(x.shape)}.")
+    if not isinstance(rng, Generator):
+        raise ArgumentTypeError(f"rng is a torch.Generator, as torch.Generator().manual_seed(0); got {rng!r}.")
     if rng.device.type != x.device.type:
         raise OptionError(
             f"The generator is on {rng.device} and the chains are on {x.device}; "
@@ -275,9 +292,10 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
 
 
-def _reporter(
-    progress: bool | Callable[[int], object], steps: int
+def reporter(
+    progress: bool | Callable[[int], object], steps: int, title: str
 ) -> tuple[Callable[[int], object], Callable[[], None]]:
+    """Return what to call with the steps just made, and what to call at the end."""
     if callable(progress):
         return progress, lambda: None
     if not progress:
@@ -286,5 +304,5 @@ def _reporter(
 
     bar = Progress()
     bar.start()
-    task = bar.add_task("sampling", total=steps)
+    task = bar.add_task(title, total=steps)
     return lambda count: bar.advance(task, count), bar.stop
