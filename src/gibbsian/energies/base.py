@@ -154,7 +154,7 @@ class Combination(Energy):
             else:
                 flat.append((weight, energy))
         self.energies = nn.ModuleList(e for _, e in flat)
-        # A tensor weight is a buffer: it follows .to() and can change without recompiling. A parameter stays a parameter.
+        # A tensor weight is a buffer: it follows .to() and can change without recompiling. A parameter stays one.
         self._weights: list[float | str] = []
         for i, (weight, _) in enumerate(flat):
             if isinstance(weight, nn.Parameter):
