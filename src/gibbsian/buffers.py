@@ -1,0 +1,245 @@
+"""The replay buffer: chains that outlive a training step.
+
+Persistent contrastive divergence goes on with the chains of earlier steps, since a model that moved a little leaves
+them almost in equilibrium. A chain is its position, its age, and the labels it is drawn under; the three live and
+move together, in one slot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gibbsian.energies.tractable import Tractable, require_tractable
+from gibbsian.errors import OptionError, ShapeError
+from gibbsian.kernels.base import per_chain
+
+_CONTEXT = "context_"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Chains taken out of a buffer, and where they belong.
+
+    Attributes
+    ----------
+    index
+        The slot of each chain, ``(n,)``, all different.
+    x
+        Positions, ``(n, *event)``.
+    age
+        Steps made since each chain last started from the base, ``(n,)``.
+    context
+        The labels of each chain, by name.
+    """
+
+    index: Tensor
+    x: Tensor
+    age: Tensor
+    context: dict[str, Tensor] = field(default_factory=dict)
+
+
+class ReplayBuffer(nn.Module):
+    """Chains kept between training steps; a few restart from the base at each draw.
+
+    `Training restricted Boltzmann machines using approximations to the likelihood gradient (Tieleman, 2008)
+    <https://doi.org/10.1145/1390156.1390290>`_ keeps the chains; restarting some of them is from `Implicit generation
+    and modeling with energy-based models (Du & Mordatch, 2019) <https://arxiv.org/abs/1903.08689>`_.
+
+    Everything it holds is in its ``state_dict`` and follows ``.to()``. The slots are filled from the base on the first
+    draw (or by `fill`), and labels are learned from the first batch, so that a fresh buffer takes a saved one's
+    contents whole, labels included. Nothing in `draw` and `write` waits for the device.
+
+    Parameters
+    ----------
+    base
+        Where chains start.
+    size
+        How many chains are kept.
+    restart
+        The fraction of drawn chains that start anew, exact in expectation.
+
+    Raises
+    ------
+    OptionError
+        If ``size`` is less than 1 or ``restart`` is not between 0 and 1.
+    ArgumentTypeError
+        If the base is not tractable.
+    """
+
+    positions: Tensor
+    ages: Tensor
+
+    def __init__(self, base: Tractable, size: int = 10_000, restart: float = 0.05) -> None:
+        super().__init__()
+        self.base = require_tractable(base, "The base of a replay buffer")
+        if size < 1:
+            raise OptionError(f"A replay buffer holds 1 chain or more; got size={size}.")
+        if not 0.0 <= restart <= 1.0:
+            raise OptionError(f"restart is a fraction between 0 and 1; got {restart}.")
+        self.size = size
+        self.restart = restart
+        # No rows means not filled yet: a shape is known without asking the device, a flag in a tensor is not.
+        empty = torch.empty((0, *base.event_shape), dtype=_dtype(base), device=_device(base))
+        self.register_buffer("positions", empty)
+        self.register_buffer("ages", torch.zeros(0, dtype=torch.int64, device=empty.device))
+
+    @property
+    def filled(self) -> bool:
+        """Whether there are chains in the slots."""
+        return self.positions.shape[0] > 0
+
+    @property
+    def context(self) -> dict[str, Tensor]:
+        """The labels of every slot, by name, ``(size, ...)`` each."""
+        return {
+            k.removeprefix(_CONTEXT): v for k, v in self._buffers.items() if k.startswith(_CONTEXT) and v is not None
+        }
+
+    @property
+    def mean_age(self) -> Tensor:
+        """Mean age of all chains, in steps, a 0-d tensor; NaN before the first draw."""
+        return self.ages.float().mean()
+
+    @torch.no_grad()
+    def fill(self, rng: Generator, context: Mapping[str, Tensor] | None = None) -> None:
+        """Start every chain from the base.
+
+        Parameters
+        ----------
+        rng
+            The generator, on the buffer's device.
+        context
+            Labels, one row per row of a batch; each slot takes those of a row drawn uniformly.
+        """
+        x = self.base.sample(self.size, rng)
+        self.positions = x.clone()
+        self.ages = torch.zeros(self.size, dtype=torch.int64, device=x.device)
+        for name in self.context:
+            delattr(self, _CONTEXT + name)
+        for name, value in _random_rows(context or {}, self.size, rng, x.device).items():
+            self.register_buffer(_CONTEXT + name, value)
+
+    @torch.no_grad()
+    def draw(self, n: int, rng: Generator, context: Mapping[str, Tensor] | None = None) -> Slots:
+        """Take ``n`` different chains, some of them restarted from the base at age 0.
+
+        Parameters
+        ----------
+        n
+            How many, ``size`` at most.
+        rng
+            The generator, on the buffer's device.
+        context
+            The batch's labels; a restarted chain takes those of a row drawn uniformly.
+
+        Raises
+        ------
+        OptionError
+            If ``n`` exceeds the size, the generator is elsewhere, or the labels' names are not the buffer's.
+        """
+        context = context or {}
+        self._check_draw(n, rng)
+        if not self.filled:
+            self.fill(rng, context)
+        self._check_names(context)
+        index = torch.randperm(self.size, generator=rng, device=self.positions.device)[:n]
+        x, age = self.positions[index], self.ages[index]
+        labels = {name: value[index] for name, value in self.context.items()}
+        # The slots come in random order, so only the first few are candidates, and the base is asked for no more.
+        k = min(n, math.ceil(self.restart * n))
+        if k:
+            anew = torch.rand(k, generator=rng, device=x.device) < self.restart * n / k
+            x[:k] = torch.where(per_chain(anew, x), self.base.sample(k, rng), x[:k])
+            age[:k] = torch.where(anew, 0, age[:k])
+            for name, value in _random_rows(context, k, rng, x.device).items():
+                labels[name][:k] = torch.where(per_chain(anew, value), value, labels[name][:k])
+        return Slots(index, x, age, labels)
+
+    @torch.no_grad()
+    def write(self, slots: Slots, x: Tensor, steps: int) -> None:
+        """Put chains back into the slots they came from, ``steps`` older.
+
+        Parameters
+        ----------
+        slots
+            What `draw` returned.
+        x
+            Where the chains stand now, in the order of ``slots``.
+        steps
+            Steps made since.
+
+        Raises
+        ------
+        ShapeError
+            If ``x`` is not of the shape of ``slots.x``.
+        """
+        if x.shape != slots.x.shape:
+            raise ShapeError(f"Chains of shape {tuple(slots.x.shape)} were drawn; {tuple(x.shape)} cannot be put back.")
+        self.positions.index_copy_(0, slots.index, x.detach().to(self.positions.dtype))
+        self.ages.index_copy_(0, slots.index, slots.age + steps)
+        for name, value in self.context.items():
+            value.index_copy_(0, slots.index, slots.context[name])
+
+    def extra_repr(self) -> str:
+        """Size and fraction restarted."""
+        return f"size={self.size}, restart={self.restart}"
+
+    def _check_draw(self, n: int, rng: Generator) -> None:
+        if not 1 <= n <= self.size:
+            raise OptionError(
+                f"Cannot draw {n} different chains from a replay buffer of size {self.size}; "
+                "make the buffer larger or the batch smaller."
+            )
+        if rng.device.type != self.positions.device.type:
+            raise OptionError(f"The generator is on {rng.device} and the replay buffer on {self.positions.device}.")
+
+    def _check_names(self, context: Mapping[str, Tensor]) -> None:
+        if context.keys() != self.context.keys():
+            kept, given = (", ".join(sorted(names)) or "none" for names in (self.context, context))
+            raise OptionError(
+                f"The replay buffer keeps chains with labels: {kept}; the batch has: {given}. "
+                "One buffer serves one conditional energy; make a new one, or refill it with fill(rng, context)."
+            )
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for what the saved buffer holds, then load as any module does."""
+        if prefix + "positions" in state_dict:
+            for name in self.context:
+                if prefix + _CONTEXT + name not in state_dict:
+                    delattr(self, _CONTEXT + name)
+            for key, saved in state_dict.items():
+                name = key.removeprefix(prefix)
+                if key.startswith(prefix) and (name in ("positions", "ages") or name.startswith(_CONTEXT)):
+                    now = self._buffers.get(name)
+                    # Saved with another size: left at this one's, for torch to report the mismatch.
+                    shape = (self.size if saved.shape[0] else 0, *saved.shape[1:])
+                    dtype = saved.dtype if now is None else now.dtype
+                    self.register_buffer(name, torch.empty(shape, dtype=dtype, device=self.positions.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+
+
+def _random_rows(context: Mapping[str, Tensor], n: int, rng: Generator, device: torch.device) -> dict[str, Tensor]:
+    """Draw ``n`` rows of labels with replacement; labels of several names stay together."""
+    if not context:
+        return {}
+    rows = min(value.shape[0] for value in context.values())
+    index = torch.randint(0, rows, (n,), generator=rng, device=device)
+    return {name: value[index] for name, value in context.items()}
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((t.dtype for t in _tensors(module) if t.is_floating_point()), torch.get_default_dtype())
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((t.device for t in _tensors(module)), None)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
