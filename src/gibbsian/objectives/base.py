@@ -7,13 +7,13 @@ generator network. Its ``forward`` returns a `Loss` of tensors; nothing in it wa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
-from gibbsian.errors import ShapeError
+from gibbsian.errors import OptionError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,30 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Compute the loss of one batch; everything random comes from ``rng``."""
+
+
+def context_of(energy: Energy, batch: Batch, besides: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Pick from a batch what the energy is conditioned on; what the energy does not ask for is left out.
+
+    Parameters
+    ----------
+    energy
+        Names its conditions in ``energy.context``.
+    batch
+        Brings them.
+    besides
+        Conditions that the objective brings itself.
+
+    Raises
+    ------
+    OptionError
+        If the batch lacks one.
+    """
+    wanted = [name for name in energy.context if name not in besides]
+    if missing := [name for name in wanted if name not in batch.context]:
+        brings = ", ".join(sorted(batch.context)) or "none"
+        raise OptionError(
+            f"{energy!r} is conditioned on {', '.join(missing)}, which the batch lacks (it brings: {brings}). Pass "
+            "Batch(x, {name: values}) with one value per row, or fix the condition with energy.given(name=value)."
+        )
+    return {name: batch.context[name] for name in wanted}
