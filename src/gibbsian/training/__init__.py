@@ -1,0 +1,1 @@
+"""Fitting an energy: the loop, its checkpoints, its health and its record."""

@@ -1,0 +1,403 @@
+r"""Fitting an energy to data: one loop.
+
+Every step draws a batch, asks the objective for a loss, clips the gradient's norm, and moves energy and objective with
+AdamW. The weights that are returned are an exponential average over steps,
+
+.. math::
+
+    \bar\theta_t = d_t\, \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad d_t = \min(d, \tfrac{1 + t}{10 + t}),
+
+which takes out most of the noise that short chains put into the gradient; the growing decay forgets the first steps.
+Between two records nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gibbsian.energies.base import Energy
+from gibbsian.energies.tractable import require_support
+from gibbsian.errors import ArgumentTypeError, DataError, DivergenceError, OptionError, ShapeError, TrainingInterrupted
+from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.sampling import check_independent_rows
+from gibbsian.training.checkpoints import Checkpoints, fingerprint
+from gibbsian.training.health import Alarm, nonfinite
+from gibbsian.training.metrics import Record, Recorder, mean_metrics
+from gibbsian.training.settings import TrainingSettings, with_overrides
+from gibbsian.training.state import TrainingState, trained_parameters
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A finished run.
+
+    Attributes
+    ----------
+    energy
+        The energy that was given, now with its averaged weights (those of the last step are in the last checkpoint).
+    history
+        One dict of numbers per record (means over ``log_every`` steps), and one with the key ``event`` per rollback.
+    steps
+        Steps done in all, those before a resumption included.
+    seconds
+        Time spent training, likewise.
+    folder
+        Where checkpoints and ``metrics.jsonl`` are, if anywhere.
+    """
+
+    energy: nn.Module
+    history: list[Record]
+    steps: int
+    seconds: float
+    folder: Path | None
+
+    @property
+    def events(self) -> list[Record]:
+        """The rollbacks: what was wrong, and where the run went back to."""
+        return [record for record in self.history if "event" in record]
+
+    def __repr__(self) -> str:
+        """Lead with what went wrong, if anything did."""
+        warning = f"{len(self.events)} rollbacks, " if self.events else ""
+        last = next((record for record in reversed(self.history) if "loss" in record), None)
+        loss = "" if last is None else f", loss {last['loss']:.4g}"
+        where = "" if self.folder is None else f", in {self.folder}"
+        return f"Fit({warning}{self.steps} steps{loss}, {self.seconds:.1f} s{where})"
+
+
+def fit(
+    energy: nn.Module,
+    data: Tensor | Batch,
+    objective: Objective,
+    *,
+    rng: Generator,
+    steps: int | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    settings: TrainingSettings | None = None,
+    callbacks: Iterable[Callable[[Record], object]] = (),
+    **overrides: Any,
+) -> Fit:
+    """Train an energy, and the objective where it has parameters of its own.
+
+    Parameters
+    ----------
+    energy
+        With parameters; changed in place, and left with the averaged weights.
+    data
+        ``(n, *event)``, two finite rows or more, or a `Batch` with its context. Moved as a whole to the device and
+        precision of the energy's parameters.
+    objective
+        How to fit; moved to the same device.
+    rng
+        The generator of everything random, on the energy's device.
+    steps
+        Optimiser steps in all; see `TrainingSettings` for the default.
+    folder
+        Where to keep checkpoints and ``metrics.jsonl``; nothing is written without it.
+    resume
+        Go on from the newest checkpoint in ``folder``, exactly as if the run had not stopped; start if there is none.
+    progress
+        Show the run on the terminal.
+    settings
+        All settings; the defaults when left out.
+    callbacks
+        Called with each record of the history. One that draws from ``rng`` changes the run.
+    overrides
+        Single settings by name: the fields of `TrainingSettings`.
+
+    Raises
+    ------
+    OptionError, DataError, ShapeError, DomainError, ArgumentTypeError
+        If an argument does not fit; the message says what does.
+    DivergenceError
+        If training still falls ill after ``max_rollbacks`` returns to an earlier state. The energy is left with the
+        averaged weights of the last good state.
+    StorageError
+        If a checkpoint or a record cannot be written; earlier checkpoints are intact.
+    TrainingInterrupted
+        After Ctrl-C, once the state is saved. A second Ctrl-C stops at once.
+    """
+    settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
+    model, data = checked(energy, data, objective, rng)
+    home = None if folder is None else Path(folder)
+    kept = Checkpoints(settings, home, {} if home is None else fingerprint(data, model, objective, settings))
+    state = TrainingState(model, objective, data, settings, rng)
+    order = Order(len(data), settings.batch_size, data.x.device)
+    recorder = Recorder(settings, home, progress, callbacks)
+    with recorder, Interrupts() as interrupts, torch.enable_grad():
+        begin(state, kept, recorder, resume)
+        while state.step < settings.steps:
+            take_step(state, data.rows(order.rows(state.step, state.batch_seed)))
+            alarm = look(state, recorder)
+            if alarm is not None:
+                roll_back(state, kept, recorder, alarm)
+            elif kept.is_regular(state.step) or state.step == settings.steps:
+                save(state, kept, recorder)
+            if interrupts.asked and state.step < settings.steps:
+                raise interrupted(state, kept, recorder)
+    state.use_average()
+    return Fit(energy, recorder.history, state.step, state.seconds, home)
+
+
+def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: bool) -> None:
+    """Start a run, or take up the one in the folder."""
+    if resume and kept.files is None:
+        raise OptionError("resume=True needs the folder of the run to go on with: folder=...")
+    if not resume and kept.last_file is not None:
+        raise OptionError(
+            f"A run is already saved there ({kept.last_file}). Pass resume=True to go on with it, or another folder."
+        )
+    saved = kept.take_up() if resume else None
+    if saved is not None:
+        if saved["step"] > state.settings.steps:
+            raise OptionError(f"The saved run has done {saved['step']} steps, more than steps={state.settings.steps}.")
+        state.restore(saved)
+    recorder.open(state.records, state.step)
+    if saved is None:
+        save(state, kept, recorder)
+
+
+def take_step(state: TrainingState, batch: Batch) -> None:
+    """Move the weights by one step; a gradient that is not finite moves nothing and is remembered."""
+    settings, optimizer = state.settings, state.optimizer
+    loss = checked_loss(state.objective(state.energy, batch, state.rng))
+    for p in state.params:
+        p.grad = None
+    loss.value.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in state.params if p.grad is not None])
+    value = loss.value.detach()
+    broken = ~(torch.isfinite(value) & torch.isfinite(norm))
+    # The fused optimiser divides gradients by the first and does nothing where the second is 1, all on the device.
+    if settings.clip_norm > 0:
+        optimizer.grad_scale = (norm / settings.clip_norm).clamp(min=1.0).to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step, state.rollbacks)
+    optimizer.step()
+    decay = min(settings.ema_decay, (1 + state.step) / (10 + state.step))
+    with torch.no_grad():
+        torch._foreach_lerp_(state.average, state.params, 1.0 - decay)
+    state.broken |= broken
+    metrics = {name: value.detach() for name, value in loss.metrics.items()}
+    state.pending.append({"loss": value, **metrics, "grad_norm": norm})
+    state.step += 1
+
+
+def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
+    """Write a record where one is due, and tell what is wrong, if anything is.
+
+    On a CPU every step is looked at; elsewhere, where looking means waiting, those with a record or a checkpoint.
+    """
+    settings = state.settings
+    due = state.step % settings.log_every == 0 or state.step == settings.steps
+    if state.device.type == "cpu" or due or state.step % settings.checkpoint_every == 0:
+        alarm = first_broken(state) if bool(state.broken) else None
+        if alarm is not None:
+            return alarm
+    if not due:
+        return None
+    seconds = state.seconds
+    steps, since = state.step - state.lap[0], seconds - state.lap[1]
+    record: Record = {
+        "step": state.step,
+        **mean_metrics(state.pending, state.broken),
+        "learning_rate": settings.learning_rate_at(state.step - 1, state.rollbacks),
+        "seconds": seconds,
+        "steps_per_second": steps / since,
+    }
+    state.pending.clear()
+    state.lap = (state.step, seconds)
+    alarm = state.health.check(record)
+    write(state, recorder, record)
+    return alarm
+
+
+def first_broken(state: TrainingState) -> Alarm:
+    """Find the first step since the last record whose loss or gradient was not finite."""
+    first = state.step - len(state.pending) + 1
+    for step, metrics in enumerate(state.pending, first):
+        for name in ("loss", "grad_norm"):
+            if not bool(torch.isfinite(torch.as_tensor(metrics[name]))):
+                return nonfinite(step, name, float(metrics[name]))
+    raise AssertionError("A broken step leaves a non-finite loss or gradient norm behind.")
+
+
+def roll_back(state: TrainingState, kept: Checkpoints, recorder: Recorder, alarm: Alarm) -> None:
+    """Go back to the last good state, with new noise, another order of the data, and a lower learning rate.
+
+    Raises
+    ------
+    DivergenceError
+        If that has been done ``max_rollbacks`` times already.
+    """
+    target = kept.rollback_target(state.last_target)
+    state.restore_model(target)
+    if state.rollbacks >= state.settings.max_rollbacks:
+        write(state, recorder, {**alarm.event("divergence"), "to_step": state.step})
+        state.use_average()
+        where = "" if kept.last_file is None else f" The last good checkpoint is {kept.last_file}."
+        raise DivergenceError(
+            f"Training diverged: {alarm}, after {state.rollbacks} rollbacks. {alarm.remedy} The energy holds the "
+            f"averaged weights of step {state.step}.{where}"
+        )
+    state.rollbacks += 1
+    state.last_target = state.step
+    write(state, recorder, {**alarm.event("rollback"), "to_step": state.step, "rollbacks": state.rollbacks})
+    save(state, kept, recorder)
+
+
+def write(state: TrainingState, recorder: Recorder, record: Record) -> None:
+    """Add to the history."""
+    recorder.write(record)
+    state.records += 1
+
+
+def save(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> None:
+    """Keep the state; the record goes to the disk first, as the checkpoint counts on it."""
+    recorder.sync()
+    kept.save(state.capture())
+
+
+def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> TrainingInterrupted:
+    """Save the state, and say how to go on."""
+    save(state, kept, recorder)
+    state.use_average()
+    stopped = f"Stopped by the user after step {state.step} of {state.settings.steps}."
+    if kept.last_file is None:
+        return TrainingInterrupted(
+            f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
+        )
+    return TrainingInterrupted(f"{stopped} Saved in {kept.last_file}; the same call with resume=True goes on exactly.")
+
+
+class Order:
+    """The order of the data: a new permutation every epoch, a pure function of the seed and the step.
+
+    Parameters
+    ----------
+    n
+        Rows of data.
+    batch_size
+        Rows per step; all of them when there are fewer. Rows left over at the end of an epoch wait for another one.
+    device
+        Of the data.
+    """
+
+    def __init__(self, n: int, batch_size: int, device: torch.device) -> None:
+        self.n, self.batch_size = n, min(batch_size, n)
+        self.generator = torch.Generator(device)
+        self.epoch: tuple[int, int] | None = None
+
+    def rows(self, step: int, seed: int) -> Tensor:
+        """Indices of the rows of one step, ``(batch_size,)``."""
+        epoch, place = divmod(step, self.n // self.batch_size)
+        if self.epoch != (seed, epoch):
+            # The CPU's generator uses 32 bits of a seed.
+            self.generator.manual_seed((seed + epoch) % 2**32)
+            self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
+            self.epoch = (seed, epoch)
+        return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+class Interrupts:
+    """Ctrl-C while training: the first asks the loop to stop after the step, the second stops at once.
+
+    Only where Python's own handler is in force, in the main thread: an application's handler is left alone.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.installed = False
+
+    def __enter__(self) -> Interrupts:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._ask)
+            self.installed = True
+        return self
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        os.write(2, b"\nStopping after this step and saving; Ctrl-C again stops at once.\n")
+
+    def __exit__(self, *_: object) -> None:
+        if self.installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def checked(energy: nn.Module, data: Tensor | Batch, objective: Objective, rng: Generator) -> tuple[Energy, Batch]:
+    """Check the arguments of `fit`; return the energy, and the data on its device."""
+    if not isinstance(energy, nn.Module):
+        raise ArgumentTypeError(f"fit trains the parameters of a module; got {energy!r}.")
+    if not isinstance(objective, Objective):
+        raise ArgumentTypeError(
+            f"The objective must be an Objective, such as DenoisingScoreMatching; got {objective!r}."
+        )
+    model = Energy.of(energy)
+    params = trained_parameters(model, objective)
+    if not params:
+        raise OptionError(
+            "Neither energy nor objective has a parameter that asks for gradients; nothing can be trained."
+        )
+    like = next(iter(params.values()))
+    objective.to(like.device)
+    strays = [name for name, p in params.items() if p.device != like.device]
+    if strays:
+        raise OptionError(
+            f"The parameters are on several devices: {strays[0]} is not on {like.device}, like the first."
+        )
+    if rng.device.type != like.device.type:
+        raise OptionError(
+            f"The generator is on {rng.device} and the parameters are on {like.device}; "
+            f"use torch.Generator({str(like.device)!r})."
+        )
+    check_independent_rows(model)
+    check_independent_rows(objective)
+    return model, checked_data(model, data, like)
+
+
+def checked_data(energy: Energy, data: Tensor | Batch, like: Tensor) -> Batch:
+    """Check the data; return them on the parameters' device, in their precision."""
+    batch = Batch.of(data)
+    x = batch.x
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise DataError(
+            f"The data must be a floating-point tensor (n, *event); got {found}. Convert and scale them first."
+        )
+    if x.ndim < 2 or x.shape[0] < 2:
+        raise DataError(f"The data must be a tensor (n, *event) with n of 2 or more; got shape {tuple(x.shape)}.")
+    if energy.event_shape is not None and x.shape[1:] != energy.event_shape:
+        raise ShapeError(
+            f"The energy is over points of shape {tuple(energy.event_shape)}; the data's {tuple(x.shape[1:])}."
+        )
+    bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
+    if bad:
+        raise DataError(f"{bad} of {x.shape[0]} rows of data hold NaN or infinite values; drop or fill them first.")
+    require_support(x, energy, "data")
+    context = {name: value.detach().to(like.device) for name, value in batch.context.items()}
+    return Batch(x.detach().to(like.device, like.dtype), context)
+
+
+def checked_loss(loss: Loss) -> Loss:
+    """Refuse what cannot be differentiated."""
+    if not isinstance(loss, Loss):
+        raise ArgumentTypeError(f"An objective's forward returns a Loss(value, metrics); got {type(loss).__name__}.")
+    if loss.value.ndim != 0 or not loss.value.requires_grad:
+        raise ShapeError(
+            f"A loss is a 0-d tensor that depends on the parameters; got shape {tuple(loss.value.shape)}, "
+            f"requires_grad={loss.value.requires_grad}. Take the mean over rows, and do not detach it."
+        )
+    return loss

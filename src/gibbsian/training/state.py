@@ -1,0 +1,172 @@
+"""What changes while training, and copies of it.
+
+A captured state holds everything that the next step depends on: weights, their average, the optimiser, the objective's
+own state (its replay buffer), the generator, the position in the data, the health monitor. So a run that goes on from
+one gives the same numbers, to the bit, as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gibbsian.energies.base import Energy
+from gibbsian.errors import ModelFileError
+from gibbsian.objectives.base import Batch, Objective
+from gibbsian.training.health import DataScale, Health
+from gibbsian.training.settings import TrainingSettings
+
+FORMAT = 1
+
+State = dict[str, Any]
+
+_COUNTS = ("order_seed", "rollbacks", "last_target", "records", "seconds")
+
+
+class TrainingState:
+    """The modules, their averages, the optimiser, and where the run stands.
+
+    Parameters
+    ----------
+    energy, objective
+        Their parameters are trained, together.
+    data
+        On the parameters' device.
+    settings
+        Of the run.
+    rng
+        The caller's generator; one number is drawn from it, for the order of the data.
+    """
+
+    def __init__(
+        self, energy: Energy, objective: Objective, data: Batch, settings: TrainingSettings, rng: Generator
+    ) -> None:
+        self.energy, self.objective, self.settings, self.rng = energy, objective, settings, rng
+        self.device = data.x.device
+        named = trained_parameters(energy, objective)
+        self.names, self.params = list(named), list[Tensor](named.values())
+        self.average = [p.detach().clone() for p in self.params]
+        self.optimizer = torch.optim.AdamW(
+            self.params, settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        self.health = Health(settings, DataScale.of(data.x))
+        self.step = 0
+        self.pending: list[dict[str, Tensor | float]] = []
+        self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
+        # What follows belongs to the run and not to the model: a rollback does not take it back.
+        self.order_seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+        self.rollbacks = 0
+        self.last_target = -1
+        self.records = 0
+        self.seconds = 0.0
+        self.lap = (0, 0.0)
+
+    @property
+    def batch_seed(self) -> int:
+        """Seed of the order of the data, another one after every rollback."""
+        return self.order_seed + 1_000_003 * self.rollbacks
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on the run, earlier sessions included."""
+        return time.perf_counter() - self._began
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        self._began = time.perf_counter() - seconds
+
+    def capture(self) -> State:
+        """Copy everything that the next step depends on to host memory."""
+        state = {
+            "format": FORMAT,
+            "step": self.step,
+            "energy": self.energy.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": dict(zip(self.names, self.average)),
+            "health": self.health.state_dict(),
+            "pending": self.pending,
+            "rng": self.rng.get_state(),
+        }
+        return copied(state | {name: getattr(self, name) for name in _COUNTS})
+
+    @torch.no_grad()
+    def restore_model(self, state: State) -> None:
+        """Go back to a captured state, with new noise: the generator, the seeds and the counts go on."""
+        restore_module(self.energy, state["energy"])
+        restore_module(self.objective, state["objective"])
+        # The optimiser keeps the tensors that it is given, and would then change the captured ones in place.
+        self.optimizer.load_state_dict(copied(state["optimizer"], self.device))
+        for name, average in zip(self.names, self.average):
+            average.copy_(state["average"][name])
+        self.health.load_state_dict(state["health"])
+        self.pending = copied(state["pending"], self.device)
+        self.broken.zero_()
+        self.step = state["step"]
+        self.lap = (self.step, self.seconds)
+
+    def restore(self, state: State) -> None:
+        """Take up a captured state as if the run had never stopped."""
+        for name in _COUNTS:
+            setattr(self, name, state[name])
+        self.rng.set_state(state["rng"])
+        self.restore_model(state)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Put the averaged weights into the modules."""
+        torch._foreach_copy_(self.params, self.average)
+
+
+def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
+    """Name the parameters that ask for gradients, of the energy and of the objective, each once."""
+    params: dict[nn.Parameter, str] = {}
+    for owner, module in (("energy", energy), ("objective", objective)):
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                params.setdefault(p, f"{owner}.{name}")
+    return {name: p for p, name in params.items()}
+
+
+def restore_module(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a state into a module, buffers that were made or resized in use included.
+
+    Tensors are copied in place where the shapes agree, so that optimisers and memory formats stay as they are.
+
+    Raises
+    ------
+    ModelFileError
+        If the state belongs to another module.
+    """
+    current = module.state_dict()
+    device = next((t.device for t in current.values() if isinstance(t, Tensor)), torch.device("cpu"))
+    for key in state.keys() | current.keys():
+        path, _, name = key.rpartition(".")
+        try:
+            buffers = module.get_submodule(path)._buffers
+        except AttributeError:
+            continue
+        # An empty buffer (None) has no entry in a state, neither when it was captured nor now.
+        if name in buffers and key not in state:
+            buffers[name] = None
+        elif name in buffers and (key not in current or current[key].shape != state[key].shape):
+            buffers[name] = state[key].to(current[key].device if key in current else device, copy=True)
+    try:
+        module.load_state_dict(copied(dict(state)))
+    except RuntimeError as error:
+        raise ModelFileError(f"The saved state is of another {type(module).__name__}: {error}") from error
+
+
+def copied(tree: Any, device: torch.device | str = "cpu") -> Any:
+    """Copy a tree of dicts, lists and tensors; the tensors to a device."""
+    if isinstance(tree, Tensor):
+        return tree.detach().to(device, copy=True)
+    if isinstance(tree, Mapping):
+        return {k: copied(v, device) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(copied(v, device) for v in tree)
+    return tree
