@@ -184,9 +184,10 @@ def _first_step_size(
     for _ in range(DOUBLINGS):
         log_h += direction * math.log(2.0)
         before, made = made.x, run(log_h, made.state)
-        # A step too small for the floating point type is always accepted and goes nowhere.
-        moved = bool((made.x != before).any())
-        if (moved and mean_acceptance(made) > target) != (direction > 0):
+        above = mean_acceptance(made) > target
+        if direction < 0 and above and bool((made.x == before).all()):
+            above = False  # too small a step for the floating-point type: always accepted, and goes nowhere
+        if above != (direction > 0):
             return log_h, made.state
     last, acceptance = f"{math.exp(log_h):.3g}", mean_acceptance(made)
     if direction < 0:
