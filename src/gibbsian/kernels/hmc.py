@@ -63,14 +63,36 @@ class HMC:
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """One trajectory."""
         v, uniform = noise
-        before = state.energy + 0.5 * row_sum(v * v)
-        h = self.step_size
-        new = state
-        v = v - 0.5 * h * new.grad
-        for i in range(self.leapfrog):
-            x = new.x + h * v
-            new = State(x, *evaluate(energy, x))
-            # The closing half kick of one step and the opening one of the next are one kick.
-            v = v - (h if i < self.leapfrog - 1 else 0.5 * h) * new.grad
-        log_ratio = before - new.energy - 0.5 * row_sum(v * v)
+        new, v_end = leapfrog(energy, state, v, self.step_size, self.leapfrog)
+        log_ratio = state.energy + 0.5 * row_sum(v * v) - new.energy - 0.5 * row_sum(v_end * v_end)
         return metropolis(state, new, log_ratio, uniform)
+
+
+def leapfrog(energy: EnergyFn, state: State, v: Tensor, step_size: Scalar, steps: int) -> tuple[State, Tensor]:
+    """Follow a trajectory: half a kick, then drifts and kicks in turn, and half a kick.
+
+    Parameters
+    ----------
+    energy
+        Batched: ``(n, *event) -> (n,)``.
+    state
+        Where it starts; its gradient is used, so each step costs one.
+    v
+        Momentum at the start, of the shape of x.
+    step_size, steps
+        Length and number of the drifts.
+
+    Returns
+    -------
+    state, v
+        At the end. Started from there with ``-v``, the trajectory leads back.
+    """
+    h = step_size
+    new = state
+    v = v - 0.5 * h * new.grad
+    for i in range(steps):
+        x = new.x + h * v
+        new = State(x, *evaluate(energy, x))
+        # The closing half kick of one step and the opening one of the next are one kick.
+        v = v - (h if i < steps - 1 else 0.5 * h) * new.grad
+    return new, v
