@@ -12,6 +12,7 @@ import hashlib
 import os
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -158,10 +159,8 @@ class CheckpointFolder:
         problems = []
         for path in paths:
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-                if not isinstance(state, dict) or state.get("format") != FORMAT:
-                    raise ValueError(f"it is no checkpoint of format {FORMAT}")
-            except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+                state = read_whole(path)
+            except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
                 reason = (str(error).strip().splitlines() or [repr(error)])[0]
                 problems.append(f"{path} cannot be read ({reason})")
                 if len(problems) < len(paths):
@@ -170,6 +169,23 @@ class CheckpointFolder:
                 yield state
         if problems and len(problems) == len(paths):
             raise ModelFileError(f"No checkpoint of the run is whole: {'; '.join(problems)}.")
+
+
+def read_whole(path: Path) -> State:
+    """Read a checkpoint, after its checksums, which torch writes but does not compare.
+
+    Raises
+    ------
+    OSError, RuntimeError, ValueError, UnpicklingError, BadZipFile
+        If it is not whole, or not a checkpoint.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"it is no checkpoint of format {FORMAT}")
+    return state
 
 
 def write_whole(path: Path, state: State) -> None:

@@ -7,16 +7,17 @@ that a falling loss does not show. Five are looked for, at every record (non-fin
     A loss or gradient that is NaN or infinite. The step that made it was not applied.
 ``gap``
     :math:`|\bar E(\text{data}) - \bar E(\text{samples})|` beyond ``gap_limit`` nats *and* ``gap_ratio`` times its
-    running median. A model that matches the data has a gap near zero; one that runs away has not. Far above zero, the
+    usual size. A model that matches the data has a gap near zero; one that runs away has not. Far above zero, the
     chains have found states much deeper than the data; far below, they no longer reach what the energy has dug.
 ``gradient``
-    Gradient norms beyond ``gradient_limit`` *and* ``gradient_ratio`` times their running median.
+    Gradient norms beyond ``gradient_limit`` *and* ``gradient_ratio`` times their usual size.
 ``dead``
     Chains that accept almost nothing, or do not move on the scale of the data.
 ``saturated``
     Chains of a box-bound kernel that sit at its edge with almost all coordinates, unlike the data.
 
-All but the first must last for ``patience`` records in a row. Records that look ill do not enter the running medians.
+All but the first must last for ``patience`` records in a row. The usual size is the lowest running median so far, so
+that neither outliers nor a slow runaway move the yardstick.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from torch import Tensor
 
 from gibbsian.training.settings import TrainingSettings
 
-WINDOW = 200
-"""Records that a running median looks back on: long, so that a slow runaway does not drag its own yardstick along."""
+WINDOW = 50
+"""Records that a running median looks back on."""
 
 ENOUGH = 5
 """Records before a running median is used."""
@@ -97,6 +98,7 @@ class Health:
         self.settings = settings
         self.data = data
         self.windows: dict[str, list[float]] = {"gap": [], "grad_norm": []}
+        self.usual: dict[str, float] = {}
         self.streaks: dict[str, int] = {}
 
     def check(self, record: Mapping[str, Any]) -> Alarm | None:
@@ -110,10 +112,11 @@ class Health:
             if suspicion and self.streaks[kind] >= self.settings.patience:
                 alarm = alarm or suspicion
         for name, window in self.windows.items():
-            ill = self.streaks.get("gap" if name == "gap" else "gradient", 0)
-            if name in record and not ill:
+            if name in record:
                 window.append(abs(record[name]))
                 del window[:-WINDOW]
+            if len(window) >= ENOUGH:
+                self.usual[name] = min(statistics.median(window), self.usual.get(name, math.inf))
         return alarm
 
     def _suspicions(self, record: Mapping[str, Any]) -> Iterable[tuple[str, Alarm | None]]:
@@ -123,18 +126,14 @@ class Health:
         yield "saturated", self._saturated(record)
 
     def _gap(self, record: Mapping[str, Any]) -> Alarm | None:
-        window, value = self.windows["gap"], record.get("gap", 0.0)
-        if len(window) < ENOUGH:
-            return None
-        limit = max(self.settings.gap_limit, self.settings.gap_ratio * statistics.median(window))
+        value = record.get("gap", 0.0)
+        limit = max(self.settings.gap_limit, self.settings.gap_ratio * self.usual.get("gap", math.inf))
         remedy = _REMEDY["gap_high" if value > 0 else "gap_low"]
         return Alarm("gap", record["step"], "gap", value, limit, remedy) if abs(value) > limit else None
 
     def _gradient(self, record: Mapping[str, Any]) -> Alarm | None:
-        window, value = self.windows["grad_norm"], record.get("grad_norm", 0.0)
-        if len(window) < ENOUGH:
-            return None
-        limit = max(self.settings.gradient_limit, self.settings.gradient_ratio * statistics.median(window))
+        value = record.get("grad_norm", 0.0)
+        limit = max(self.settings.gradient_limit, self.settings.gradient_ratio * self.usual.get("grad_norm", math.inf))
         return (
             Alarm("gradient", record["step"], "grad_norm", value, limit, _REMEDY["gradient"]) if value > limit else None
         )
@@ -159,12 +158,13 @@ class Health:
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the memory."""
-        return {"windows": {k: list(v) for k, v in self.windows.items()}, "streaks": dict(self.streaks)}
+        windows = {name: list(window) for name, window in self.windows.items()}
+        return {"windows": windows, "usual": dict(self.usual), "streaks": dict(self.streaks)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a memory that `state_dict` copied."""
         self.windows = {k: list(v) for k, v in state["windows"].items()}
-        self.streaks = dict(state["streaks"])
+        self.usual, self.streaks = dict(state["usual"]), dict(state["streaks"])
 
 
 def nonfinite(step: int, metric: str, value: float) -> Alarm:

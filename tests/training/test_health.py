@@ -1,0 +1,259 @@
+"""The detectors raise alarms where they should and nowhere else; rollbacks rescue what can be rescued."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from training_cases import QUIET, Bowl, Chains, ExactLikelihood, rows, same
+
+from gibbsian.energies.base import Energy
+from gibbsian.errors import DivergenceError
+from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.training.fit import fit, take_step
+from gibbsian.training.health import DataScale, Health
+from gibbsian.training.metrics import read_metrics
+from gibbsian.training.settings import TrainingSettings
+from gibbsian.training.state import TrainingState
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def watch(records, settings=None, data=None):
+    """The first alarm that a sequence of records raises, or None."""
+    health = Health(settings or TrainingSettings(), data or DataScale(deviation=1.0, interior=1.0))
+    for step, record in enumerate(records, 1):
+        alarm = health.check({"step": step, "loss": 0.0, "grad_norm": 1.0, **record})
+        if alarm is not None:
+            return alarm
+    return None
+
+
+def test_healthy_noise_raises_no_alarm():
+    # Student's t with 5 degrees of freedom, times 100 nats: the limit of 1000 is passed with P = 1.7e-4, and thrice in
+    # a row in 10,000 records with P < 1e-7.
+    rng = torch.Generator().manual_seed(0)
+    z, w = torch.randn(2, 10_000, generator=rng), torch.randn(2, 5, 10_000, generator=rng)
+    gap, norm = (100.0 * z / w.square().mean(1).sqrt()).tolist()
+    assert max(map(abs, gap)) > 1000
+    records = ({"gap": g, "grad_norm": abs(n), "acceptance": 0.6, "moved": 0.1} for g, n in zip(gap, norm))
+    assert watch(records) is None
+
+
+def test_a_steady_slow_runaway_is_seen():
+    # A limit at a multiple of the recent median would move along with it.
+    alarm = watch({"gap": -0.5 * i} for i in range(10_000))
+    assert alarm is not None
+    assert alarm.step < 2100
+
+
+def test_a_large_transient_at_the_start_is_healthy():
+    # A fresh image model: energies of thousands of nats that settle.
+    records = ({"gap": 0.1 - 5000 * math.exp(-i / 10), "grad_norm": 1e5 * math.exp(-i / 5)} for i in range(100))
+    assert watch(records) is None
+
+
+@pytest.mark.parametrize(("sign", "remedy"), [(1.0, "far deeper than the data"), (-1.0, "no longer reach")])
+def test_a_runaway_gap_is_seen_with_its_sign(sign, remedy):
+    alarm = watch({"gap": sign * 0.1 * math.exp(0.3 * i)} for i in range(100))
+    assert alarm is not None
+    assert alarm.kind == "gap"
+    assert remedy in alarm.remedy
+    assert 1000 < abs(alarm.value) < 3000
+
+
+def test_a_runaway_needs_both_limits():
+    assert watch({"gap": 0.1 if i < 50 else 900.0} for i in range(60)) is None
+    assert watch({"gap": 800.0 if i < 50 else 5000.0} for i in range(60)) is None
+    assert watch({"gap": 0.1 if i < 50 else 1001.0} for i in range(60)) is not None
+
+
+def test_a_single_outlier_is_not_an_illness():
+    assert watch({"gap": 1e6 if i % 3 == 2 else 0.1} for i in range(60)) is None
+    assert watch(({"gap": 1e6 if i > 20 else 0.1} for i in range(60)), TrainingSettings(patience=1)).step == 22
+
+
+def test_exploding_gradients_are_seen():
+    alarm = watch({"grad_norm": 1.0 if i < 20 else 2000.0} for i in range(40))
+    assert (alarm.kind, alarm.metric, alarm.step) == ("gradient", "grad_norm", 23)
+
+
+@pytest.mark.parametrize(
+    ("record", "metric", "remedy"),
+    [
+        ({"acceptance": 0.001, "moved": 0.5}, "acceptance", "smaller step_size"),
+        ({"acceptance": 1.0, "moved": 1e-6}, "moved", "larger step_size"),
+    ],
+)
+def test_dead_chains_are_seen(record, metric, remedy):
+    alarm = watch([record] * 3)
+    assert (alarm.kind, alarm.metric, alarm.step) == ("dead", metric, 3)
+    assert remedy in alarm.remedy
+    assert watch([record, record, {"acceptance": 0.5, "moved": 0.1}] * 5) is None
+
+
+def test_movement_is_measured_on_the_scale_of_the_data():
+    assert watch([{"moved": 1e-6}] * 9, data=DataScale(deviation=1e-3, interior=1.0)) is None
+    assert DataScale.of(3.0 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])) == DataScale(3.0, 0.0)
+
+
+def test_saturation_is_measured_against_the_data():
+    plain, images = DataScale(1.0, interior=1.0), DataScale(1.0, interior=0.2)
+    assert watch([{"saturated": 0.95}] * 3, data=plain).kind == "saturated"
+    assert watch([{"saturated": 0.95}] * 9, data=images) is None
+    assert watch([{"saturated": 0.99}] * 3, data=images).kind == "saturated"
+    assert watch([{"saturated": 1.0}] * 9, data=DataScale(1.0, interior=0.0)) is None
+
+
+@pytest.mark.parametrize("metric", ["loss", "grad_norm", "energy_data", "energy_samples", "gap"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_seen_at_once(metric, value):
+    alarm = watch([{metric: value}])
+    assert (alarm.kind, alarm.metric, alarm.step) == ("nonfinite", metric, 1)
+
+
+def test_the_memory_is_restored():
+    records = [{"step": i, "loss": 0.0, "grad_norm": 1.0, "gap": 0.1 if i < 30 else 2000.0} for i in range(40)]
+    first = Health(TrainingSettings(), DataScale(1.0, 1.0))
+    assert not any(first.check(r) for r in records[:31])
+    second = Health(TrainingSettings(), DataScale(1.0, 1.0))
+    second.load_state_dict(first.state_dict())
+    assert [second.check(r) for r in records[31:33]] == [first.check(r) for r in records[31:33]]
+    assert first.streaks["gap"] == 3
+
+
+class Unlucky(Chains):
+    """A NaN in the loss (or only in the gradient) at given calls; the calls are no part of the saved state."""
+
+    def __init__(self, calls, where="loss"):
+        super().__init__()
+        self._calls, self._count, self._where = set(calls), 0, where
+
+    def forward(self, energy, batch, rng):
+        loss = super().forward(energy, batch, rng)
+        self._count += 1
+        if self._count not in self._calls:
+            return loss
+        if self._where == "loss":
+            return Loss(loss.value * math.nan, loss.metrics)
+        # The square root's slope at zero is infinite, times zero.
+        return Loss(loss.value + 0.0 * (self.shift - self.shift.detach()).sqrt(), loss.metrics)
+
+
+@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+def test_one_misfortune_is_one_rollback(where):
+    result = fit(
+        Bowl(), rows(), Unlucky([33], where), rng=seeded(), steps=60, log_every=10, checkpoint_every=20, warmup_steps=1
+    )
+    (event,) = result.events
+    assert (event["kind"], event["metric"], event["step"], event["to_step"]) == ("nonfinite", where, 33, 20)
+    assert not math.isfinite(event["value"])
+    assert result.steps == 60
+    records = [r for r in result.history if "loss" in r]
+    assert [r["step"] for r in records] == [10, 20, 30, 30, 40, 50, 60]
+    # The second time over the same steps the learning rate is half and the noise is new.
+    assert records[3]["learning_rate"] == 0.5 * records[2]["learning_rate"]
+    assert records[3]["gap"] != records[2]["gap"]
+    assert all(math.isfinite(r["loss"]) for r in records)
+    assert torch.isfinite(result.energy.mean).all()
+
+
+@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+def test_a_misfortune_moves_neither_weights_nor_optimiser(where):
+    batch = Batch(rows())
+    state = TrainingState(Bowl(), Unlucky([3], where), batch, TrainingSettings(), seeded())
+    take_step(state, batch)
+    take_step(state, batch)
+    before = state.capture()
+    take_step(state, batch)
+    after = state.capture()
+    assert state.step == 3
+    assert bool(state.broken)
+    assert same(before["energy"], after["energy"])
+    assert same(before["optimizer"]["state"], after["optimizer"]["state"])
+
+
+def test_lasting_misfortune_ends_the_run_at_the_last_good_state(tmp_path):
+    energy = Bowl()
+    with pytest.raises(
+        DivergenceError, match=r"loss was nan at step 21, after 2 rollbacks.*Lower learning_rate.*weights of step 20"
+    ):
+        fit(
+            energy,
+            rows(),
+            Unlucky(range(33, 99)),
+            rng=seeded(),
+            steps=60,
+            checkpoint_every=10,
+            max_rollbacks=2,
+            folder=tmp_path,
+            **QUIET,
+        )
+    events = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "event" in r]
+    assert [(e["event"], e["step"], e["to_step"]) for e in events] == [
+        ("rollback", 33, 30),
+        ("rollback", 31, 20),
+        ("divergence", 21, 20),
+    ]
+    assert torch.isfinite(energy.mean).all()
+
+
+def test_a_state_that_is_ill_itself_gives_way_to_the_one_before():
+    # The call after 33, from step 30 anew, is step 31; so call 36 is step 33 again, and now 20 has to do.
+    result = fit(
+        Bowl(), rows(), Unlucky([33, 36]), rng=seeded(), steps=60, checkpoint_every=10, log_every=10, max_rollbacks=3
+    )
+    assert [(e["step"], e["to_step"]) for e in result.events] == [(33, 30), (33, 20)]
+    assert result.steps == 60
+
+
+class Cubic(Energy):
+    """A density that has no integral: chains that fall over the edge fall for ever."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        return self.w * x.sum(1)
+
+
+class Runaway(Objective):
+    """Data and samples that are far apart under an energy without a bound: the gap grows with every step."""
+
+    def forward(self, energy, batch, rng):
+        data, samples = energy(batch.x).mean(), energy(batch.x - 1000.0).mean()
+        return Loss(data - samples, {"gap": (data - samples).detach()})
+
+
+def test_a_runaway_gap_ends_a_run_that_nothing_saves():
+    with pytest.raises(DivergenceError, match=r"gap was -.*after 2 rollbacks.*no longer reach"):
+        fit(
+            Cubic(),
+            rows(),
+            Runaway(),
+            rng=seeded(),
+            steps=2000,
+            log_every=2,
+            learning_rate=0.05,
+            decay="constant",
+            checkpoint_every=20,
+            max_rollbacks=2,
+        )
+
+
+def test_healthy_training_has_no_events():
+    for objective in (Chains(), ExactLikelihood()):
+        assert fit(Bowl(), rows(), objective, rng=seeded(), steps=200, log_every=2, learning_rate=0.05).events == []
+
+
+def test_rollbacks_repeat_exactly():
+    first, second = (
+        fit(Bowl(), rows(), Chains(misfortune=0.06), rng=seeded(), steps=80, checkpoint_every=10, max_rollbacks=50)
+        for _ in range(2)
+    )
+    assert first.events
+    assert same(first.history, second.history)
+    assert same(first.energy.state_dict(), second.energy.state_dict())
