@@ -1,0 +1,139 @@
+r"""Walking down the noise levels of a noise-conditional energy.
+
+With :math:`E(x, \sigma)` for the density of the data under noise, the probability-flow equation
+:math:`dx / d\sigma = \sigma \nabla E(x, \sigma)` carries the noisy density at one level to that of the next. A Heun
+step along it predicts; Langevin steps at the new level correct. Without the predictor it is annealed Langevin dynamics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.energies.base import Energy
+from gibbsian.errors import DivergenceError, OptionError
+from gibbsian.kernels.base import evaluate
+from gibbsian.kernels.langevin import ULA
+from gibbsian.sampling import sample
+
+
+@dataclass(frozen=True)
+class Annealing:
+    r"""How to walk down the noise levels.
+
+    The levels are :math:`\sigma_i = (\sigma_{\max}^{1/\rho} + \tfrac{i}{m}(\sigma_{\min}^{1/\rho} -
+    \sigma_{\max}^{1/\rho}))^{\rho}`. A corrector step at level :math:`\sigma` is unadjusted Langevin of step size
+    :math:`c\,\sigma^2`.
+
+    `Elucidating the design space of diffusion-based generative models (Karras et al., 2022)
+    <https://arxiv.org/abs/2206.00364>`_ for levels and predictor; `Score-based generative modeling through stochastic
+    differential equations (Song et al., 2021) <https://arxiv.org/abs/2011.13456>`_ for predictor and corrector;
+    `Generative modeling by estimating gradients of the data distribution (Song & Ermon, 2019)
+    <https://arxiv.org/abs/1907.05600>`_ for annealed Langevin dynamics.
+
+    Parameters
+    ----------
+    sigma_max, sigma_min
+        The ends.
+    levels
+        Steps between them, m.
+    corrector_steps
+        Langevin steps at each level.
+    corrector_size
+        c above.
+    predictor
+        Whether a Heun step leads from level to level; each costs two gradients.
+    rho
+        How much denser the levels are at the low end.
+
+    Raises
+    ------
+    OptionError
+        If a setting is out of its range.
+    """
+
+    sigma_max: float
+    sigma_min: float
+    levels: int = 24
+    corrector_steps: int = 1
+    corrector_size: float = 0.1
+    predictor: bool = True
+    rho: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise OptionError(f"Noise levels need 0 < sigma_min < sigma_max; got {self.sigma_min}, {self.sigma_max}.")
+        if self.levels < 1 or self.corrector_steps < 0 or not self.corrector_size > 0 or not self.rho > 0:
+            raise OptionError(
+                "levels is 1 or more, corrector_steps 0 or more, corrector_size and rho positive; got "
+                f"{self.levels}, {self.corrector_steps}, {self.corrector_size}, {self.rho}."
+            )
+        if not self.predictor and self.corrector_steps == 0:
+            raise OptionError("Annealing without predictor and without corrector steps would not move.")
+
+    def sigmas(self) -> list[float]:
+        """The levels from the highest to the lowest, ``levels + 1`` of them."""
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return [(high + i / self.levels * (low - high)) ** self.rho for i in range(self.levels + 1)]
+
+
+@torch.no_grad()
+def anneal(
+    energy: Energy,
+    start: Tensor,
+    annealing: Annealing,
+    *,
+    rng: Generator,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    """Carry points from the highest noise level to the lowest.
+
+    Parameters
+    ----------
+    energy
+        With the context ``sigma``.
+    start
+        Draws at the highest level, ``(n, *event)``; for a `NoiseConditional`, from ``energy.base(sigma_max)``.
+    annealing
+        The levels and how to step.
+    rng
+        The generator of the corrector's noise.
+    progress
+        Called with 1 after each level.
+
+    Returns
+    -------
+    Tensor
+        Draws at ``sigma_min``, ``(n, *event)``.
+
+    Raises
+    ------
+    OptionError
+        If the energy takes no ``sigma``.
+    DivergenceError
+        If a point leaves the numbers.
+    """
+    if "sigma" not in energy.context:
+        raise OptionError(f"Annealing needs an energy with the context 'sigma'; {energy!r} takes {energy.context}.")
+    x = start
+    sigmas = annealing.sigmas()
+    for high, low in pairwise(sigmas):
+        if annealing.predictor:
+            slope = high * evaluate(energy.given(sigma=high), x)[1]
+            guess = x + (low - high) * slope
+            x = x + 0.5 * (low - high) * (slope + low * evaluate(energy.given(sigma=low), guess)[1])
+        if annealing.corrector_steps:
+            if not bool(torch.isfinite(x).all()):
+                raise DivergenceError(
+                    f"Points left the numbers between noise levels {high:.4g} and {low:.4g}. Use more levels, or train "
+                    "longer: the energy's gradient is not that of a density under noise."
+                )
+            kernel = ULA(step_size=annealing.corrector_size * low**2)
+            x = sample(energy.given(sigma=low), kernel, x, steps=annealing.corrector_steps, rng=rng).x
+        if progress is not None:
+            progress(1)
+    return x
