@@ -20,8 +20,9 @@ from gibbsian.errors import (
     TrainingInterrupted,
 )
 from gibbsian.objectives.base import Batch, Loss, Objective
-from gibbsian.training.fit import Order, fit
+from gibbsian.training.fit import fit
 from gibbsian.training.settings import TrainingSettings
+from gibbsian.training.state import Order
 
 
 def seeded(seed=0):

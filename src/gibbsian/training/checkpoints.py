@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import os
 import pickle
 import warnings
@@ -216,7 +217,7 @@ def fingerprint(data: Batch, energy: nn.Module, objective: nn.Module, settings: 
     for owner, module in (("energy", energy), ("objective", objective)):
         for path, part in module.named_modules(prefix=owner):
             marks[path] = type(part).__name__
-            marks |= {f"{path}.{name}": repr(value) for name, value in vars(part).items() if _is_setting(name, value)}
+            marks |= {f"{path}.{name}": value for name, value in _settings_of(part).items()}
         marks |= {f"{owner}.{name}": _brief(p) for name, p in module.named_parameters()}
     marks |= {name: repr(value) for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     return marks
@@ -273,10 +274,16 @@ def load_weights(energy: nn.Module, folder: str | Path, *, average: bool = True)
     raise ModelFileError(f"There is no checkpoint in {Path(folder) / 'checkpoints'}.")
 
 
-def _is_setting(name: str, value: object) -> bool:
-    if name.startswith("_") or name == "training":
-        return False
-    return isinstance(value, (bool, int, float, str)) or (dataclasses.is_dataclass(value) and not callable(value))
+def _settings_of(owner: object) -> dict[str, str]:
+    """Read the plain values that an object was made with: attributes named like arguments of its constructor."""
+    told = {}
+    for name in inspect.signature(type(owner).__init__).parameters:
+        value = vars(owner).get(name)
+        if isinstance(value, (bool, int, float, str)):
+            told[name] = repr(value)
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            told[name] = f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in _settings_of(value).items())})"
+    return told
 
 
 def _digest(x: Tensor) -> str:

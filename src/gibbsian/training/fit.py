@@ -33,7 +33,7 @@ from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
-from gibbsian.training.state import TrainingState, trained_parameters
+from gibbsian.training.state import Order, TrainingState, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,8 @@ def take_step(state: TrainingState, batch: Batch) -> None:
     optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]
     optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step, state.rollbacks)
     optimizer.step()
+    # It changes the weights behind autograd's back; energies that keep what they derive from them look at the version.
+    torch.autograd.graph.increment_version(state.params)
     decay = min(settings.ema_decay, (1 + state.step) / (10 + state.step))
     with torch.no_grad():
         torch._foreach_lerp_(state.average, state.params, 1.0 - decay)
@@ -278,35 +280,6 @@ def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> 
             f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
         )
     return TrainingInterrupted(f"{stopped} Saved in {kept.last_file}; the same call with resume=True goes on exactly.")
-
-
-class Order:
-    """The order of the data: a new permutation every epoch, a pure function of the seed and the step.
-
-    Parameters
-    ----------
-    n
-        Rows of data.
-    batch_size
-        Rows per step; all of them when there are fewer. Rows left over at the end of an epoch wait for another one.
-    device
-        Of the data.
-    """
-
-    def __init__(self, n: int, batch_size: int, device: torch.device) -> None:
-        self.n, self.batch_size = n, min(batch_size, n)
-        self.generator = torch.Generator(device)
-        self.epoch: tuple[int, int] | None = None
-
-    def rows(self, step: int, seed: int) -> Tensor:
-        """Indices of the rows of one step, ``(batch_size,)``."""
-        epoch, place = divmod(step, self.n // self.batch_size)
-        if self.epoch != (seed, epoch):
-            # The CPU's generator uses 32 bits of a seed.
-            self.generator.manual_seed((seed + epoch) % 2**32)
-            self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
-            self.epoch = (seed, epoch)
-        return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 class Interrupts:

@@ -122,6 +122,35 @@ class TrainingState:
         torch._foreach_copy_(self.params, self.average)
 
 
+class Order:
+    """The order of the data: a new permutation every epoch, a pure function of the seed and the step.
+
+    Parameters
+    ----------
+    n
+        Rows of data.
+    batch_size
+        Rows per step; all of them when there are fewer. Rows left over at the end of an epoch wait for another one.
+    device
+        Of the data.
+    """
+
+    def __init__(self, n: int, batch_size: int, device: torch.device) -> None:
+        self.n, self.batch_size = n, min(batch_size, n)
+        self.generator = torch.Generator(device)
+        self.epoch: tuple[int, int] | None = None
+
+    def rows(self, step: int, seed: int) -> Tensor:
+        """Indices of the rows of one step, ``(batch_size,)``."""
+        epoch, place = divmod(step, self.n // self.batch_size)
+        if self.epoch != (seed, epoch):
+            # The CPU's generator uses 32 bits of a seed.
+            self.generator.manual_seed((seed + epoch) % 2**32)
+            self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
+            self.epoch = (seed, epoch)
+        return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
+
+
 def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
     """Name the parameters that ask for gradients, of the energy and of the objective, each once."""
     params: dict[nn.Parameter, str] = {}
