@@ -1,8 +1,8 @@
 r"""Noise-conditional energies: one energy for every level of Gaussian noise.
 
 :math:`E(x, \sigma)` stands for the density of the data with noise of standard deviation :math:`\sigma` added. At a
-high level that is nearly one Gaussian, easy to draw from; at the lowest it is nearly the data. Walking down the levels is
-how such a model is sampled, and how its log Z is annealed.
+high level that is nearly one Gaussian, easy to draw from; at the lowest it is nearly the data. Walking down the levels
+is how such a model is sampled, and how its log Z is annealed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbsian.energies.base import Energy
-from gibbsian.energies.neural import told
+from gibbsian.energies.neural import fourier_features, told
 from gibbsian.energies.tractable import Gaussian, batch_rows, shape_of
 from gibbsian.errors import DataError, OptionError
 
@@ -133,12 +133,8 @@ class NoiseConditional(Energy):
 
     def network(self, u: Tensor, level: Tensor) -> Tensor:
         """The learned part, from scaled points and the level's embedding: ``(n,)``."""
-        features = u
-        if self.frequencies:
-            angle = (u.unsqueeze(2) * self.octaves).flatten(1)
-            features = torch.cat((u, angle.sin(), angle.cos()), 1)
         shift = nn.functional.silu(self.level(level))
-        h = self.enter(features)
+        h = self.enter(fourier_features(u, self.octaves))
         for block in self.layers:
             h = block(h, shift)
         # Times eight: at the usual initial weights the learned part then has the slope the data ask for.

@@ -198,21 +198,38 @@ class MultiLevelDenoising(Objective):
     `Generative modeling by estimating gradients of the data distribution (Song & Ermon, 2019)
     <https://arxiv.org/abs/1907.05600>`_.
 
+    With ``level_weight`` :math:`\lambda > 0` the change of the energy from level to level is fitted too,
+
+    .. math:: \tfrac{\lambda}{2 d^2} \, \mathbb{E}_{\sigma} \, w(\sigma) \, \mathbb{E}
+              \left( d - |\epsilon|^2 - \sigma \partial_\sigma E(x + \sigma \epsilon, \sigma) \right)^2,
+
+    whose optimum is the derivative of :math:`-\log p_\sigma`, in d dimensions. Scores alone are blind to the masses of
+    modes that lie far apart, and to the constant of each level; this ties them to the highest level, where there is one
+    mode. `Learning normalized image densities via dual score matching (Guth et al., 2025)
+    <https://arxiv.org/abs/2506.05310>`_.
+
     Parameters
     ----------
     levels
         The law of the noise levels: `LogUniform` or `LogNormal`.
     weight
         :math:`w`, from levels ``(n,)`` to weights ``(n,)``, for example `EDMWeight`; 1 when ``None``.
+    level_weight
+        :math:`\lambda` above.
 
     Raises
     ------
     OptionError
-        If the levels are not all positive.
+        If the levels are not all positive, or the level weight is negative.
     """
 
-    def __init__(self, levels: NoiseLevels, weight: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(
+        self, levels: NoiseLevels, weight: Callable[[Tensor], Tensor] | None = None, level_weight: float = 0.0
+    ) -> None:
         super().__init__()
+        if not 0.0 <= level_weight < math.inf:
+            raise OptionError(f"level_weight is 0 or a positive number; got {level_weight}.")
+        self.level_weight = float(level_weight)
         if not callable(getattr(levels, "draw", None)):
             raise ArgumentTypeError(f"levels is a law of noise levels, such as LogUniform(0.01, 10.0); got {levels!r}.")
         _check_range(levels.low, levels.high)
@@ -239,9 +256,16 @@ class MultiLevelDenoising(Objective):
             )
         sigma = self.levels.draw(len(batch), rng, batch.x)
         context = context_of(energy, batch, besides=("sigma",)) | {"sigma": sigma}
-        error, value = _noise_error(energy, batch.x, sigma, context, rng)
-        weighted = error if self.weight is None else self.weight(sigma) * error
-        return Loss(0.5 * weighted.mean(), _metrics(error, value, batch.x))
+        metrics = {}
+        if self.level_weight:
+            error, change, value = _dual_error(energy, batch.x, sigma, context, rng)
+            metrics["level_error"] = change.detach().mean()
+            total = error + self.level_weight / batch.x[0].numel() ** 2 * change
+        else:
+            error, value = _noise_error(energy, batch.x, sigma, context, rng)
+            total = error
+        weighted = total if self.weight is None else self.weight(sigma) * total
+        return Loss(0.5 * weighted.mean(), _metrics(error, value, batch.x) | metrics)
 
     def extra_repr(self) -> str:
         """The levels and their weight."""
@@ -258,6 +282,22 @@ def _noise_error(energy: Energy, x: Tensor, sigma: Tensor, context: Context, rng
             "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
         )
     return error, value.detach()
+
+
+def _dual_error(
+    energy: Energy, x: Tensor, sigma: Tensor, context: Context, rng: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise the rows; return the squared errors of the predicted noise and of the change with the level, and energies."""
+    eps = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+    training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        y = (x.detach() + per_chain(sigma, x) * eps).requires_grad_(True)
+        s = sigma.detach().clone().requires_grad_(True)
+        value = energy(y, **{**context, "sigma": s})
+        grad, slope = torch.autograd.grad(value.sum(), (y, s), create_graph=training)
+    error = row_sum((eps - per_chain(sigma, x) * grad).square())
+    change = (x[0].numel() - row_sum(eps.square()) - sigma * slope).square()
+    return error, change, value.detach()
 
 
 def noise_error(energy: Energy, x: Tensor, eps: Tensor, sigma: Tensor, context: Context) -> tuple[Tensor, Tensor]:
