@@ -150,7 +150,7 @@ class GaussianMixture(Tractable):
         if not fits or not bool((sigma > 0).all()) or not bool((w > 0).all()):
             raise OptionError(
                 f"A mixture with means of shape {tuple(locs.shape)} takes positive scales of shape (), (K,) or (K, d), "
-                f"and K positive weights; got scales of shape {tuple(sigma.shape)} and weights of shape {tuple(w.shape)}."
+                f"and K positive weights; got scales of shape {tuple(sigma.shape)}, weights of shape {tuple(w.shape)}."
             )
         self.event_shape = locs.shape[1:]
         self.register_buffer("locs", locs.clone())
@@ -226,8 +226,8 @@ class ManyWell(Target):
 
     .. math:: E(x) = \sum_{\text{pairs}} a x_1 + b x_1^2 + c x_1^4 + \tfrac{1}{2} x_2^2,
 
-    with the pairs interleaved, :math:`(x_1, x_2), (x_3, x_4), \ldots`, and :math:`2^{d/2}` modes. The constants are those
-    of `Flow annealed importance sampling bootstrap (Midgley et al., 2023) <https://arxiv.org/abs/2208.01893>`_.
+    with the pairs interleaved, :math:`(x_1, x_2), (x_3, x_4), \ldots`, and :math:`2^{d/2}` modes. The constants are
+    those of `Flow annealed importance sampling bootstrap (Midgley et al., 2023) <https://arxiv.org/abs/2208.01893>`_.
 
     Parameters
     ----------
