@@ -105,7 +105,7 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
             found = f"a {value.dtype} tensor that does not" if isinstance(value, Tensor) else repr(value)
             raise ArgumentTypeError(
                 f"An energy returns a tensor that depends on x through differentiable operations; got {found}. "
-                "Rounding, .item(), .detach() and torch.no_grad() all cut the dependence."
+                "Rounding, .item(), .detach(), torch.no_grad() and torch.inference_mode() all cut the dependence."
             )
         (grad,) = torch.autograd.grad(value.sum(), y)
     return value.detach(), grad
@@ -118,7 +118,8 @@ def per_chain(values: Tensor, like: Tensor) -> Tensor:
 
 def row_sum(x: Tensor) -> Tensor:
     """Sum over the event's axes: ``(n, *event) -> (n,)``."""
-    return x.flatten(1).sum(1)
+    # Not flatten(1).sum(1), which copies images in channels_last: ten times slower for colour pictures.
+    return x.sum(tuple(range(1, x.ndim)))
 
 
 def is_finite(energy: Tensor, grad: Tensor) -> Tensor:
