@@ -287,7 +287,7 @@ def _noise_error(energy: Energy, x: Tensor, sigma: Tensor, context: Context, rng
 def _dual_error(
     energy: Energy, x: Tensor, sigma: Tensor, context: Context, rng: Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Noise the rows; return the squared errors of the predicted noise and of the change with the level, and energies."""
+    """Noise the rows; return squared errors of the predicted noise and of the change with the level, and energies."""
     eps = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
     training = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -1,0 +1,300 @@
+"""A trained model: an energy with its recipe and scaling, and what one asks of it, in the data's own units.
+
+A saved model is a folder of ``model.safetensors`` and ``recipe.json``; no pickle is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.adaptation import tune
+from gibbsian.annealing import anneal
+from gibbsian.data.scaling import Scaling
+from gibbsian.energies.base import Energy
+from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.tractable import Gaussian, Tractable
+from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
+from gibbsian.kernels.langevin import ULA
+from gibbsian.partition.base import LogZ
+from gibbsian.partition.bracket import bracket
+from gibbsian.partition.exact import quadrature
+from gibbsian.partition.paths import Path as EnergyPath
+from gibbsian.partition.paths import noise_levels
+from gibbsian.recipes import Recipe, build_annealing, build_base, build_energy, build_kernel
+from gibbsian.sampling import Samples, sample
+
+WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
+ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted energy, ready to draw and score.
+
+    Attributes
+    ----------
+    energy
+        As it was trained; conditional on ``sigma`` where it has noise levels.
+    recipe
+        How it was made.
+    scaling
+        From data units to model units.
+    """
+
+    energy: Energy
+    recipe: Recipe
+    scaling: Scaling
+
+    @property
+    def density(self) -> Energy:
+        """The energy in model units, at its lowest noise level where it has levels."""
+        return self.energy.given(sigma=self.recipe.sigma_min) if self.recipe.noise_conditional else self.energy
+
+    @property
+    def base(self) -> Gaussian:
+        """The Gaussian where sampling and annealing start, in model units."""
+        if self.recipe.noise_conditional:
+            return cast(NoiseConditional, self.energy).base(self.recipe.sigma_max)
+        return build_base(self.recipe)
+
+    @torch.no_grad()
+    def energies(self, x: Tensor) -> Tensor:
+        """Energies of rows in data units, ``(n, *event) -> (n,)``, in nats; additive constants as trained."""
+        z = self.scaling.forward(x)
+        return torch.cat([self.density(part) for part in z.split(ROWS_AT_ONCE)])
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Unnormalised log-density in data units: minus the energy plus the scaling's constant; log Z is not in it."""
+        return self.scaling.log_det - self.energies(x)
+
+    def draw(self, n: int, rng: Generator, progress: Callable[[int], object] | None = None) -> Tensor:
+        """Draw ``n`` rows in data units.
+
+        Parameters
+        ----------
+        n
+            How many.
+        rng
+            The generator.
+        progress
+            Called now and then with a number of steps made.
+        """
+        return self.scaling.backward(self.draw_scaled(n, rng, progress))
+
+    def draw_scaled(self, n: int, rng: Generator, progress: Callable[[int], object] | None = None) -> Tensor:
+        """Draw ``n`` rows in model units."""
+        if n < 1:
+            raise OptionError(f"n counts the draws, 1 or more; got {n}.")
+        if not self.recipe.noise_conditional:
+            return self.chains(n, rng, progress=progress).x
+        start = self.base.sample(n, rng)
+        parts = [
+            anneal(self.energy, part, build_annealing(self.recipe), rng=rng, progress=progress)
+            for part in start.split(ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts)
+
+    def chains(
+        self,
+        n: int,
+        rng: Generator,
+        steps: int | None = None,
+        thin: int | None = None,
+        start: Tensor | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> Samples:
+        """Run chains on the density, from draws of the base resampled by their weights, with a tuned step size.
+
+        Parameters
+        ----------
+        n
+            Chains.
+        rng
+            The generator.
+        steps
+            After tuning; the recipe's when ``None``.
+        thin
+            Keep every ``thin``-th position.
+        start
+            Positions in model units, instead of resampled draws of the base.
+        progress
+            Called with the number of steps made.
+        """
+        energy, kernel = self.density, build_kernel(self.recipe)
+        start = resampled(energy, self.base, n, rng) if start is None else start
+        steps = self.recipe.sample_steps if steps is None else steps
+        begin = start
+        if not isinstance(kernel, ULA):
+            tuned = tune(energy, kernel, start, rng=rng, steps=min(200, steps))
+            kernel, begin = tuned.kernel, tuned.state
+        return sample(energy, kernel, begin, steps=steps, thin=thin, rng=rng, progress=progress or False)
+
+    def log_z(self, rng: Generator, draws: Tensor | None = None, temperatures: int | None = None) -> LogZ:
+        """Estimate log Z of `density`, in model units.
+
+        By quadrature in one and two dimensions; else by annealing there and back, where the upper bound takes the
+        model's own draws for exact ones.
+
+        Parameters
+        ----------
+        rng
+            The generator.
+        draws
+            Of the model in model units, ``(n, *event)``; drawn when ``None``.
+        temperatures
+            Of the annealing.
+        """
+        if self.recipe.shape in ((1,), (2,)):
+            return self.grid().log_z
+        draws = self.draw_scaled(256, rng) if draws is None else draws
+        path: EnergyPath | None = None
+        if self.recipe.noise_conditional:
+            levels = [self.recipe.sigma_max, self.recipe.sigma_min]
+            path = noise_levels(self.energy, levels, self.base, share=0.1)
+        return bracket(self.density, self.base, draws, rng=rng, path=path, temperatures=temperatures)
+
+    def grid(self, points: int = 400):  # noqa: ANN201
+        """Integrate a density of one or two dimensions over a box that holds it; see `gibbsian.quadrature`."""
+        reach = 2.0
+        while True:
+            try:
+                return quadrature(self.density, -reach, reach, points)
+            except ValueError:
+                if reach > 40.0:
+                    raise
+                reach *= 1.25
+
+
+@torch.no_grad()
+def resampled(energy: Energy, base: Tractable, n: int, rng: Generator, candidates: int = 32) -> Tensor:
+    """Draw from a base and resample by importance weights: starting points in the right proportions where it covers.
+
+    Parameters
+    ----------
+    energy
+        The density sought.
+    base
+        The proposal.
+    n
+        Points wanted.
+    candidates
+        Proposals per point; fewer, with replacement, in many dimensions would be copies, so none are resampled there.
+    rng
+        The generator.
+    """
+    if base.event_shape.numel() > 10:
+        return base.sample(n, rng)
+    x = base.sample(candidates * n, rng)
+    log_w = torch.cat([base(part) - energy(part) for part in x.split(ROWS_AT_ONCE)])
+    log_w = torch.where(torch.isfinite(log_w), log_w, -math.inf)
+    if not bool(torch.isfinite(log_w).any()):
+        raise DivergenceError("The energy is not finite at any draw of its base; the model is broken. Train it again.")
+    chosen = torch.multinomial((log_w - log_w.max()).double().exp(), n, replacement=True, generator=rng)
+    return x[chosen]
+
+
+def save_model(folder: str | Path, model: Model) -> Path:
+    """Write a model's folder; each file is replaced in one move, so that a failure leaves the old one.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    from safetensors.torch import save
+
+    home = Path(folder)
+    weights = {k: v.detach().cpu().contiguous().clone() for k, v in model.energy.state_dict().items()}
+    recipe = {"recipe": model.recipe.to_dict(), "scaling": model.scaling.to_dict()}
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        replace_file(home / WEIGHTS, save(weights))
+        replace_file(home / RECIPE, json.dumps(recipe, indent=2).encode())
+    except OSError as error:
+        raise StorageError(
+            f"The model could not be saved in {home}: {error}. Free some space or choose another folder; files that "
+            "were there before are intact."
+        ) from error
+    return home
+
+
+def load_model(folder: str | Path) -> Model:
+    """Rebuild a saved model.
+
+    Raises
+    ------
+    ModelFileError
+        If a file is missing, damaged, of a newer version, or does not fit the other.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    home = Path(folder)
+    parts = {}
+    for name in (RECIPE, WEIGHTS):
+        try:
+            parts[name] = (home / name).read_bytes()
+        except OSError as error:
+            there = "" if home.is_dir() else f" There is no folder {home}."
+            raise ModelFileError(
+                f"A saved model is a folder with {WEIGHTS} and {RECIPE}; {home / name} cannot be read "
+                f"({error.strerror}).{there} Train one: gibbsian train DATA --out {home}"
+            ) from error
+    try:
+        saved = json.loads(parts[RECIPE])
+        recipe, scaling = Recipe.from_dict(saved["recipe"]), Scaling.from_dict(saved["scaling"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ModelFileError(
+            f"{home / RECIPE} is damaged: {error}. Train the model again or restore the file."
+        ) from error
+    try:
+        weights = load(parts[WEIGHTS])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ModelFileError(
+            f"{home / WEIGHTS} is truncated or damaged: {error}. Restore it, or rebuild it from the run's checkpoints: "
+            "gibbsian train ... --resume."
+        ) from error
+    energy = build_energy(recipe)
+    _fit_weights(energy, weights, home)
+    return Model(energy, recipe, scaling)
+
+
+def _fit_weights(energy: Energy, weights: dict[str, Tensor], home: Path) -> None:
+    expected = energy.state_dict()
+    wrong = [
+        f"{name} has shape {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+        if name in weights
+        else f"{name} is missing"
+        for name, value in expected.items()
+        if name not in weights or weights[name].shape != value.shape
+    ]
+    wrong += [f"{name} is not part of the model" for name in weights if name not in expected]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ModelFileError(
+            f"The weights in {home / WEIGHTS} do not fit the recipe beside them: {'; '.join(wrong[:3])}{more}. The two "
+            "files come from different models."
+        )
+    energy.load_state_dict(weights)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place, flush it to the disk, and move it there in one step."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,322 @@
+"""Recipes: which energy, objective, sampler and settings suit which kind of data.
+
+A recipe is a frozen dataclass of plain values. The command line overrides it field by field, the estimator carries it,
+and a saved model is rebuilt from it. Its names become objects here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+import torch
+from torch import Tensor
+
+from gibbsian.annealing import Annealing
+from gibbsian.energies.base import Energy
+from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
+from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.tractable import Gaussian
+from gibbsian.errors import ModelFileError, OptionError, unknown_name
+from gibbsian.kernels.base import Kernel
+from gibbsian.kernels.hmc import HMC
+from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.objectives.base import Objective
+from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from gibbsian.objectives.denoising import DenoisingScoreMatching, LogNormal, MultiLevelDenoising
+from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
+from gibbsian.training.settings import TrainingSettings
+
+VERSION = 1
+"""Version of the recipe's format; a saved recipe of a later one is refused."""
+
+DataKind = Literal["image", "table", "binary"]
+EnergyName = Literal["noise-conditional", "mlp", "convolutional", "residual"]
+ObjectiveName = Literal["multi-level-denoising", "denoising", "noise-contrastive", "pcd", "cd"]
+KernelName = Literal["ula", "mala", "hmc"]
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that makes a model besides the data; lengths are in model units (see `gibbsian.data.Scaling`).
+
+    Each field's ``metadata["help"]`` says what it means; the command line prints it.
+
+    Raises
+    ------
+    OptionError
+        If a name is unknown (the nearest is suggested) or objective and energy do not fit.
+    """
+
+    kind: DataKind = _option("table", "What the rows are: image or table.")
+    shape: tuple[int, ...] = _option((2,), "Shape of one row.")
+    energy: EnergyName = _option("noise-conditional", "The network: noise-conditional, mlp, convolutional or residual.")
+    width: int = _option(256, "Hidden units per layer; feature maps of the first layer of a convolutional energy.")
+    depth: int = _option(3, "Residual blocks, hidden layers, or convolutional stages.")
+    frequencies: int = _option(0, "Octaves of Fourier features per coordinate; for few dimensions.")
+    local: int = _option(0, "One-dimensional terms per coordinate of a noise-conditional energy.")
+    gain: float = _option(
+        1.0, "How a noise-conditional energy grows as the noise vanishes: 1 images, 0 few dimensions."
+    )
+    spectral_norm: bool = _option(False, "Bound the slope of an mlp, convolutional or residual energy.")
+    base_scale: float = _option(1.3, "Standard deviation of the Gaussian base of an energy without noise levels.")
+    objective: ObjectiveName = _option(
+        "multi-level-denoising", "How it is fitted: multi-level-denoising, denoising, noise-contrastive, pcd or cd."
+    )
+    sigma_min: float = _option(0.05, "Lowest noise level; the model is of the data with this much noise.")
+    sigma_max: float = _option(8.0, "Highest noise level.")
+    sigma_mean: float = _option(-0.5, "Mean of the logarithm of the noise level in training.")
+    sigma_std: float = _option(1.0, "Standard deviation of the logarithm of the noise level in training.")
+    level_weight: float = _option(1.0, "Weight of fitting the energy's change from level to level.")
+    noise_ratio: int = _option(2, "Noise draws per row of data in noise contrastive estimation.")
+    kernel: KernelName = _option("mala", "How chains move in cd, pcd and sampling: ula, mala or hmc.")
+    step_size: float = _option(0.01, "The kernel's step size in training; sampling tunes its own for mala and hmc.")
+    chain_steps: int = _option(20, "Kernel steps per training step in cd and pcd.")
+    buffer_size: int = _option(4096, "Chains in pcd's replay buffer.")
+    restart: float = _option(0.05, "Part of pcd's chains that start anew at each round.")
+    energy_penalty: float = _option(0.0, "Weight of the squared energies in cd and pcd.")
+    data_noise: float = _option(0.0, "Noise added to the data in pcd.")
+    levels: int = _option(24, "Noise levels that sampling walks down.")
+    corrector_steps: int = _option(1, "Langevin steps at each of them.")
+    sample_steps: int = _option(500, "Chain steps of sampling an energy without noise levels.")
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    seed: int = _option(0, "Seed of everything random.")
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        for name, kind, known in (
+            ("energy", "energy", EnergyName),
+            ("objective", "objective", ObjectiveName),
+            ("kernel", "kernel", KernelName),
+        ):
+            if getattr(self, name) not in get_args(known):
+                raise unknown_name(kind, str(getattr(self, name)), get_args(known))
+        levels = self.energy == "noise-conditional"
+        if levels != (self.objective == "multi-level-denoising"):
+            fits = "multi-level-denoising" if levels else "denoising, noise-contrastive, pcd or cd"
+            raise OptionError(f"The {self.energy} energy is fitted by {fits}, not by {self.objective}.")
+        if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
+            raise OptionError(f"A {self.energy} energy is for images; these rows have shape {self.shape}. Use mlp.")
+
+    @property
+    def noise_conditional(self) -> bool:
+        """Whether the energy has noise levels."""
+        return self.energy == "noise-conditional"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(saved: Mapping[str, Any]) -> Recipe:
+        """Rebuild a saved recipe.
+
+        Raises
+        ------
+        ModelFileError
+            If it comes from a newer version, lacks what it needs, or holds unknown fields.
+        """
+        version = saved.get("version")
+        if not isinstance(version, int) or version > VERSION:
+            raise ModelFileError(
+                f"The recipe's version is {version!r}; this Gibbsian reads versions up to {VERSION}. "
+                "Upgrade Gibbsian (pip install --upgrade gibbsian) to load this model."
+            )
+        try:
+            training = TrainingSettings(**_tuples(saved["training"], TrainingSettings))
+            rest = {k: v for k, v in saved.items() if k != "training"}
+            return Recipe(**_tuples(rest, Recipe), training=training)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ModelFileError(
+                f"The recipe cannot be read: {error}. It was changed by hand or is damaged."
+            ) from error
+
+
+def choose(
+    kind: DataKind,
+    shape: tuple[int, ...],
+    rows: int,
+    overrides: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Choose the recipe for a kind and size of data, and override it field by field.
+
+    Images and wide tables get a noise-conditional energy fitted by denoising at many levels; tables of up to five
+    columns an mlp fitted by noise contrastive estimation against a Gaussian, which gets the masses of separate modes
+    right.
+
+    Parameters
+    ----------
+    kind
+        Of the data.
+    shape
+        Of one row.
+    rows
+        Of the training part.
+    overrides
+        Fields of `Recipe` or `gibbsian.training.TrainingSettings`, by name.
+
+    Raises
+    ------
+    OptionError
+        If a name is unknown, or the choice contradicts itself.
+    """
+    given = dict(overrides or {})
+    if kind == "binary":
+        raise OptionError(
+            "The data are zeros and ones, and no recipe for bits is there yet. To treat them as real numbers, load "
+            "them with kind='table' (--kind table) or kind='image' (--kind image)."
+        )
+    fields = {f.name for f in dataclasses.fields(Recipe)} - {"training", "kind", "shape", "version"}
+    settings = {f.name for f in dataclasses.fields(TrainingSettings)}
+    for name in given:
+        if name not in fields | settings:
+            raise unknown_name("option", name, fields | settings)
+    d = 1
+    for s in shape:
+        d *= s
+    objective = given.get("objective")
+    energy = given.get("energy")
+    if objective is None:
+        if energy is None:
+            objective = "noise-contrastive" if kind == "table" and d <= 5 else "multi-level-denoising"
+        else:
+            objective = "multi-level-denoising" if energy == "noise-conditional" else "pcd"
+    chosen, training = _defaults(objective, kind, d, rows)
+    chosen["objective"] = objective
+    chosen |= {k: v for k, v in given.items() if k in fields}
+    training |= {k: v for k, v in given.items() if k in settings}
+    return Recipe(kind=kind, shape=tuple(shape), training=TrainingSettings(**training), **chosen)
+
+
+def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings measured to work (benchmarks/digits.py, benchmarks/densities.py), by objective and kind."""
+    if objective == "multi-level-denoising":
+        recipe = {"energy": "noise-conditional", "width": 256, "depth": 3}
+        # An epoch more or less does not matter; small sets overfit long before large ones have been seen once.
+        steps = 1000 if rows < 5000 else 4000
+        training = {"steps": steps, "batch_size": 256, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.995}
+        if kind == "image":
+            return recipe | {"local": 16 if d <= 256 else 4, "sigma_mean": -0.5}, training
+        narrow = {"frequencies": 2 if d <= 5 else 0, "gain": 0.0 if d <= 5 else 0.5, "sigma_mean": -1.0}
+        return recipe | narrow | {"sigma_std": 1.2, "width": 128}, training
+    if objective == "noise-contrastive":
+        recipe = {"energy": "mlp", "width": 128, "depth": 3, "frequencies": 3 if d <= 5 else 0}
+        training = {"steps": 2500, "batch_size": 512, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.998}
+        return recipe | {"step_size": 0.05}, training
+    if kind == "image":
+        recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.002}
+        recipe |= {"base_scale": 0.7, "energy_penalty": 0.01, "data_noise": 0.05}
+        return recipe, {"steps": 1000, "learning_rate": 3e-4, "betas": (0.0, 0.999), "ema_decay": 0.99}
+    recipe = {"energy": "mlp", "width": 128, "depth": 3, "step_size": 0.02}
+    return recipe, {"steps": 2000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
+
+
+def build_energy(recipe: Recipe) -> Energy:
+    """Build the untrained energy; with a Gaussian base added where there are no noise levels."""
+    if recipe.noise_conditional:
+        return NoiseConditional(
+            recipe.shape, recipe.width, recipe.depth, recipe.frequencies, recipe.local, gain=recipe.gain
+        )
+    widths = tuple(recipe.width * 2**i for i in range(recipe.depth))
+    if recipe.energy == "mlp":
+        hidden = (recipe.width,) * recipe.depth
+        net: Energy = MLP(recipe.shape, hidden, recipe.frequencies, spectral_norm=recipe.spectral_norm)
+    elif recipe.energy == "convolutional":
+        net = ConvEnergy(recipe.shape, widths, spectral_norm=recipe.spectral_norm)
+    else:
+        net = ResidualEnergy(recipe.shape, widths, spectral_norm=recipe.spectral_norm)
+    return net + build_base(recipe)
+
+
+def build_base(recipe: Recipe) -> Gaussian:
+    """Build the Gaussian that an energy without noise levels contains, starts from and contrasts with."""
+    return Gaussian(recipe.shape, scale=recipe.base_scale)
+
+
+def build_objective(recipe: Recipe, data: Tensor) -> Objective:
+    """Build the objective.
+
+    Parameters
+    ----------
+    recipe
+        Names it.
+    data
+        Training rows in model units; the weight of the noise levels needs their spread.
+    """
+    if recipe.objective == "multi-level-denoising":
+        levels = LogNormal(recipe.sigma_mean, recipe.sigma_std, recipe.sigma_min, recipe.sigma_max)
+        spread = float((data - data.mean(0)).square().mean().sqrt())
+        return MultiLevelDenoising(levels, RelativeWeight(spread), recipe.level_weight)
+    if recipe.objective == "denoising":
+        return DenoisingScoreMatching(recipe.sigma_min)
+    if recipe.objective == "noise-contrastive":
+        return NoiseContrastiveEstimation(build_base(recipe), recipe.noise_ratio)
+    kernel, penalty = build_kernel(recipe), recipe.energy_penalty
+    if recipe.objective == "cd":
+        return ContrastiveDivergence(kernel, recipe.chain_steps, energy_penalty=penalty)
+    return PersistentContrastiveDivergence(
+        kernel,
+        build_base(recipe),
+        steps=recipe.chain_steps,
+        buffer_size=recipe.buffer_size,
+        restart=recipe.restart,
+        energy_penalty=penalty,
+        data_noise=recipe.data_noise,
+    )
+
+
+@dataclass(frozen=True)
+class RelativeWeight:
+    r"""The weight :math:`1 + \sigma^2 / s^2` of a noise level: no level is lost beside the others.
+
+    In denoiser units it is the weight of `Elucidating the design space of diffusion-based generative models (Karras et
+    al., 2022) <https://arxiv.org/abs/2206.00364>`_.
+
+    Parameters
+    ----------
+    scale
+        The data's overall standard deviation s.
+    """
+
+    scale: float
+
+    def __call__(self, sigma: Tensor) -> Tensor:
+        """Weights of levels, ``(n,)`` to ``(n,)``."""
+        return 1.0 + (sigma / self.scale).square()
+
+
+def build_kernel(recipe: Recipe) -> Kernel:
+    """Build the kernel of training chains."""
+    if recipe.kernel == "ula":
+        return ULA(recipe.step_size)
+    return MALA(recipe.step_size) if recipe.kernel == "mala" else HMC(recipe.step_size, leapfrog=5)
+
+
+def build_annealing(recipe: Recipe) -> Annealing:
+    """Build the walk down the noise levels by which a noise-conditional energy is sampled."""
+    return Annealing(recipe.sigma_max, recipe.sigma_min, recipe.levels, recipe.corrector_steps)
+
+
+def initial_weights(recipe: Recipe, data: Tensor) -> Energy:
+    """Build the energy with weights that depend on the seed alone, calibrated to data in model units."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        energy = build_energy(recipe)
+    if isinstance(energy, NoiseConditional):
+        energy.calibrate(data)
+    return energy
+
+
+def _tuples(saved: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """JSON has no tuples: turn lists back, and name the fields that do not exist."""
+    hints = get_type_hints(kind)
+    for name in saved:
+        if name not in hints:
+            raise TypeError(f"it has a field {name!r} that this version does not know")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
