@@ -41,7 +41,7 @@ def _plane(sets: dict[str, np.ndarray], names: list[str]) -> str:
         [
             figure(
                 f"{k[0].upper()}{k[1:]}, {_count(len(x))}",
-                pictures.scatter(f"scatter{i}", k, x, boxes, names),
+                pictures.scatter(f"scatter{i}", k, x, boxes, names, i),
                 captions.get(k, "The same axes, for comparison."),
             )
             for i, (k, x) in enumerate(sets.items())
@@ -64,7 +64,7 @@ def _table(sets: dict[str, np.ndarray], names: list[str]) -> str:
         kept = "" if d <= len(some) else f" The first {len(some)} of {d} columns are shown."
         body = figure(
             "Pairs of columns",
-            f'<div class="scroll" tabindex="0"><div style="min-width:{118 * len(some)}px">{picture}</div></div>',
+            f'<div class="scroll" tabindex="0" role="group" aria-label="Pair plot"><div style="min-width:{118 * len(some)}px">{picture}</div></div>',
             "Dots are data. The curves hold half and nine tenths of each set; the two colours should lie on each "
             f"other. Bad: one set's curves are wider, turned, or miss an island.{kept}",
             "pairs",

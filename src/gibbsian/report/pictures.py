@@ -103,7 +103,14 @@ def limits(sets: Sequence[np.ndarray], column: int, tail: float = 0.002) -> tupl
     return float(low - pad), float(high + pad)
 
 
-def scatter(name: str, label: str, x: np.ndarray, boxes: Sequence[tuple[float, float]], columns: Sequence[str]) -> str:
+def scatter(
+    name: str,
+    label: str,
+    x: np.ndarray,
+    boxes: Sequence[tuple[float, float]],
+    columns: Sequence[str],
+    place: int = 0,
+) -> str:
     """Draw one set of points in the plane, ``(n, 2)``, on axes that all sets share."""
     shown = spread_rows(x, POINTS)
 
@@ -113,7 +120,7 @@ def scatter(name: str, label: str, x: np.ndarray, boxes: Sequence[tuple[float, f
             shown[:, 0],
             shown[:, 1],
             s=5,
-            color=series_colour(label),
+            color=series_colour(label, place),
             alpha=_alpha(shown),
             linewidths=0,
             rasterized=True,

@@ -81,12 +81,12 @@ def _maps(content: ReportContent) -> str:
     drawn = drawn[np.isfinite(drawn).all(axis=1)] if drawn is not None and drawn.shape[1] == 2 else None
     bad = int((~np.isfinite(grid)).sum())
     said = f" {bad} grid points are not finite and left blank." if bad else ""
-    over = "" if drawn is None else " Samples (dots) should fill the dark valleys and nothing else."
+    over = "" if drawn is None else " Samples (dots) should fill the valleys and nothing else."
     figures = [
         figure(
             "Energy",
             pictures.energy_map("energymap", xs, ys, grid, drawn, names),
-            f"Darker is lower, down from 12 nats above the lowest point; lines every 2 nats.{over}{said}",
+            f"Stronger colour is lower energy, over the lowest 12 nats; lines every 2.{over}{said}",
         )
     ]
     model = pictures.boltzmann(xs, ys, grid)
