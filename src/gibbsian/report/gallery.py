@@ -62,9 +62,11 @@ def _table(sets: dict[str, np.ndarray], names: list[str]) -> str:
         first_two = dict(list(sets.items())[:2])
         picture = pictures.corner("corner", {k: x[:, : len(some)] for k, x in first_two.items()}, some)
         kept = "" if d <= len(some) else f" The first {len(some)} of {d} columns are shown."
+        wide = f'<div style="min-width:{118 * len(some)}px">{picture}</div>'
+        scrolled = f'<div class="scroll" tabindex="0" role="group" aria-label="Pair plot">{wide}</div>'
         body = figure(
             "Pairs of columns",
-            f'<div class="scroll" tabindex="0" role="group" aria-label="Pair plot"><div style="min-width:{118 * len(some)}px">{picture}</div></div>',
+            scrolled,
             "Dots are data. The curves hold half and nine tenths of each set; the two colours should lie on each "
             f"other. Bad: one set's curves are wider, turned, or miss an island.{kept}",
             "pairs",
