@@ -20,7 +20,9 @@ LAYERS = (
     {"sampling", "buffers", "diagnostics", "data"},
     {"objectives", "partition", "adaptation", "annealing"},
     {"bridges"},
-    {"recipes", "training"},
+    {"training"},
+    {"recipes"},
+    {"models"},
     {"estimator", "report", "applications"},
     {"cli", "__main__"},
 )

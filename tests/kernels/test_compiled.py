@@ -131,6 +131,7 @@ def test_tuning_compiles_once_and_sampling_goes_on_with_its_graph(graphs):
 def test_a_graph_goes_with_its_energy(graphs):
     energy = network()
     gb.sample(energy, gb.MALA(0.1), torch.zeros((2, 3)).double(), steps=4, rng=seeded(), compile=True)
+    gc.collect()
     kept, gone = len(compilation._cache), weakref.ref(energy)
     graphs()
     del energy
