@@ -67,7 +67,7 @@ def _table(sets: dict[str, np.ndarray], names: list[str]) -> str:
         body = figure(
             "Pairs of columns",
             scrolled,
-            f"Dots are {next(iter(first_two))}. Curves hold half and nine tenths of each set; the two should lie on each "
+            f"Dots are {next(iter(first_two))}. Curves hold half and nine tenths of each set; both should lie on each "
             f"other. Bad: one set's curves are wider, turned, or miss an island.{kept}",
             "pairs",
         )
