@@ -303,9 +303,11 @@ class TwoMoons(Tractable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Negative log-density."""
-        gap = (batch_rows(x, self.event_shape).unsqueeze(1) - self.nodes) / self.noise
+        first, second = batch_rows(x, self.event_shape).unsqueeze(2).unbind(1)
+        # Coordinate by coordinate, for the (n, nodes, 2) differences are several times slower to go through.
+        squared = (first - self.nodes[:, 0]).square() + (second - self.nodes[:, 1]).square()
         constant = _LOG_TWO_PI + 2.0 * self.noise.log()
-        return constant - torch.logsumexp(self.log_weights - 0.5 * gap.square().sum(2), dim=1)
+        return constant - torch.logsumexp(self.log_weights - squared * (0.5 / self.noise.square()), dim=1)
 
     def sample(self, n: int, rng: Generator) -> Tensor:
         """Draw ``n`` points."""
