@@ -39,7 +39,7 @@ def midpoints(low: float, high: float, cells: int) -> Tensor:
 def cell_masses(
     log_prob: Callable[[Tensor], Tensor], low: float, high: float, cells: int, inner: int = 10, chunk: int = 2_000
 ) -> Tensor:
-    """Mass of each of the ``cells`` x ``cells`` squares of a box, by the midpoint rule with ``inner``^2 points in each."""
+    """Mass of each of ``cells`` x ``cells`` squares of a box, by the midpoint rule with ``inner``^2 points in each."""
     x = midpoints(low, high, cells * inner)
     area = ((high - low) / (cells * inner)) ** 2
     points = torch.cartesian_prod(x, x)
