@@ -152,8 +152,10 @@ def _walk(
     moving = cast(Any, with_tensor_settings(kernel, x))
     log_h = float(moving.step_size.log()) if adapted else 0.0
     betas, sizes, stride = [0.0], [], 1.0
-    state = moving.init(path(x.new_zeros(())), x)
-    x, log_h = _move(path(x.new_zeros(())), moving, state.x, log_h, adapted, 4 * moves, rng)
+    start = path(x.new_zeros(()))
+    # From a first guess that may be orders of magnitude off: large corrections, then small ones.
+    for gain in (4.0, 1.0) if adapted else ():
+        x, log_h = _move(start, moving, x, log_h, gain, 4 * moves, rng)
     sizes.append(log_h)
     while betas[-1] < 1.0:
         if len(betas) > STAGES:
@@ -165,7 +167,7 @@ def _walk(
         stride = beta - betas[-1]
         betas.append(beta)
         x = x[_systematic(log_w, rng)]
-        x, log_h = _move(path(x.new_tensor(beta)), moving, x, log_h, adapted, moves, rng)
+        x, log_h = _move(path(x.new_tensor(beta)), moving, x, log_h, 1.0 if adapted else 0.0, moves, rng)
         sizes.append(log_h)
     return betas, sizes if adapted else []
 
@@ -216,16 +218,16 @@ def _systematic(log_w: Tensor, rng: Generator) -> Tensor:
 
 
 def _move(
-    energy: Any, moving: Any, x: Tensor, log_h: float, adapted: bool, steps: int, rng: Generator
+    energy: Any, moving: Any, x: Tensor, log_h: float, gain: float, steps: int, rng: Generator
 ) -> tuple[Tensor, float]:
-    """Make some kernel steps, the step size following the acceptance."""
+    """Make some kernel steps; the step size follows the acceptance with some gain, 0 to leave it."""
     state = moving.init(energy, x)
     for _ in range(steps):
-        kernel = with_step_size(moving, x.new_tensor(math.exp(log_h))) if adapted else moving
+        kernel = with_step_size(moving, x.new_tensor(math.exp(log_h))) if gain else moving
         noise = kernel.noise(state, 1, rng)
         state, info = kernel.step(energy, state, tuple(z[0] for z in noise))
-        if adapted:
-            log_h += float(info.acceptance.mean()) - moving.target_acceptance
+        if gain:
+            log_h += gain * (float(info.acceptance.mean()) - moving.target_acceptance)
     return state.x, log_h
 
 
