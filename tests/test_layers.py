@@ -24,6 +24,7 @@ LAYERS = (
     {"recipes"},
     {"models"},
     {"estimator", "report", "applications"},
+    {"evaluation"},
     {"cli", "__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -1,0 +1,408 @@
+"""What a trained model is worth: log Z, held-out log-likelihood, sample quality beside baselines, and the report.
+
+Everything here is computed from a `gibbsian.models.Model` and a `gibbsian.data.Dataset`, in the data's own units, and is
+kept as plain numbers in ``evaluation.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.data.dataset import Dataset
+from gibbsian.diagnostics.chains import effective_sample_size, split_r_hat
+from gibbsian.diagnostics.detection import auroc
+from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
+from gibbsian.errors import GibbsianError
+from gibbsian.kernels.hmc import HMC
+from gibbsian.models import Model, replace_file
+from gibbsian.partition.base import LogZ
+from gibbsian.report import ChainSummary, LikelihoodSummary, LogZSummary, QualityTable, ReportContent, write_report
+from gibbsian.report.content import FLOOR
+from gibbsian.sampling import sample
+
+EVALUATION, SAMPLES, REPORT = "evaluation.json", "samples.npy", "report.html"
+ROWS = 2000
+"""Rows of each set that distances are computed from, at most."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Numbers about a model, each with its error.
+
+    Attributes
+    ----------
+    log_z
+        Of the density in model units.
+    log_likelihood
+        Mean log-density of the training and of the held-out rows, in nats per row in data units.
+    quality
+        Name of a set of points to measure to estimate.
+    detection
+        Out-of-distribution set to AUROC.
+    memorisation
+        Distances to the nearest training row: samples, held-out rows, and their ratio.
+    chains
+        R-hat, effective size and acceptance of chains started at the samples.
+    notes
+        What to keep in mind.
+    """
+
+    log_z: LogZSummary | None = None
+    log_likelihood: dict[str, Estimate] = field(default_factory=dict)
+    quality: dict[str, dict[str, Estimate]] = field(default_factory=dict)
+    detection: dict[str, Estimate] = field(default_factory=dict)
+    memorisation: dict[str, Estimate] = field(default_factory=dict)
+    chains: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, fit for JSON; an estimate is a list of value and standard error."""
+        log_z = None if self.log_z is None else {**self.log_z.__dict__}
+        return {**self.__dict__, "log_z": log_z, "notes": list(self.notes)}
+
+    @staticmethod
+    def from_dict(saved: Mapping[str, Any]) -> Evaluation:
+        """Rebuild what `to_dict` gave."""
+
+        def estimates(part: Mapping[str, Any]) -> dict[str, Estimate]:
+            return {k: Estimate(*v) for k, v in part.items()}
+
+        return Evaluation(
+            None if saved["log_z"] is None else LogZSummary(**saved["log_z"]),
+            estimates(saved["log_likelihood"]),
+            {k: estimates(v) for k, v in saved["quality"].items()},
+            estimates(saved["detection"]),
+            estimates(saved["memorisation"]),
+            dict(saved["chains"]),
+            tuple(saved["notes"]),
+        )
+
+
+def evaluate(model: Model, dataset: Dataset, samples: Tensor, rng: Generator, say: Say = lambda _: None) -> Evaluation:
+    """Measure a model against the data set it was trained on.
+
+    Parameters
+    ----------
+    model
+        Trained.
+    dataset
+        With its held-out rows; without any, the training rows stand in and a note says so.
+    samples
+        Draws of the model in data units, ``(n, *event)``.
+    rng
+        The generator.
+    say
+        Called with a line before each part.
+    """
+    notes: list[str] = []
+    held_out = dataset.held_out
+    if len(held_out) < 10:
+        notes.append("There are too few held-out rows: the training rows stand in, so nothing here shows overfitting.")
+        held_out = dataset.train
+    say("log Z")
+    log_z = estimate_log_z(model, samples, rng, notes)
+    likelihood = {}
+    if log_z is not None:
+        likelihood = {
+            "training": log_likelihood(model, dataset.train, log_z, rng),
+            "held-out": log_likelihood(model, held_out, log_z, rng),
+        }
+    say("sample quality beside baselines")
+    near = memorisation(*(flat(cut(x, rng)) for x in (samples, dataset.train, held_out)))
+    quality = compare(model, dataset, held_out, samples, rng)
+    say("out-of-distribution detection and chains")
+    return Evaluation(
+        log_z,
+        likelihood,
+        quality,
+        detect(model, held_out, rng),
+        {"samples": near.samples, "held-out": near.held_out, "ratio": near.ratio},
+        chain_summary(model, samples, rng, notes),
+        tuple(notes),
+    )
+
+
+def estimate_log_z(model: Model, samples: Tensor, rng: Generator, notes: list[str]) -> LogZSummary | None:
+    """Estimate log Z; when it cannot be estimated, a note says why."""
+    draws = model.scaling.forward(samples[:256])
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            estimate: LogZ = model.log_z(rng, draws)
+    except GibbsianError as error:
+        notes.append(f"log Z could not be estimated: {error}")
+        return None
+    notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    exact = model.recipe.shape in ((1,), (2,))
+    method = "quadrature" if exact else "annealed importance sampling, forward and reverse"
+    note = "" if exact else "The upper bound takes the model's own draws for exact ones."
+    if float(estimate.lower) > float(estimate.upper):
+        note += " The bounds cross: the draws are not the model's own, or the annealing was too fast."
+    value, stderr, lower, upper, ess = (float(v) for v in estimate[:5])
+    return LogZSummary(value, stderr, lower, upper, ess, method, note)
+
+
+def log_likelihood(model: Model, rows: Tensor, log_z: LogZSummary, rng: Generator) -> Estimate:
+    """Mean log-density of rows in data units; a noise-conditional model's rows get its lowest level of noise first."""
+    z = model.scaling.forward(rows)
+    if model.recipe.noise_conditional:
+        z = z + model.recipe.sigma_min * torch.randn(z.shape, generator=rng, dtype=z.dtype)
+    values = model.log_density(model.scaling.backward(z)).double() - log_z.value
+    spread = float(values.std()) / len(values) ** 0.5
+    return Estimate(float(values.mean()), float(np.hypot(spread, log_z.stderr)))
+
+
+def compare(
+    model: Model, dataset: Dataset, held_out: Tensor, samples: Tensor, rng: Generator
+) -> dict[str, dict[str, Estimate]]:
+    """Distances of the samples, of simple baselines and of the training rows to the held-out rows."""
+    sets = {"model": samples, **baselines(dataset.train, len(samples), rng), FLOOR: dataset.train}
+    reference = flat(cut(held_out, rng))
+    features = classifier_features(dataset)
+    table = {}
+    for name, rows in sets.items():
+        points = flat(cut(rows, rng))
+        row = {
+            "energy distance": energy_distance(points, reference),
+            "classifier accuracy": classifier_test(points, reference, rng=rng),
+        }
+        if features is not None:
+            row["Fréchet distance"] = frechet_distance(features(points), features(reference))
+        table[name] = row
+    return table
+
+
+def baselines(train: Tensor, n: int, rng: Generator) -> dict[str, Tensor]:
+    """Draws of a Gaussian and of a Gaussian mixture (components by BIC) fitted to the training rows."""
+    from sklearn.decomposition import PCA
+    from sklearn.mixture import GaussianMixture
+
+    x = flat(cut(train, rng)).double().numpy()
+    seed = int(torch.randint(2**31 - 1, (), generator=rng))
+    # Full covariances need more rows than columns; beyond that, the leading directions carry the baseline.
+    reduce = PCA(min(64, len(x) - 1), random_state=seed).fit(x) if x.shape[1] > 64 else None
+    y = x if reduce is None else reduce.transform(x)
+    ridge = 1e-3 * float(y.var(0).mean()) + 1e-9
+    fits = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for k in (1, 2, 4, 8, 16, 32):
+            for shape in ("full", "diag"):
+                if k * 3 < len(y):
+                    mixture = GaussianMixture(k, covariance_type=shape, reg_covar=ridge, max_iter=50, random_state=seed)
+                    fits.append(mixture.fit(y))
+    best = min(fits, key=lambda m: m.bic(y))
+    chosen = {"Gaussian": fits[0], f"Gaussian mixture ({best.n_components}, {best.covariance_type})": best}
+    draws = {}
+    for name, mixture in chosen.items():
+        rows = mixture.sample(n)[0]
+        rows = rows if reduce is None else reduce.inverse_transform(rows)
+        draws[name] = torch.as_tensor(rows[np.random.default_rng(seed).permutation(n)], dtype=torch.float32).reshape(
+            n, *train.shape[1:]
+        )
+    return draws
+
+
+def classifier_features(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
+    """Last hidden layer of a small classifier trained on the labelled training rows, or ``None`` without labels."""
+    if dataset.labels is None or dataset.kind != "image":
+        return None
+    from sklearn.neural_network import MLPClassifier
+
+    low, high = dataset.value_range or (float(dataset.train.min()), float(dataset.train.max()))
+    x = (flat(dataset.train)[:10000] - low) / (high - low)
+    net = MLPClassifier((128, 32), max_iter=200, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net.fit(x.numpy(), dataset.labels[:10000].numpy())
+
+    def features(rows: Tensor) -> Tensor:
+        h = (rows.numpy() - low) / (high - low)
+        for weight, offset in list(zip(net.coefs_, net.intercepts_))[:2]:
+            h = np.maximum(h @ weight + offset, 0.0)
+        return torch.as_tensor(h)
+
+    return features
+
+
+def strangers(rows: Tensor, rng: Generator, image: bool) -> dict[str, Tensor]:
+    """Rows that are not of the data's kind, made from it: uniform noise, shuffled coordinates, inverted pictures."""
+    low, high = rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)
+    if image:
+        low, high = low.min(), high.max()
+    noise = low + (high - low) * torch.rand(rows.shape, generator=rng)
+    made = {"uniform noise": noise}
+    if rows[0].numel() > 2:
+        order = torch.rand((len(rows), rows[0].numel()), generator=rng).argsort(1)
+        made["shuffled pixels" if image else "shuffled columns"] = (
+            flat(rows).gather(1, order).reshape(rows.shape) if image else shuffled_columns(rows, rng)
+        )
+    if image:
+        made["inverted"] = low + high - rows
+    return made
+
+
+def shuffled_columns(rows: Tensor, rng: Generator) -> Tensor:
+    """Permute each column on its own: the marginals stay, what ties the columns together goes."""
+    order = torch.rand(rows.shape, generator=rng).argsort(0)
+    return rows.gather(0, order)
+
+
+def detect(model: Model, held_out: Tensor, rng: Generator) -> dict[str, Estimate]:
+    """AUROC of the energy at telling held-out rows from strangers."""
+    rows = cut(held_out, rng)
+    inside = model.energies(rows)
+    return {
+        name: auroc(inside, model.energies(other), rng=rng)
+        for name, other in strangers(rows, rng, model.recipe.kind == "image").items()
+    }
+
+
+def chain_summary(model: Model, samples: Tensor, rng: Generator, notes: list[str]) -> dict[str, Any]:
+    """Run exact chains from the samples: if the energy drifts, the samples were not the model's own."""
+    start = model.scaling.forward(samples[:64])
+    try:
+        if model.recipe.noise_conditional:
+            from gibbsian.adaptation import tune
+
+            tuned = tune(model.density, HMC(0.5 * model.recipe.sigma_min, leapfrog=5), start, rng=rng, steps=40)
+            made = sample(model.density, tuned.kernel, start, steps=200, thin=2, rng=rng)
+        else:
+            made = model.chains(len(start), rng, steps=200, thin=2, start=start)
+    except GibbsianError as error:
+        notes.append(f"Chains from the samples could not be run: {error}")
+        return {}
+    assert made.draws is not None
+    with torch.no_grad():
+        trace = torch.stack([model.density(x) for x in made.draws])
+    return {
+        "kernel": str(made.kernel),
+        "acceptance": float(made.acceptance.mean()),
+        "nonfinite": int(made.nonfinite.sum()),
+        "r_hat": float(split_r_hat(trace)),
+        "ess": float(effective_sample_size(trace)),
+        "draws": trace.numel(),
+        "energy_trace": trace[:, :16].tolist(),
+    }
+
+
+def cut(rows: Tensor, rng: Generator, most: int = ROWS) -> Tensor:
+    """At most so many rows, chosen at random."""
+    return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=rng)[:most]]
+
+
+def flat(rows: Tensor) -> Tensor:
+    """Rows as vectors."""
+    return rows.flatten(1)
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, samples: Tensor) -> None:
+    """Keep the numbers and the samples in the run's folder."""
+    replace_file(folder / EVALUATION, json.dumps(evaluation.to_dict(), indent=1).encode())
+    from io import BytesIO
+
+    held = BytesIO()
+    np.save(held, samples.numpy())
+    replace_file(folder / SAMPLES, held.getvalue())
+
+
+def build_report(
+    folder: Path,
+    model: Model,
+    dataset: Dataset,
+    samples: Tensor,
+    evaluation: Evaluation,
+    metrics: Sequence[Mapping[str, Any]],
+    rng: Generator,
+    command: str = "",
+    seconds: float | None = None,
+) -> Path:
+    """Write ``report.html`` into a run's folder."""
+    chains = evaluation.chains
+    likelihood = evaluation.log_likelihood
+    unit = "nats per row, data units"
+    if model.recipe.noise_conditional:
+        unit += f", rows with noise of sigma {model.recipe.sigma_min:g} (model units)"
+    content = ReportContent(
+        title=f"{dataset.name}: an energy-based model",
+        kind="image" if model.recipe.kind == "image" else "table",
+        event_shape=model.recipe.shape,
+        columns=dataset.columns,
+        data_name=dataset.name,
+        recipe=model.recipe.to_dict(),
+        command=command,
+        versions=versions(),
+        seed=model.recipe.seed,
+        seconds=seconds,
+        train=dataset.train.numpy(),
+        held_out=dataset.held_out.numpy(),
+        samples=samples.numpy(),
+        metrics=metrics,
+        events=[m for m in metrics if "event" in m],
+        energies=energy_sets(model, dataset, samples, rng),
+        **energy_map(model, dataset),
+        chains=None
+        if not chains
+        else ChainSummary(
+            np.asarray(chains["energy_trace"]),
+            chains["acceptance"],
+            chains["r_hat"],
+            chains["ess"],
+            chains["kernel"],
+            chains["nonfinite"],
+        ),
+        log_z=() if evaluation.log_z is None else evaluation.log_z,
+        log_likelihood=LikelihoodSummary(likelihood["training"], likelihood["held-out"], unit) if likelihood else None,
+        quality=QualityTable(evaluation.quality, {"classifier accuracy": 0.5}),
+        detection={k: {"AUROC": v} for k, v in evaluation.detection.items()},
+        notes=[*dataset.notes, *evaluation.notes],
+    )
+    return write_report(folder / REPORT, content)
+
+
+def energy_sets(model: Model, dataset: Dataset, samples: Tensor, rng: Generator) -> dict[str, np.ndarray]:
+    """Energies of training rows, held-out rows, samples and uniform noise, for the histogram."""
+    noise = strangers(cut(dataset.train, rng), rng, model.recipe.kind == "image")["uniform noise"]
+    sets = {"training": dataset.train, "held-out": dataset.held_out, "samples": samples, "noise": noise}
+    return {name: model.energies(cut(rows, rng)).numpy() for name, rows in sets.items() if len(rows)}
+
+
+def energy_map(model: Model, dataset: Dataset, points: int = 160) -> dict[str, Any]:
+    """The energy on a grid over two-dimensional data, and the true density where it is known."""
+    if model.recipe.shape != (2,):
+        return {}
+    low, high = dataset.train.amin(0), dataset.train.amax(0)
+    margin = 0.15 * (high - low)
+    xs, ys = (torch.linspace(float(low[i] - margin[i]), float(high[i] + margin[i]), points) for i in (0, 1))
+    grid = torch.cartesian_prod(xs, ys)
+    values = model.energies(grid).reshape(points, points).T
+    made: dict[str, Any] = {"energy_map": (xs.numpy(), ys.numpy(), values.numpy())}
+    if dataset.truth is not None:
+        with torch.no_grad():
+            made["true_density"] = (-dataset.truth(grid)).exp().reshape(points, points).T.numpy()
+    return made
+
+
+def versions() -> dict[str, str]:
+    """Versions of what ran."""
+    import gibbsian
+
+    return {
+        "gibbsian": gibbsian.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
