@@ -1,7 +1,7 @@
 """What a trained model is worth: log Z, held-out log-likelihood, sample quality beside baselines, and the report.
 
-Everything here is computed from a `gibbsian.models.Model` and a `gibbsian.data.Dataset`, in the data's own units, and is
-kept as plain numbers in ``evaluation.json``.
+Everything here is computed from a `gibbsian.models.Model` and a `gibbsian.data.Dataset`, in the data's own units, and
+is kept as plain numbers in ``evaluation.json``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from gibbsian.diagnostics.detection import auroc
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
 from gibbsian.errors import GibbsianError
-from gibbsian.kernels.hmc import HMC
 from gibbsian.models import Model, replace_file
 from gibbsian.partition.base import LogZ
 from gibbsian.report import ChainSummary, LikelihoodSummary, LogZSummary, QualityTable, ReportContent, write_report
 from gibbsian.report.content import FLOOR
-from gibbsian.sampling import sample
 
 EVALUATION, SAMPLES, REPORT = "evaluation.json", "samples.npy", "report.html"
 ROWS = 2000
@@ -113,7 +111,7 @@ def evaluate(model: Model, dataset: Dataset, samples: Tensor, rng: Generator, sa
         notes.append("There are too few held-out rows: the training rows stand in, so nothing here shows overfitting.")
         held_out = dataset.train
     say("log Z")
-    log_z = estimate_log_z(model, samples, rng, notes)
+    log_z = estimate_log_z(model, rng, notes)
     likelihood = {}
     if log_z is not None:
         likelihood = {
@@ -135,13 +133,12 @@ def evaluate(model: Model, dataset: Dataset, samples: Tensor, rng: Generator, sa
     )
 
 
-def estimate_log_z(model: Model, samples: Tensor, rng: Generator, notes: list[str]) -> LogZSummary | None:
+def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummary | None:
     """Estimate log Z; when it cannot be estimated, a note says why."""
-    draws = model.scaling.forward(samples[:256])
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            estimate: LogZ = model.log_z(rng, draws)
+            estimate: LogZ = model.log_z(rng)
     except GibbsianError as error:
         notes.append(f"log Z could not be estimated: {error}")
         return None
@@ -156,10 +153,10 @@ def estimate_log_z(model: Model, samples: Tensor, rng: Generator, notes: list[st
 
 
 def log_likelihood(model: Model, rows: Tensor, log_z: LogZSummary, rng: Generator) -> Estimate:
-    """Mean log-density of rows in data units; a noise-conditional model's rows get its lowest level of noise first."""
+    """Mean log-density of rows in data units; a noise-conditional model's rows get its noise first."""
     z = model.scaling.forward(rows)
     if model.recipe.noise_conditional:
-        z = z + model.recipe.sigma_min * torch.randn(z.shape, generator=rng, dtype=z.dtype)
+        z = z + model.recipe.sigma_density * torch.randn(z.shape, generator=rng, dtype=z.dtype)
     values = model.log_density(model.scaling.backward(z)).double() - log_z.value
     spread = float(values.std()) / len(values) ** 0.5
     return Estimate(float(values.mean()), float(np.hypot(spread, log_z.stderr)))
@@ -272,16 +269,12 @@ def detect(model: Model, held_out: Tensor, rng: Generator) -> dict[str, Estimate
 
 
 def chain_summary(model: Model, samples: Tensor, rng: Generator, notes: list[str]) -> dict[str, Any]:
-    """Run exact chains from the samples: if the energy drifts, the samples were not the model's own."""
-    start = model.scaling.forward(samples[:64])
+    """Run exact chains from the model's draws: if the energy drifts, the draws were not the model's own."""
     try:
         if model.recipe.noise_conditional:
-            from gibbsian.adaptation import tune
-
-            tuned = tune(model.density, HMC(0.5 * model.recipe.sigma_min, leapfrog=5), start, rng=rng, steps=40)
-            made = sample(model.density, tuned.kernel, start, steps=200, thin=2, rng=rng)
+            made = model.exact_chains(64, rng, steps=200, thin=2)
         else:
-            made = model.chains(len(start), rng, steps=200, thin=2, start=start)
+            made = model.chains(64, rng, steps=200, thin=2, start=model.scaling.forward(samples[:64]))
     except GibbsianError as error:
         notes.append(f"Chains from the samples could not be run: {error}")
         return {}
@@ -335,7 +328,7 @@ def build_report(
     likelihood = evaluation.log_likelihood
     unit = "nats per row, data units"
     if model.recipe.noise_conditional:
-        unit += f", rows with noise of sigma {model.recipe.sigma_min:g} (model units)"
+        unit += f", rows with noise of sigma {model.recipe.sigma_density:g} (model units)"
     content = ReportContent(
         title=f"{dataset.name}: an energy-based model",
         kind="image" if model.recipe.kind == "image" else "table",

@@ -5,6 +5,7 @@ A saved model is a folder of ``model.safetensors`` and ``recipe.json``; no pickl
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
+from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import ULA
 from gibbsian.partition.base import LogZ
 from gibbsian.partition.bracket import bracket
@@ -56,8 +58,8 @@ class Model:
 
     @property
     def density(self) -> Energy:
-        """The energy in model units, at its lowest noise level where it has levels."""
-        return self.energy.given(sigma=self.recipe.sigma_min) if self.recipe.noise_conditional else self.energy
+        """The energy in model units, at the noise level ``sigma_density`` where it has levels."""
+        return self.energy.given(sigma=self.recipe.sigma_density) if self.recipe.noise_conditional else self.energy
 
     @property
     def base(self) -> Gaussian:
@@ -90,17 +92,23 @@ class Model:
         """
         return self.scaling.backward(self.draw_scaled(n, rng, progress))
 
-    def draw_scaled(self, n: int, rng: Generator, progress: Callable[[int], object] | None = None) -> Tensor:
-        """Draw ``n`` rows in model units."""
+    def draw_scaled(
+        self,
+        n: int,
+        rng: Generator,
+        progress: Callable[[int], object] | None = None,
+        sigma: float | None = None,
+    ) -> Tensor:
+        """Draw ``n`` rows in model units, at the noise level ``sigma`` (``sigma_min`` when ``None``)."""
         if n < 1:
             raise OptionError(f"n counts the draws, 1 or more; got {n}.")
         if not self.recipe.noise_conditional:
             return self.chains(n, rng, progress=progress).x
         start = self.base.sample(n, rng)
-        parts = [
-            anneal(self.energy, part, build_annealing(self.recipe), rng=rng, progress=progress)
-            for part in start.split(ROWS_AT_ONCE)
-        ]
+        annealing = build_annealing(self.recipe)
+        if sigma is not None:
+            annealing = dataclasses.replace(annealing, sigma_min=sigma)
+        parts = [anneal(self.energy, part, annealing, rng=rng, progress=progress) for part in start.split(ROWS_AT_ONCE)]
         return torch.cat(parts)
 
     def chains(
@@ -138,29 +146,38 @@ class Model:
             kernel, begin = tuned.kernel, tuned.state
         return sample(energy, kernel, begin, steps=steps, thin=thin, rng=rng, progress=progress or False)
 
-    def log_z(self, rng: Generator, draws: Tensor | None = None, temperatures: int | None = None) -> LogZ:
+    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int = 256) -> LogZ:
         """Estimate log Z of `density`, in model units.
 
-        By quadrature in one and two dimensions; else by annealing there and back, where the upper bound takes the
-        model's own draws for exact ones.
+        By quadrature in one and two dimensions; else by annealing there and back, where the upper bound takes for exact
+        draws the model's own, after exact chains from them.
 
         Parameters
         ----------
         rng
             The generator.
-        draws
-            Of the model in model units, ``(n, *event)``; drawn when ``None``.
         temperatures
             Of the annealing.
+        chains
+            Of the annealing, each way.
         """
         if self.recipe.shape in ((1,), (2,)):
             return self.grid().log_z
-        draws = self.draw_scaled(256, rng) if draws is None else draws
         path: EnergyPath | None = None
         if self.recipe.noise_conditional:
-            levels = [self.recipe.sigma_max, self.recipe.sigma_min]
-            path = noise_levels(self.energy, levels, self.base, share=0.1)
+            levels = [self.recipe.sigma_max, self.recipe.sigma_density]
+            path = noise_levels(self.energy, levels, self.base, share=0.02)
+            temperatures = 400 if temperatures is None else temperatures
+        draws = self.exact_chains(chains, rng, steps=50).x
         return bracket(self.density, self.base, draws, rng=rng, path=path, temperatures=temperatures)
+
+    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
+        """Run chains that leave `density` invariant, from the model's own draws."""
+        if not self.recipe.noise_conditional:
+            return self.chains(n, rng, thin=thin)
+        start = self.draw_scaled(n, rng, sigma=self.recipe.sigma_density)
+        tuned = tune(self.density, HMC(0.5 * self.recipe.sigma_density, leapfrog=5), start, rng=rng, steps=40)
+        return sample(self.density, tuned.kernel, tuned.state, steps=steps, thin=thin, rng=rng)
 
     def grid(self, points: int = 400):  # noqa: ANN201
         """Integrate a density of one or two dimensions over a box that holds it; see `gibbsian.quadrature`."""

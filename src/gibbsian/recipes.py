@@ -69,11 +69,12 @@ class Recipe:
     objective: ObjectiveName = _option(
         "multi-level-denoising", "How it is fitted: multi-level-denoising, denoising, noise-contrastive, pcd or cd."
     )
-    sigma_min: float = _option(0.05, "Lowest noise level; the model is of the data with this much noise.")
+    sigma_min: float = _option(0.05, "Lowest noise level; draws are of the data with this much noise.")
     sigma_max: float = _option(8.0, "Highest noise level.")
-    sigma_mean: float = _option(-0.5, "Mean of the logarithm of the noise level in training.")
-    sigma_std: float = _option(1.0, "Standard deviation of the logarithm of the noise level in training.")
-    level_weight: float = _option(1.0, "Weight of fitting the energy's change from level to level.")
+    sigma_density: float = _option(0.05, "Noise level whose density scores and log Z are about, sigma_min or more.")
+    sigma_mean: float = _option(-0.8, "Mean of the logarithm of the noise level in training.")
+    sigma_std: float = _option(1.3, "Standard deviation of the logarithm of the noise level in training.")
+    level_weight: float = _option(0.3, "Weight of fitting the energy's change from level to level.")
     noise_ratio: int = _option(2, "Noise draws per row of data in noise contrastive estimation.")
     kernel: KernelName = _option("mala", "How chains move in cd, pcd and sampling: ula, mala or hmc.")
     step_size: float = _option(0.01, "The kernel's step size in training; sampling tunes its own for mala and hmc.")
@@ -82,7 +83,7 @@ class Recipe:
     restart: float = _option(0.05, "Part of pcd's chains that start anew at each round.")
     energy_penalty: float = _option(0.0, "Weight of the squared energies in cd and pcd.")
     data_noise: float = _option(0.0, "Noise added to the data in pcd.")
-    levels: int = _option(24, "Noise levels that sampling walks down.")
+    levels: int = _option(16, "Noise levels that sampling walks down.")
     corrector_steps: int = _option(1, "Langevin steps at each of them.")
     sample_steps: int = _option(500, "Chain steps of sampling an energy without noise levels.")
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -101,6 +102,11 @@ class Recipe:
         if levels != (self.objective == "multi-level-denoising"):
             fits = "multi-level-denoising" if levels else "denoising, noise-contrastive, pcd or cd"
             raise OptionError(f"The {self.energy} energy is fitted by {fits}, not by {self.objective}.")
+        if levels and not 0 < self.sigma_min <= self.sigma_density < self.sigma_max:
+            raise OptionError(
+                "Noise levels need 0 < sigma_min <= sigma_density < sigma_max; got "
+                f"{self.sigma_min}, {self.sigma_density}, {self.sigma_max}."
+            )
         if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
             raise OptionError(f"A {self.energy} energy is for images; these rows have shape {self.shape}. Use mlp.")
 
@@ -200,11 +206,13 @@ def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[s
         recipe = {"energy": "noise-conditional", "width": 256, "depth": 3}
         # An epoch more or less does not matter; small sets overfit long before large ones have been seen once.
         steps = 1000 if rows < 5000 else 4000
-        training = {"steps": steps, "batch_size": 256, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.995}
+        training = {"steps": steps, "batch_size": 256, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.998}
+        training |= {"warmup_steps": 200, "final_learning_rate_factor": 0.0}
         if kind == "image":
-            return recipe | {"local": 16 if d <= 256 else 4, "sigma_mean": -0.5}, training
+            # Grey values come in steps: a density of them means something only with noise well above a step.
+            return recipe | {"local": 16 if d <= 256 else 4, "sigma_density": 0.2}, training
         narrow = {"frequencies": 2 if d <= 5 else 0, "gain": 0.0 if d <= 5 else 0.5, "sigma_mean": -1.0}
-        return recipe | narrow | {"sigma_std": 1.2, "width": 128}, training
+        return recipe | narrow | {"width": 128}, training
     if objective == "noise-contrastive":
         recipe = {"energy": "mlp", "width": 128, "depth": 3, "frequencies": 3 if d <= 5 else 0}
         training = {"steps": 2500, "batch_size": 512, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.998}

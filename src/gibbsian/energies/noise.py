@@ -27,13 +27,15 @@ class NoiseConditional(Energy):
 
     .. math::
 
-        E(x, \sigma) = \frac{|x - \mu|^2}{2 (s^2 + \sigma^2)} - a \left(1 + \frac{s^2}{\sigma^2}\right)^{\gamma / 2}
+        E(x, \sigma) = \frac{|x - \mu|^2}{2 (s^2 + \sigma^2)} + \frac{d}{2} \log 2 \pi (s^2 + \sigma^2)
+            - \left(1 + \frac{s^2}{\sigma^2}\right)^{\gamma / 2}
             h\!\left(\frac{x - \mu}{\sqrt{s^2 + \sigma^2}}, \log \sigma\right).
 
-    The first term is the energy of Gaussian data under noise, exact as :math:`\sigma \to \infty`; the network h adds
-    what the data have besides. The factor in front of h grows like :math:`\sigma^{-\gamma}`: with :math:`\gamma = 1`
-    the score keeps its relative precision as the noise vanishes, which data near a manifold need (images); with
-    :math:`\gamma = 0` the energy stays as smooth as the network, which suits densities in few dimensions.
+    The first two terms are the energy of Gaussian data under noise, normalised, and exact as :math:`\sigma \to
+    \infty`; the network h adds what the data have besides. The factor in front of h grows like
+    :math:`\sigma^{-\gamma}`: with :math:`\gamma = 1` the score keeps its relative precision as the noise vanishes,
+    which data near a manifold need (images); with :math:`\gamma = 0` the energy stays as smooth as the network, which
+    suits densities in few dimensions.
 
     The preconditioning follows `Elucidating the design space of diffusion-based generative models (Karras et al.,
     2022) <https://arxiv.org/abs/2206.00364>`_; a scalar energy instead of a score, `Should EBMs model the energy or the
@@ -129,7 +131,8 @@ class NoiseConditional(Energy):
         phase = sigma.log().unsqueeze(1) * self.embedding
         level = torch.cat((phase.sin(), phase.cos()), 1)
         gain = (variance.sqrt() / sigma) ** self.gain
-        return 0.5 * u.square().sum(1) - gain * self.network(u, level)
+        gaussian = 0.5 * u.square().sum(1) + 0.5 * u.shape[1] * (2 * math.pi * variance).log()
+        return gaussian - gain * self.network(u, level)
 
     def network(self, u: Tensor, level: Tensor) -> Tensor:
         """The learned part, from scaled points and the level's embedding: ``(n,)``."""
@@ -167,8 +170,9 @@ class _Local(nn.Module):
 
     def __init__(self, dim: int, terms: int, embedding: int) -> None:
         super().__init__()
-        self.slope = nn.Parameter(torch.randn(dim, terms))
-        self.offset = nn.Parameter(torch.randn(dim, terms))
+        # Twice as wide as a standard normal: kinks anywhere in the range of a scaled coordinate.
+        self.slope = nn.Parameter(2.0 * torch.randn(dim, terms))
+        self.offset = nn.Parameter(2.0 * torch.randn(dim, terms))
         self.weight = nn.Parameter(torch.zeros(dim, terms))
         self.modulation = nn.Linear(embedding, 2 * terms)
 

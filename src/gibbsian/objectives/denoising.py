@@ -200,7 +200,7 @@ class MultiLevelDenoising(Objective):
 
     With ``level_weight`` :math:`\lambda > 0` the change of the energy from level to level is fitted too,
 
-    .. math:: \tfrac{\lambda}{2 d^2} \, \mathbb{E}_{\sigma} \, w(\sigma) \, \mathbb{E}
+    .. math:: \tfrac{\lambda}{2 d} \, \mathbb{E}_{\sigma} \, w(\sigma) \, \mathbb{E}
               \left( d - |\epsilon|^2 - \sigma \partial_\sigma E(x + \sigma \epsilon, \sigma) \right)^2,
 
     whose optimum is the derivative of :math:`-\log p_\sigma`, in d dimensions. Scores alone are blind to the masses of
@@ -260,7 +260,7 @@ class MultiLevelDenoising(Objective):
         if self.level_weight:
             error, change, value = _dual_error(energy, batch.x, sigma, context, rng)
             metrics["level_error"] = change.detach().mean()
-            total = error + self.level_weight / batch.x[0].numel() ** 2 * change
+            total = error + self.level_weight / batch.x[0].numel() * change
         else:
             error, value = _noise_error(energy, batch.x, sigma, context, rng)
             total = error
