@@ -41,7 +41,8 @@ class LogZ(NamedTuple):
         confidence they hold.
     ess
         Effective number of weights, 0-d: when it is small, value and standard error are not to be trusted, and
-        only the bounds are.
+        only the bounds are. It judges the weights at hand: mass that no chain reached (a tail far wider than the base)
+        shows neither in it nor in ``stderr``, but in the gap between a forward and a reverse run.
     chains
         How many weights there were.
     nonfinite
