@@ -49,6 +49,9 @@ class Annealing:
         Whether a Heun step leads from level to level; each costs two gradients.
     rho
         How much denser the levels are at the low end.
+    denoise
+        End with the mean of the clean point given the noisy one, :math:`x - \sigma_{\min}^2 \nabla E` (Tweedie's
+        formula): points of the data then, no longer draws of the density at ``sigma_min``.
 
     Raises
     ------
@@ -63,6 +66,7 @@ class Annealing:
     corrector_size: float = 0.1
     predictor: bool = True
     rho: float = 5.0
+    denoise: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
@@ -136,4 +140,6 @@ def anneal(
             x = sample(energy.given(sigma=low), kernel, x, steps=annealing.corrector_steps, rng=rng).x
         if progress is not None:
             progress(1)
+    if annealing.denoise:
+        x = x - sigmas[-1] ** 2 * evaluate(energy.given(sigma=sigmas[-1]), x)[1]
     return x

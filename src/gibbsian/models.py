@@ -99,7 +99,7 @@ class Model:
         progress: Callable[[int], object] | None = None,
         sigma: float | None = None,
     ) -> Tensor:
-        """Draw ``n`` rows in model units, at the noise level ``sigma`` (``sigma_min`` when ``None``)."""
+        """Draw ``n`` rows in model units: of the density at the noise level ``sigma``, or of the data when ``None``."""
         if n < 1:
             raise OptionError(f"n counts the draws, 1 or more; got {n}.")
         if not self.recipe.noise_conditional:
@@ -107,7 +107,7 @@ class Model:
         start = self.base.sample(n, rng)
         annealing = build_annealing(self.recipe)
         if sigma is not None:
-            annealing = dataclasses.replace(annealing, sigma_min=sigma)
+            annealing = dataclasses.replace(annealing, sigma_min=sigma, denoise=False)
         parts = [anneal(self.energy, part, annealing, rng=rng, progress=progress) for part in start.split(ROWS_AT_ONCE)]
         return torch.cat(parts)
 

@@ -85,6 +85,7 @@ class Recipe:
     data_noise: float = _option(0.0, "Noise added to the data in pcd.")
     levels: int = _option(16, "Noise levels that sampling walks down.")
     corrector_steps: int = _option(1, "Langevin steps at each of them.")
+    denoise: bool = _option(False, "End a walk down the levels by taking out the last noise.")
     sample_steps: int = _option(500, "Chain steps of sampling an energy without noise levels.")
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = _option(0, "Seed of everything random.")
@@ -210,7 +211,7 @@ def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[s
         training |= {"warmup_steps": 200, "final_learning_rate_factor": 0.0}
         if kind == "image":
             # Grey values come in steps: a density of them means something only with noise well above a step.
-            return recipe | {"local": 16 if d <= 256 else 4, "sigma_density": 0.2}, training
+            return recipe | {"local": 16 if d <= 256 else 4, "sigma_density": 0.2, "denoise": True}, training
         narrow = {"frequencies": 2 if d <= 5 else 0, "gain": 0.0 if d <= 5 else 0.5, "sigma_mean": -1.0}
         return recipe | narrow | {"width": 128}, training
     if objective == "noise-contrastive":
@@ -308,7 +309,7 @@ def build_kernel(recipe: Recipe) -> Kernel:
 
 def build_annealing(recipe: Recipe) -> Annealing:
     """Build the walk down the noise levels by which a noise-conditional energy is sampled."""
-    return Annealing(recipe.sigma_max, recipe.sigma_min, recipe.levels, recipe.corrector_steps)
+    return Annealing(recipe.sigma_max, recipe.sigma_min, recipe.levels, recipe.corrector_steps, denoise=recipe.denoise)
 
 
 def initial_weights(recipe: Recipe, data: Tensor) -> Energy:

@@ -46,8 +46,9 @@ def with_error(value: float, stderr: float | None = None) -> str:
         return plain(value)
     if stderr is None or math.isnan(stderr):
         return f"{plain(value)} ± ?"
-    if stderr == 0 or math.isinf(stderr):
-        return f"{plain(value)} ± {plain(stderr)}"
+    if stderr <= 1e-12 * abs(value) or math.isinf(stderr):
+        # An error below the rounding of the value is no error: resamples that all agree.
+        return f"{plain(value)} ± {plain(stderr) if math.isinf(stderr) else '0'}"
     first = math.floor(math.log10(stderr))
     largest = max(abs(value), stderr)
     if largest >= 1e6 or largest < 1e-4:
