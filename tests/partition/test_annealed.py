@@ -61,7 +61,7 @@ def test_defaults_find_log_z_within_the_stated_error(name):
     assert found.nonfinite == 0
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", ["double well", "rosenbrock"])
 def test_reverse_from_exact_draws_bounds_from_above(name):
     make, scale = TARGETS[name]
     energy = make()

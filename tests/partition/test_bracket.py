@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gibbsian.energies.base import Energy
-from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell
+from gibbsian.energies.targets import DoubleWell, Funnel, ManyWell
 from gibbsian.energies.toys import EightGaussians, Ring
 from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import ShapeError
@@ -65,7 +65,6 @@ TARGETS = {
     "double well": (DoubleWell, 2.0, None),
     "ring": (Ring, 3.0, None),
     "funnel": (lambda: Funnel(10), 3.0, 400),
-    "mixture": (lambda: GaussianMixture(torch.tensor([[-1.0] * 6, [1.0] * 6]), 0.4), 1.5, None),
     "many well": (lambda: ManyWell(8), 2.0, None),
 }
 
