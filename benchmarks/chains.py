@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-REQUIREMENTS = ("torch>=2.10,<2.14", "ebmkit==0.16.0", "torchebm==0.8.9")
+REQUIREMENTS = ("numpy>=1.26", "torch>=2.10,<2.14", "ebmkit==0.16.0", "torchebm==0.8.9")
 REFERENCE = "gibbsian"
 COMPILED = "+compile"
 # Both ways for everyone: compiling the energy speeds the peers up on some cases and slows them down on others, and

@@ -82,14 +82,16 @@ class Prepared:
 
 def warm_up(run: Runner, seconds: float) -> Prepared:
     """Run once for compilation and caches, then grow the chain until it lasts as long as one measurement should."""
+    # Both lengths: a library that compiles blocks of steps has one graph for them and one for what is left over.
     run(2)
-    steps, elapsed = 1, 0.0
+    run(20)
+    steps, elapsed = 10, 0.0
     while True:
         began = time.perf_counter()
         run(steps)
         elapsed = time.perf_counter() - began
         if elapsed >= 0.5 * seconds:
-            return Prepared(run, max(1, math.ceil(1.1 * steps * seconds / elapsed)))
+            return Prepared(run, 10 * max(1, math.ceil(0.11 * steps * seconds / elapsed)))
         # At most tenfold at once: the short first runs are mostly overhead and would mislead a larger jump.
         steps = math.ceil(steps * min(10.0, 1.2 * seconds / max(elapsed, 1e-6)))
 

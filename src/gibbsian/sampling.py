@@ -122,6 +122,7 @@ def sample(
     _check_energy(energy, kernel)
     x = start.x if isinstance(start, State) else start
     _check_start(x, energy, rng)
+    _lay_out_weights(energy, x)
     moving = with_tensor_settings(kernel, x)
     state = start if isinstance(start, State) else moving.init(energy, _laid_out(x))
     _check_state(state)
@@ -285,6 +286,15 @@ def _check_state(state: State) -> None:
             f"{bad} of {n} chains start where the energy or its gradient is not finite; start them inside the "
             "energy's domain, for example from base.sample(n, rng)."
         )
+
+
+def _lay_out_weights(energy: object, x: Tensor) -> None:
+    """Lay the kernels of an image energy out in channels_last too, in place: values, names and gradients stay."""
+    if x.ndim != 4 or not isinstance(energy, nn.Module):
+        return
+    for parameter in energy.parameters():
+        if parameter.ndim == 4 and not parameter.is_contiguous(memory_format=torch.channels_last):
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _laid_out(x: Tensor) -> Tensor:
