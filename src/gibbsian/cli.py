@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -26,29 +27,54 @@ if TYPE_CHECKING:
     from gibbsian.models import Model
 
 SETTINGS = "run.json"
+MODEL, EVALUATED = ("model.safetensors", "recipe.json"), ("evaluation.json", "samples.npy", "report.html")
 INTERRUPTED = 130
+SWITCH = {"yes": True, "true": True, "no": False, "false": False}
+
+
+def plain_option(hint: Any, help: str, unset: str = "") -> Any:
+    """Annotate an option of a plain type that may be left out, with one clear message for what does not parse.
+
+    Names are not compared with a list here: where they become objects, the nearest one is suggested.
+    """
+    pair, choice = get_origin(hint) is tuple, get_origin(hint) is Literal
+    kind = float if pair else str if choice else hint
+    count = len(get_args(hint)) if pair else 1
+    name = "|".join(get_args(hint)) if choice else {int: "INT", float: "FLOAT", bool: "yes|no"}.get(kind, "NAME")
+
+    def parse(words: list[str]) -> Any:
+        try:
+            values = tuple(SWITCH[word.lower()] if kind is bool else kind(word) for word in words)
+        except (ValueError, KeyError):
+            wanted = {int: "a whole number", bool: "yes or no"}.get(kind, "a number" if count == 1 else "two numbers")
+            raise ValueError(f"expected {wanted}, got {' '.join(words)!r}") from None
+        return values if pair else values[0]
+
+    spec = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=count,
+        metavar=" ".join([name] * count),
+        instance_from_str=parse,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: list(map(str, value)) if pair and value else [str(value)],
+    )
+    return Annotated[hint | None, spec, tyro.conf.arg(help=help, help_behavior_hint=unset)]
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """How to read the data."""
 
-    labels: str | None = None
-    """Column of a table, or array of an .npz, that holds the class of each row."""
-    array: str | None = None
-    """Array of an .npz to read."""
-    kind: str | None = None
-    """Read the rows as image, table or binary instead of guessing."""
-    held_out: float | None = None
-    """Part of the rows held out for evaluation."""
-    limit: int | None = None
-    """Rows to use at most, or to draw for a generated set."""
+    labels: plain_option(str, "Column of a table, or array of an .npz, that holds the class of each row.") = None  # type: ignore
+    array: plain_option(str, "Array of an .npz to read.") = None  # type: ignore
+    kind: plain_option(Literal["image", "table", "binary"], "Read the rows as this instead of guessing.") = None  # type: ignore
+    held_out: plain_option(float, "Part of the rows held out for evaluation.") = None  # type: ignore
+    limit: plain_option(int, "Rows to use at most, or to draw for a generated set.") = None  # type: ignore
     split_seed: int = 0
     """Seed of the split into training and held-out rows."""
 
 
 def override_class() -> type:
-    """Build the dataclass of all options that a recipe has, each defaulting to the recipe's own choice."""
+    """Build the dataclass of all options that a recipe has; those left out are the recipe's choice."""
     from gibbsian.recipes import Recipe
     from gibbsian.training.settings import TrainingSettings
 
@@ -58,20 +84,37 @@ def override_class() -> type:
         for f in dataclasses.fields(kind):
             if f.name in ("training", "kind", "shape", "version", "seed"):
                 continue
-            help = f.metadata.get("help", "")
-            annotation = Annotated[
-                hints[f.name] | None, tyro.conf.arg(help=help, help_behavior_hint="(recipe's choice)")
-            ]
+            annotation = plain_option(hints[f.name], f.metadata.get("help", ""), "(recipe's choice)")
             made.append((f.name, annotation, dataclasses.field(default=None)))
     cls = dataclasses.make_dataclass("Overrides", made, frozen=True)
     cls.__doc__ = "The recipe is chosen from the data's kind and size; every field of it can be set here."
     return cls
 
 
-def train(options: Any) -> None:
+def spell_out(arguments: Sequence[str], options: type) -> list[str]:
+    """Write switches with their value: ``--spectral-norm`` is yes, ``--no-spectral-norm`` no, ``... yes`` stays."""
+    switches = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(options) if _is_switch(f)}
+    words: list[str] = []
+    for i, word in enumerate(arguments):
+        positive = word.replace("--no-", "--", 1)
+        if positive not in switches:
+            words.append(word)
+        elif word != positive:
+            words += [positive, "no"]
+        else:
+            valued = i + 1 < len(arguments) and arguments[i + 1].lower() in SWITCH
+            words += [word] if valued else [word, "yes"]
+    return words
+
+
+def _is_switch(field: dataclasses.Field[Any]) -> bool:
+    return bool in get_args(get_args(field.type)[0])
+
+
+def train(options: Any, command: str = "gibbsian train") -> None:
     """Fit an energy, draw from it, score with it, bracket its log Z, and write a report."""
     from gibbsian.models import Model, save_model
-    from gibbsian.recipes import build_objective, choose, initial_weights
+    from gibbsian.recipes import build_annealing, build_objective, choose, initial_weights
     from gibbsian.training.fit import fit
 
     console = _console()
@@ -79,15 +122,17 @@ def train(options: Any) -> None:
     dataset = _load(options.data, options.reading)
     given = {k: v for k, v in dataclasses.asdict(options.overrides).items() if v is not None} | {"seed": options.seed}
     recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given)
+    scaling = dataset.scaling()
+    data = scaling.forward(dataset.train)
+    energy, objective = initial_weights(recipe, data), build_objective(recipe, data)
+    if recipe.noise_conditional:
+        build_annealing(recipe)  # what cannot be sampled is told of before training
     folder = options.out or Path("runs") / dataset.name
     console.print(f"[bold]{dataset}[/]")
     for note in dataset.notes:
         console.print(f"  {note}")
     console.print(f"{recipe.energy} energy by {recipe.objective}, {recipe.training.steps} steps, into {folder}")
-    _prepare(folder, options)
-    scaling = dataset.scaling()
-    data = scaling.forward(dataset.train)
-    energy, objective = initial_weights(recipe, data), build_objective(recipe, data)
+    _prepare(folder, options, dataset.columns, command)
     rng = _generator(options.seed)
     try:
         run = fit(
@@ -100,9 +145,11 @@ def train(options: Any) -> None:
             resume=options.resume,
             progress=True,
         )
-    except TrainingInterrupted as stopped:
-        raise TrainingInterrupted(f"{stopped} On the command line: {_resume_command()}") from None
+    except (TrainingInterrupted, StorageError) as stopped:
+        words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
+        raise type(stopped)(f"{stopped} To go on: {shlex.join([*words, '--resume'])}") from None
     model = Model(energy, recipe, scaling)
+    _clear(folder, EVALUATED)  # an older evaluation would tell of other weights
     save_model(folder, model)
     console.print(f"{run}")
     if options.evaluation:
@@ -112,9 +159,9 @@ def train(options: Any) -> None:
 
 
 def sample(
-    run: Annotated[Path, tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     n: int = 64,
-    out: Path | None = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     seed: int = 0,
 ) -> None:
     """Draw from a trained model.
@@ -126,7 +173,7 @@ def sample(
     n
         Rows to draw.
     out
-        Where to write them: .npy, .npz, .csv or .parquet, or .png for images; samples.npy in the folder by default.
+        Where to write them: .npy, .npz, .csv or .parquet, or .png for images; draws.npy in the folder by default.
     seed
         Of the draws.
     """
@@ -136,15 +183,15 @@ def sample(
     out = out or run / "draws.npy"
     _check_ending(out, (".npy", ".npz", ".csv", ".parquet", ".png"))
     rows = model.draw(n, _generator(seed))
-    _write_rows(out, rows, _columns(run, model))
+    _write_rows(out, rows, _columns(run) or [f"x{i}" for i in range(rows[0].numel())])
     _console().print(f"{n} draws of shape {tuple(rows.shape[1:])} in {out}")
 
 
 def score(
-    run: Annotated[Path, tyro.conf.Positional],
-    data: Annotated[str, tyro.conf.Positional],
-    out: Path | None = None,
-    array: str | None = None,
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    array: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
 ) -> None:
     """Score rows with a trained model: energy, unnormalised log-density, and log-density where log Z is known.
 
@@ -160,19 +207,18 @@ def score(
         Array of an .npz to read.
     """
     import pandas as pd
-    import torch
 
-    from gibbsian.data import load
+    from gibbsian.data.loading import load_rows
     from gibbsian.models import load_model
 
     model = load_model(run)
-    dataset = load(data, held_out=0.0, array=array, kind=model.recipe.kind)  # type: ignore[arg-type]
-    rows = torch.cat([part for part in (dataset.train, dataset.valid, dataset.held_out) if part is not None])
-    if tuple(rows.shape[1:]) != tuple(model.recipe.shape):
-        raise DataError(f"{data} has rows of shape {tuple(rows.shape[1:])}; the model scores {model.recipe.shape}.")
-    _same_columns(run, data, dataset)
     if out is not None:
         _check_ending(out, (".csv",))
+    labels = _reading(run).get("labels")
+    rows, columns = load_rows(data, array=array, drop=labels, kind=model.recipe.kind)  # type: ignore[arg-type]
+    if tuple(rows.shape[1:]) != tuple(model.recipe.shape):
+        raise DataError(f"{data} has rows of shape {tuple(rows.shape[1:])}; the model scores {model.recipe.shape}.")
+    _same_columns(_columns(run), columns, data)
     energy = model.energies(rows).double()
     table = pd.DataFrame({"energy": energy.numpy(), "score": (model.scaling.log_det - energy).numpy()})
     log_z = _saved_log_z(run)
@@ -188,7 +234,7 @@ def score(
     _console().print(f"{len(table)} scores in {out} (higher is more likely; {known})")
 
 
-def evaluate(run: Annotated[Path, tyro.conf.Positional], seed: int = 0) -> None:
+def evaluate(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], seed: int = 0) -> None:
     """Estimate log Z with its bracket, held-out log-likelihood and sample quality; write them and the report.
 
     Parameters
@@ -204,7 +250,7 @@ def evaluate(run: Annotated[Path, tyro.conf.Positional], seed: int = 0) -> None:
     _evaluate(_console(), run, model, _reload(run), seed)
 
 
-def report(run: Annotated[Path, tyro.conf.Positional], seed: int = 0) -> None:
+def report(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], seed: int = 0) -> None:
     """Write the report anew from what was evaluated.
 
     Parameters
@@ -224,7 +270,7 @@ def report(run: Annotated[Path, tyro.conf.Positional], seed: int = 0) -> None:
     try:
         evaluation = Evaluation.from_dict(json.loads((run / EVALUATION).read_text()))
         samples = torch.as_tensor(np.load(run / SAMPLES, allow_pickle=False))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{run} holds no complete evaluation ({error}). Make one: gibbsian evaluate {run}") from error
     path = build_report(
         run, model, _reload(run), samples, evaluation, _history(run), _generator(seed), _saved_command(run)
@@ -234,17 +280,20 @@ def report(run: Annotated[Path, tyro.conf.Positional], seed: int = 0) -> None:
 
 def datasets() -> None:
     """List the built-in data sets."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from gibbsian.data import datasets
 
-    table = Table("name", "kind", "shape", "rows", "from", "here now")
+    table = Table(Column("name", no_wrap=True), "kind", "shape", "rows", "from", "here now")
+    missing = []
     for info in datasets():
         shape = "x".join(map(str, info.shape))
-        table.add_row(
-            info.name, info.kind, shape, str(info.size), info.source, "yes" if info.available else info.remedy
-        )
-    _console().print(table)
+        table.add_row(info.name, info.kind, shape, str(info.size), info.source, "yes" if info.available else "no")
+        missing += [] if info.available else [info.remedy]
+    console = _console()
+    console.print(table)
+    for remedy in missing:
+        console.print(remedy, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -267,6 +316,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         _complain(f"{error.strerror or error}: {error.filename or ''}")
         raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        _complain(
+            f"There is not enough memory ({error}). Use a smaller --width, --batch-size, --buffer-size or --limit."
+        )
+        raise SystemExit(1) from None
 
 
 def _dispatch(arguments: list[str]) -> None:
@@ -274,8 +330,12 @@ def _dispatch(arguments: list[str]) -> None:
     options = dataclasses.make_dataclass(
         "Options",
         [
-            ("data", Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_DATA_HELP)]),
-            ("out", Annotated[Path | None, tyro.conf.arg(help="The run's folder; runs/NAME by default.")], None),
+            ("data", Annotated[str, tyro.conf.Positional, tyro.conf.arg(help=_DATA_HELP, metavar="DATA")]),
+            (
+                "out",
+                Annotated[Path | None, tyro.conf.arg(help=_OUT_HELP, metavar="FOLDER", help_behavior_hint="")],
+                None,
+            ),
             ("seed", Annotated[int, tyro.conf.arg(help="Of weights, batches, chains and draws.")], 0),
             ("resume", Annotated[bool, tyro.conf.arg(help="Go on with the run in the folder.")], False),
             ("overwrite", Annotated[bool, tyro.conf.arg(help="Replace the run in the folder.")], False),
@@ -286,7 +346,7 @@ def _dispatch(arguments: list[str]) -> None:
     )
 
     def train_command(options: Any) -> None:
-        train(options)
+        train(options, shlex.join(["gibbsian", *arguments]))
 
     train_command.__annotations__ = {"options": Annotated[options, tyro.conf.arg(name="")], "return": None}
     train_command.__doc__ = train.__doc__
@@ -302,11 +362,12 @@ def _dispatch(arguments: list[str]) -> None:
         commands,
         prog="gibbsian",
         description="Energy-based models: from data to a model you can trust.",
-        args=arguments,
+        args=spell_out(arguments, overrides),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
+_OUT_HELP = "The run's folder; runs/NAME by default."
 _DATA_HELP = "A built-in name (see gibbsian datasets), a .csv, .npy, .npz or .parquet file, or a folder of images."
 
 
@@ -320,11 +381,17 @@ def _evaluate(
         samples = model.draw(min(max(len(dataset.train), 256), 2000), rng)
         evaluation = evaluate(model, dataset, samples, rng, say=lambda line: status.update(line))
         status.update("writing the report")
-        write_evaluation(folder, evaluation, samples)
         taken = None if seconds is None else time.perf_counter() - seconds
-        path = build_report(
-            folder, model, dataset, samples, evaluation, _history(folder), rng, _saved_command(folder), taken
-        )
+        try:
+            write_evaluation(folder, evaluation, samples)
+            path = build_report(
+                folder, model, dataset, samples, evaluation, _history(folder), rng, _saved_command(folder), taken
+            )
+        except OSError as error:
+            raise StorageError(
+                f"The evaluation could not be written to {folder}: {error.strerror or error}. The model is intact. "
+                f"Free some space, then: gibbsian evaluate {folder}"
+            ) from error
     _print_evaluation(console, evaluation)
     console.print(f"Model, samples and report in {folder}; open {path}")
 
@@ -364,10 +431,8 @@ def _load(source: str, reading: DataOptions) -> Dataset:
     )
 
 
-def _prepare(folder: Path, options: Any) -> None:
+def _prepare(folder: Path, options: Any, columns: Sequence[str], command: str) -> None:
     """Make the run's folder and note what it was made from."""
-    import shutil
-
     from gibbsian.models import replace_file
 
     if options.resume and options.overwrite:
@@ -378,15 +443,20 @@ def _prepare(folder: Path, options: Any) -> None:
             f"A run is already saved in {folder}. Add --resume to go on with it, --overwrite to replace it, or "
             "--out FOLDER for another place."
         )
+    if options.resume and not used:
+        raise OptionError(
+            f"There is no run in {folder} to go on with. Leave --resume out to start one, or name its folder with "
+            "--out FOLDER."
+        )
     kept = {
-        "data": str(options.data),
+        "data": _lasting(options.data),
         "reading": dataclasses.asdict(options.reading),
-        "command": "gibbsian " + " ".join(sys.argv[1:]),
+        "columns": list(columns),
+        "command": command,
     }
     try:
-        if used and options.overwrite:
-            shutil.rmtree(folder / "checkpoints")
-            (folder / "metrics.jsonl").unlink(missing_ok=True)
+        if options.overwrite:
+            _clear(folder, ("checkpoints", "tensorboard", "metrics.jsonl", *MODEL, *EVALUATED))
         folder.mkdir(parents=True, exist_ok=True)
         if not (options.resume and (folder / SETTINGS).exists()):
             replace_file(folder / SETTINGS, json.dumps(kept, indent=1).encode())
@@ -396,14 +466,48 @@ def _prepare(folder: Path, options: Any) -> None:
         ) from error
 
 
+def _clear(folder: Path, names: Sequence[str]) -> None:
+    """Remove what a run wrote."""
+    import shutil
+
+    for name in names:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _lasting(source: str) -> str:
+    """Write a path such that it is found from any folder; names of built-in data stay as they are."""
+    from gibbsian.data.catalogue import CATALOGUE, standard_name
+
+    built_in = standard_name(source) in CATALOGUE
+    return source if built_in else str(Path(source).expanduser().resolve())
+
+
 def _settings(run: Path) -> Mapping[str, Any]:
     try:
-        return json.loads((run / SETTINGS).read_text())
-    except (OSError, ValueError) as error:
+        kept = json.loads((run / SETTINGS).read_text())
+        DataOptions(**kept["reading"])  # a field that does not exist is told of here
+        return {**kept, "data": str(kept["data"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
         raise InputError(
-            f"{run / SETTINGS} tells which data the model was trained on, and cannot be read ({error}). Evaluation "
-            "needs the data: train again with gibbsian train, or evaluate in Python: gibbsian.evaluation.evaluate."
+            f"{run / SETTINGS}, which tells what data the model was trained on, {why}. Evaluation needs the data: "
+            "train with gibbsian train, or evaluate in Python: gibbsian.evaluation.evaluate."
         ) from error
+
+
+def _known_settings(run: Path) -> Mapping[str, Any]:
+    """What is noted of the run, or nothing: models saved from Python have no note."""
+    try:
+        return _settings(run)
+    except InputError:
+        return {}
+
+
+def _reading(run: Path) -> Mapping[str, Any]:
+    return _known_settings(run).get("reading", {})
 
 
 def _reload(run: Path) -> Dataset:
@@ -412,10 +516,7 @@ def _reload(run: Path) -> Dataset:
 
 
 def _saved_command(run: Path) -> str:
-    try:
-        return str(_settings(run).get("command", ""))
-    except InputError:
-        return ""
+    return str(_known_settings(run).get("command", ""))
 
 
 def _saved_log_z(run: Path) -> float | None:
@@ -434,30 +535,19 @@ def _history(run: Path) -> list[dict[str, Any]]:
     return read_metrics(path) if path.exists() else []
 
 
-def _columns(run: Path, model: Model) -> list[str]:
-    names: Sequence[str] = ()
-    if (run / SETTINGS).exists():
-        try:
-            names = _reload(run).columns
-        except GibbsianError:
-            names = ()
-    size = 1
-    for s in model.recipe.shape:
-        size *= s
-    return list(names) if len(names) == size else [f"x{i}" for i in range(size)]
+def _columns(run: Path) -> tuple[str, ...]:
+    """Names of the columns that the model was trained on, where they are known."""
+    return tuple(map(str, _known_settings(run).get("columns", ())))
 
 
-def _same_columns(run: Path, data: str, dataset: Dataset) -> None:
-    if not dataset.columns or not (run / SETTINGS).exists():
+def _same_columns(expected: Sequence[str], found: Sequence[str], data: str) -> None:
+    nameless = tuple(f"x{i}" for i in range(len(found)))
+    if not expected or not found or nameless in (tuple(expected), tuple(found)):
         return
-    try:
-        expected = _reload(run).columns
-    except GibbsianError:
-        return
-    if expected and tuple(expected) != tuple(dataset.columns):
+    if tuple(expected) != tuple(found):
         raise DataError(
-            f"{data} has the columns {', '.join(dataset.columns)}; the model was trained on {', '.join(expected)}. "
-            "Give the same columns in the same order."
+            f"{data} has the columns {', '.join(found)}; the model was trained on {', '.join(expected)}. Give the same "
+            "columns in the same order."
         )
 
 
@@ -520,11 +610,6 @@ def _generator(seed: int) -> Any:
     import torch
 
     return torch.Generator().manual_seed(seed)
-
-
-def _resume_command() -> str:
-    words = sys.argv[1:]
-    return " ".join(["gibbsian", *words, *([] if "--resume" in words else ["--resume"])])
 
 
 def _console() -> Console:

@@ -90,6 +90,47 @@ def load(
     return _prepare(raw, held_out=held_out, seed=seed, limit=limit, kind=kind)
 
 
+def load_rows(
+    source: str | Path | Any, *, array: str | None = None, drop: str | None = None, kind: Kind | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Load all rows in their order, to be scored: one is enough, and nothing has to vary.
+
+    Parameters
+    ----------
+    source, array, kind
+        As in `load`.
+    drop
+        A column of labels to leave out where there is one.
+
+    Returns
+    -------
+    The rows as float32, those that the file keeps apart as validation or held-out rows last; the names of the columns.
+
+    Raises
+    ------
+    DataError, OptionError, ArgumentTypeError
+        As in `load`.
+    """
+    try:
+        raw = _read(source, seed=0, limit=None, array=array, labels=drop)
+    except OptionError:
+        if drop is None:
+            raise
+        raw = _read(source, seed=0, limit=None, array=array, labels=None)
+    parts = []
+    columns: tuple[str, ...] = ()
+    for part in (raw.x, raw.valid, raw.held_out):
+        if part is None:
+            continue
+        x, columns, _ = as_numbers(part, raw.place, raw.columns)
+        x = as_rows(x, raw.place)[0]
+        check_finite(x, raw.place, columns)
+        kind_of(x, kind, raw.place)
+        parts.append(_tensor(x, raw.place))
+    rows = torch.cat(parts)
+    return rows, named(columns, rows.shape[1]) if rows.ndim == 2 else ()
+
+
 def _check_options(held_out: float | None, limit: int | None, seed: int) -> None:
     if held_out is not None and not 0 <= held_out < 1:
         raise OptionError(f"held_out is a share of the rows, from 0 to below 1; got {held_out}.")
