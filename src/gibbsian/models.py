@@ -269,7 +269,10 @@ def load_model(folder: str | Path) -> Model:
     try:
         saved = json.loads(parts[RECIPE])
         recipe, scaling = Recipe.from_dict(saved["recipe"]), Scaling.from_dict(saved["scaling"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        energy = build_energy(recipe)
+    except ModelFileError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelFileError(
             f"{home / RECIPE} is damaged: {error}. Train the model again or restore the file."
         ) from error
@@ -280,7 +283,6 @@ def load_model(folder: str | Path) -> Model:
             f"{home / WEIGHTS} is truncated or damaged: {error}. Restore it, or rebuild it from the run's checkpoints: "
             "gibbsian train ... --resume."
         ) from error
-    energy = build_energy(recipe)
     _fit_weights(energy, weights, home)
     return Model(energy, recipe, scaling)
 
