@@ -176,7 +176,10 @@ class Recorder:
             try:
                 os.fsync(self._file.fileno())
             except OSError as error:
-                raise StorageError(f"The record of the run could not be written to {self.path} ({error}).") from error
+                raise StorageError(
+                    f"The record of the run could not be written to {self.path} ({error}). Checkpoints that were saved "
+                    "are intact; free some space and resume."
+                ) from error
 
     def __enter__(self) -> Recorder:
         return self
