@@ -50,6 +50,8 @@ def with_error(value: float, stderr: float | None = None) -> str:
         # An error below the rounding of the value is no error: resamples that all agree.
         return f"{plain(value)} ± {plain(stderr) if math.isinf(stderr) else '0'}"
     first = math.floor(math.log10(stderr))
+    if first < -6 and abs(value) >= 1e-4:
+        return f"{plain(value, 6)} ± {stderr:.0e}".replace("-", "−")
     largest = max(abs(value), stderr)
     if largest >= 1e6 or largest < 1e-4:
         power = math.floor(math.log10(largest))

@@ -49,6 +49,16 @@ PANELS = (
     Panel(
         ("denoising_error",), "Denoising error", "Lower is better until it levels off. Bad: it rises again.", log=True
     ),
+    Panel(
+        ("level_error",),
+        "Change from level to level",
+        "Squared error of the energy's change with the noise level, nats squared; it falls to the noise's own floor.",
+        log=True,
+    ),
+    Panel(("accuracy",), "Data told from noise", "Part of rows classified rightly; it settles. Bad: it reaches 1."),
+    Panel(("log_z",), "Learned log Z", "The constant learned beside the energy, in nats; it settles near log Z."),
+    Panel(("energy_noise",), "Energy of noise", "Higher than that of the data, in nats, and steady in the end."),
+    Panel(("energy_noisy",), "Energy of noisy data", "In nats, over all noise levels; it settles."),
     Panel(("grad_norm",), "Gradient norm", "Should settle to a steady band. Bad: spikes that grow.", log=True),
     Panel(
         ("acceptance",),
@@ -76,7 +86,7 @@ def panels_of(metrics: Sequence[Mapping[str, Any]]) -> list[Panel]:
     known = [
         Panel(tuple(k for k in p.keys if k in keys), p.title, p.caption, p.log) for p in PANELS if keys & {*p.keys}
     ]
-    rest = sorted(keys - {k for p in PANELS for k in p.keys})
+    rest = sorted(keys - {k for p in PANELS for k in p.keys} - {"seconds"})
     return known + [Panel((k,), k.replace("_", " "), "Recorded by the run; no reading is known for it.") for k in rest]
 
 
