@@ -50,15 +50,19 @@ class NoiseConditional(Energy):
     frequencies
         Octaves of Fourier features added to each input coordinate; sharp densities in few dimensions need some.
     local
-        Terms per coordinate of an additive part :math:`\sum_i \sum_j c_{ij}\,\mathrm{silu}(a_{ij} x_i + b_{ij})`, which
-        learns the marginals.
+        Terms per coordinate of an additive part :math:`\sum_i \sum_j c_{ij}\,\mathrm{silu}(a_{ij} x_i + b_{ij})`, whose
+        weights :math:`c_{ij}` the network moves: it learns what single coordinates do given all of them, and has kinks
+        sharp enough for values that the data repeat (the black of an image's border).
+    dropout
+        Part of the hidden units that `gibbsian.fit` drops at random in training, against overfitting of small sets;
+        never elsewhere.
     gain
         :math:`\gamma` above.
 
     Raises
     ------
     OptionError
-        If a size is not positive or the gain lies outside [0, 1].
+        If a size is not positive, the gain lies outside [0, 1] or dropout outside [0, 1).
     """
 
     context = ("sigma",)
@@ -75,13 +79,15 @@ class NoiseConditional(Energy):
         frequencies: int = 0,
         local: int = 0,
         gain: float = 1.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.event_shape = shape_of(shape)
-        if min(width, blocks) < 1 or min(frequencies, local) < 0 or not 0.0 <= gain <= 1.0:
+        sizes = min(width, blocks) >= 1 and min(frequencies, local) >= 0
+        if not (sizes and 0.0 <= gain <= 1.0 and 0.0 <= dropout < 1.0):
             raise OptionError(
-                "width and blocks are 1 or more, frequencies and local 0 or more, gain between 0 and 1; got "
-                f"{width}, {blocks}, {frequencies}, {local}, {gain}."
+                "width and blocks are 1 or more, frequencies and local 0 or more, gain between 0 and 1, dropout from 0 "
+                f"to below 1; got {width}, {blocks}, {frequencies}, {local}, {gain}, {dropout}."
             )
         d = self.event_shape.numel()
         self.width, self.blocks, self.frequencies, self.local, self.gain = width, blocks, frequencies, local, gain
@@ -91,10 +97,12 @@ class NoiseConditional(Energy):
         self.register_buffer("embedding", torch.exp(torch.linspace(math.log(0.25), math.log(3.0), 16)))
         self.enter = nn.Linear(d * (1 + 2 * frequencies), width)
         self.level = nn.Linear(2 * len(self.embedding), width)
-        self.layers = nn.ModuleList(_Block(width) for _ in range(blocks))
+        self.layers = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.leave = nn.Linear(width, 1)
+        # Off until fit turns it on, so that an energy is a function wherever it is used.
+        self.dropout = nn.Dropout(dropout).eval()
         if local:
-            self.terms = _Local(d, local, 2 * len(self.embedding))
+            self.terms = _Local(d, local, 2 * len(self.embedding), width)
 
     @torch.no_grad()
     def calibrate(self, data: Tensor) -> NoiseConditional:
@@ -140,9 +148,10 @@ class NoiseConditional(Energy):
         h = self.enter(fourier_features(u, self.octaves))
         for block in self.layers:
             h = block(h, shift)
+        h = self.dropout(nn.functional.silu(h))
         # Times eight: at the usual initial weights the learned part then has the slope the data ask for.
-        out = 8.0 * self.leave(nn.functional.silu(h)).squeeze(1)
-        return out + self.terms(u, level) if self.local else out
+        out = 8.0 * self.leave(h).squeeze(1)
+        return out + self.terms(u, level, h) if self.local else out
 
     def extra_repr(self) -> str:
         """Shape and sizes."""
@@ -152,31 +161,37 @@ class NoiseConditional(Energy):
 class _Block(nn.Module):
     """One residual block: normalise, two layers, the noise level added between them."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
         self.shift = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout).eval()
         with torch.no_grad():
             self.second.weight.mul_(0.3)
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        return h + self.second(nn.functional.silu(self.first(self.norm(h)) + self.shift(level)))
+        return h + self.second(self.dropout(nn.functional.silu(self.first(self.norm(h)) + self.shift(level))))
 
 
 class _Local(nn.Module):
-    """A sum of one-dimensional functions of the coordinates, modulated by the noise level."""
+    """A sum of one-dimensional functions of the coordinates, modulated by the noise level and weighted by the network.
 
-    def __init__(self, dim: int, terms: int, embedding: int) -> None:
+    Kinks start anywhere in the range of a scaled coordinate, with slopes of 1 to 12: some bend within a tenth of it.
+    """
+
+    def __init__(self, dim: int, terms: int, embedding: int, width: int) -> None:
         super().__init__()
-        # Twice as wide as a standard normal: kinks anywhere in the range of a scaled coordinate.
-        self.slope = nn.Parameter(2.0 * torch.randn(dim, terms))
-        self.offset = nn.Parameter(2.0 * torch.randn(dim, terms))
-        self.weight = nn.Parameter(torch.zeros(dim, terms))
+        slope = torch.exp(torch.rand(dim, terms) * math.log(12.0)) * (2.0 * torch.randint(2, (dim, terms)) - 1.0)
+        self.slope = nn.Parameter(slope)
+        self.offset = nn.Parameter(-slope * (4.0 * torch.rand(dim, terms) - 2.0))
         self.modulation = nn.Linear(embedding, 2 * terms)
+        self.weight = nn.Linear(width, dim * terms)
+        nn.init.zeros_(self.weight.weight)
+        nn.init.zeros_(self.weight.bias)
 
-    def forward(self, u: Tensor, level: Tensor) -> Tensor:
+    def forward(self, u: Tensor, level: Tensor, h: Tensor) -> Tensor:
         stretch, shift = self.modulation(level).unsqueeze(1).chunk(2, -1)
         inner = u.unsqueeze(2) * self.slope * (1.0 + 2.0 * stretch) + self.offset + 2.0 * shift
-        return (nn.functional.silu(inner) * self.weight).sum((1, 2))
+        return (nn.functional.silu(inner) * self.weight(h).view(inner.shape)).sum((1, 2))

@@ -16,7 +16,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
-from gibbsian.training.state import Order, TrainingState, trained_parameters
+from gibbsian.training.state import Order, TrainingState, dropout_layers, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def fit(
     state = TrainingState(model, objective, data, settings, rng)
     order = Order(len(data), settings.batch_size, data.x.device)
     recorder = Recorder(settings, home, progress, callbacks)
-    with recorder, Interrupts() as interrupts, torch.enable_grad():
+    with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             take_step(state, data.rows(order.rows(state.step, state.batch_seed)))
@@ -171,7 +172,8 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
 def take_step(state: TrainingState, batch: Batch) -> None:
     """Move the weights by one step; a gradient that is not finite moves nothing and is remembered."""
     settings, optimizer = state.settings, state.optimizer
-    loss = checked_loss(state.objective(state.energy, batch, state.rng))
+    with state.seeded():
+        loss = checked_loss(state.objective(state.energy, batch, state.rng))
     for p in state.params:
         p.grad = None
     loss.value.backward()
@@ -280,6 +282,19 @@ def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> 
             f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
         )
     return TrainingInterrupted(f"{stopped} Saved in {kept.last_file}; the same call with resume=True goes on exactly.")
+
+
+@contextmanager
+def dropout(energy: nn.Module) -> Iterator[None]:
+    """Turn an energy's dropout layers on for training, and off afterwards: elsewhere an energy is a function."""
+    layers = dropout_layers(energy)
+    for layer in layers:
+        layer.train()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.eval()
 
 
 class Interrupts:

@@ -8,7 +8,8 @@ one gives the same numbers, to the bit, as one that never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ class TrainingState:
             self.params, settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         self.health = Health(settings, DataScale.of(data.x))
+        self.drops = bool(dropout_layers(energy))
         self.step = 0
         self.pending: list[dict[str, Tensor | float]] = []
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
@@ -78,6 +80,16 @@ class TrainingState:
     @seconds.setter
     def seconds(self, seconds: float) -> None:
         self._began = time.perf_counter() - seconds
+
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Seed the global generator, which dropout draws from, by the run and the step; outside it stays as it was."""
+        if not self.drops:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed((self.batch_seed * 2_000_003 + self.step) % 2**63)
+            yield
 
     def capture(self) -> State:
         """Copy everything that the next step depends on to host memory."""
@@ -149,6 +161,11 @@ class Order:
             self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
             self.epoch = (seed, epoch)
         return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def dropout_layers(energy: nn.Module) -> list[nn.Module]:
+    """Find the layers of an energy that drop units at random."""
+    return [m for m in energy.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
 
 
 def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
