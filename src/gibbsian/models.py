@@ -140,11 +140,10 @@ class Model:
         energy, kernel = self.density, build_kernel(self.recipe)
         start = resampled(energy, self.base, n, rng) if start is None else start
         steps = self.recipe.sample_steps if steps is None else steps
-        begin = start
         if not isinstance(kernel, ULA):
-            tuned = tune(energy, kernel, start, rng=rng, steps=min(200, steps))
-            kernel, begin = tuned.kernel, tuned.state
-        return sample(energy, kernel, begin, steps=steps, thin=thin, rng=rng, progress=progress or False)
+            # A step size needs no more chains than these to be known to a per cent.
+            kernel = tune(energy, kernel, start[:512], rng=rng, steps=min(200, max(100, steps))).kernel
+        return sample(energy, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int = 256) -> LogZ:
         """Estimate log Z of `density`, in model units.

@@ -61,6 +61,7 @@ class Recipe:
     depth: int = _option(3, "Residual blocks, hidden layers, or convolutional stages.")
     frequencies: int = _option(0, "Octaves of Fourier features per coordinate; for few dimensions.")
     local: int = _option(0, "One-dimensional terms per coordinate of a noise-conditional energy.")
+    dropout: float = _option(0.0, "Part of a noise-conditional energy's hidden units dropped at random in training.")
     gain: float = _option(
         1.0, "How a noise-conditional energy grows as the noise vanishes: 1 images, 0 few dimensions."
     )
@@ -211,13 +212,17 @@ def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[s
         training |= {"warmup_steps": 200, "final_learning_rate_factor": 0.0}
         if kind == "image":
             # Grey values come in steps: a density of them means something only with noise well above a step.
-            return recipe | {"local": 16 if d <= 256 else 4, "sigma_density": 0.2, "denoise": True}, training
+            recipe |= {"local": 16 if d <= 256 else 4, "sigma_density": 0.2, "denoise": True}
+            # Dropout keeps small sets from being learned by heart, and then more steps pay.
+            few = rows < 5000
+            return recipe | {"dropout": 0.25 if few else 0.0}, training | ({"steps": 2000} if few else {})
         narrow = {"frequencies": 2 if d <= 5 else 0, "gain": 0.0 if d <= 5 else 0.5, "sigma_mean": -1.0}
         return recipe | narrow | {"width": 128}, training
     if objective == "noise-contrastive":
         recipe = {"energy": "mlp", "width": 128, "depth": 3, "frequencies": 3 if d <= 5 else 0}
         training = {"steps": 2500, "batch_size": 512, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.998}
-        return recipe | {"step_size": 0.05}, training
+        # Resampled draws of the base are in the right places already; the chains only take copies apart.
+        return recipe | {"step_size": 0.05, "sample_steps": 100}, training
     if kind == "image":
         recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.002}
         recipe |= {"base_scale": 0.7, "energy_penalty": 0.01, "data_noise": 0.05}
@@ -229,9 +234,8 @@ def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[s
 def build_energy(recipe: Recipe) -> Energy:
     """Build the untrained energy; with a Gaussian base added where there are no noise levels."""
     if recipe.noise_conditional:
-        return NoiseConditional(
-            recipe.shape, recipe.width, recipe.depth, recipe.frequencies, recipe.local, gain=recipe.gain
-        )
+        sizes = (recipe.width, recipe.depth, recipe.frequencies, recipe.local)
+        return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout)
     widths = tuple(recipe.width * 2**i for i in range(recipe.depth))
     if recipe.energy == "mlp":
         hidden = (recipe.width,) * recipe.depth
