@@ -130,16 +130,21 @@ def anneal(
             slope = high * evaluate(energy.given(sigma=high), x)[1]
             guess = x + (low - high) * slope
             x = x + 0.5 * (low - high) * (slope + low * evaluate(energy.given(sigma=low), guess)[1])
+            _require_finite(x, f"between noise levels {high:.4g} and {low:.4g}")
         if annealing.corrector_steps:
-            if not bool(torch.isfinite(x).all()):
-                raise DivergenceError(
-                    f"Points left the numbers between noise levels {high:.4g} and {low:.4g}. Use more levels, or train "
-                    "longer: the energy's gradient is not that of a density under noise."
-                )
             kernel = ULA(step_size=annealing.corrector_size * low**2)
             x = sample(energy.given(sigma=low), kernel, x, steps=annealing.corrector_steps, rng=rng).x
         if progress is not None:
             progress(1)
     if annealing.denoise:
         x = x - sigmas[-1] ** 2 * evaluate(energy.given(sigma=sigmas[-1]), x)[1]
+        _require_finite(x, f"when the noise of {sigmas[-1]:.4g} was taken out")
     return x
+
+
+def _require_finite(x: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise DivergenceError(
+            f"Points left the numbers {where}. Use more levels, or train longer: the energy's gradient is not that of "
+            "a density under noise."
+        )

@@ -116,7 +116,8 @@ class NoiseConditional(Energy):
         data = batch_rows(data, cast(torch.Size, self.event_shape))
         mean = data.mean(0)
         scale = (data - mean).square().mean().sqrt()
-        if not bool(scale > 0):
+        # The mean of equal rows may differ from them by rounding, so the rows themselves are compared.
+        if bool((data == data[:1]).all()) or not bool(scale > 0):
             raise DataError("All rows of the data are equal; there is no density to learn.")
         self.mean.copy_(mean)
         self.scale.copy_(scale)
@@ -124,7 +125,8 @@ class NoiseConditional(Energy):
 
     def base(self, sigma: float | Tensor) -> Gaussian:
         """The Gaussian that the energy comes close to at a high noise level."""
-        return Gaussian(loc=self.mean, scale=(self.scale.square() + torch.as_tensor(sigma) ** 2).sqrt(), dim=self.shape)
+        level = torch.as_tensor(sigma, dtype=self.scale.dtype, device=self.scale.device)
+        return Gaussian(loc=self.mean, scale=(self.scale.square() + level.square()).sqrt(), dim=self.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
