@@ -56,6 +56,10 @@ class Model:
     recipe: Recipe
     scaling: Scaling
 
+    def __post_init__(self) -> None:
+        # What follows the weights in training (spectral norms) stands still: a saved model is the same once loaded.
+        self.energy.eval()
+
     @property
     def density(self) -> Energy:
         """The energy in model units, at the noise level ``sigma_density`` where it has levels."""
