@@ -1,0 +1,149 @@
+"""Recipes: chosen from the data, overridden by name, and the same after a trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from gibbsian import MALA, ULA, NoiseConditional, Recipe, TrainingSettings
+from gibbsian.errors import GibbsianError, ModelFileError, OptionError
+from gibbsian.objectives.base import Batch
+from gibbsian.recipes import (
+    VERSION,
+    build_annealing,
+    build_base,
+    build_energy,
+    build_kernel,
+    build_objective,
+    choose,
+    initial_weights,
+)
+
+DATA = [("table", (1,), 50), ("table", (3,), 6000), ("table", (12,), 500), ("image", (1, 8, 8), 1000)]
+OBJECTIVES = ["multi-level-denoising", "denoising", "noise-contrastive", "pcd", "cd"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("kind", "shape", "rows"), DATA)
+@pytest.mark.parametrize("objective", [None, *OBJECTIVES])
+def test_every_choice_can_be_built_and_gives_a_loss_with_gradients(kind, shape, rows, objective):
+    small = {"width": 8, "chain_steps": 2, "buffer_size": 64}
+    recipe = choose(kind, shape, rows, small | ({} if objective is None else {"objective": objective}))
+    x = torch.randn((16, *shape), generator=generator())
+    energy = initial_weights(recipe, x)
+    assert tuple(energy.event_shape) == shape
+    loss = build_objective(recipe, x)(energy, Batch(x), generator(1)).value
+    assert bool(torch.isfinite(loss))
+    grads = torch.autograd.grad(loss, list(energy.parameters()), allow_unused=True)
+    assert any(g is not None and bool((g != 0).any()) for g in grads)
+
+
+@pytest.mark.parametrize(("kind", "shape", "rows"), DATA)
+@pytest.mark.parametrize("objective", [None, *OBJECTIVES])
+def test_a_recipe_is_the_same_after_a_trip_through_json(kind, shape, rows, objective):
+    recipe = choose(kind, shape, rows, {"seed": 7} | ({} if objective is None else {"objective": objective}))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_every_field_says_what_it_is():
+    for kind in (Recipe, TrainingSettings):
+        for field in dataclasses.fields(kind):
+            assert field.name in ("training", "version") or field.metadata.get("help"), field.name
+
+
+def test_small_tables_are_contrasted_with_noise_and_the_rest_is_denoised():
+    assert choose("table", (2,), 100).objective == "noise-contrastive"
+    assert choose("table", (20,), 100).objective == "multi-level-denoising"
+    assert choose("image", (1, 8, 8), 100).objective == "multi-level-denoising"
+    assert choose("image", (1, 8, 8), 100, {"energy": "residual"}).objective == "pcd"
+    assert choose("table", (2,), 100, {"energy": "noise-conditional"}).objective == "multi-level-denoising"
+
+
+def test_overrides_win_wherever_they_live():
+    recipe = choose("table", (2,), 100, {"width": 7, "steps": 11, "betas": (0.5, 0.6), "seed": 3, "kernel": "ula"})
+    assert (recipe.width, recipe.training.steps, recipe.training.betas, recipe.seed) == (7, 11, (0.5, 0.6), 3)
+    assert isinstance(build_kernel(recipe), ULA)
+    assert isinstance(build_kernel(dataclasses.replace(recipe, kernel="mala", step_size=0.3)), MALA)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"objective": "pdc"}, "'pcd'"),
+        ({"energy": "mpl"}, "'mlp'"),
+        ({"kernel": "hmcc"}, "'hmc'"),
+        ({"widht": 3}, "'width'"),
+        ({"stepss": 3}, "'steps'"),
+        ({"energy": "mlp", "objective": "multi-level-denoising"}, "fitted by"),
+        ({"energy": "convolutional"}, "images"),
+        ({"objective": "multi-level-denoising", "sigma_density": 0.01}, "sigma_min"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_a_choice_that_contradicts_itself_is_refused(options, told):
+    with pytest.raises(OptionError, match=told):
+        choose("table", (2,), 100, options)
+
+
+def test_bits_have_no_recipe_yet():
+    with pytest.raises(OptionError, match="--kind table"):
+        choose("binary", (5,), 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": VERSION + 1}, "Upgrade"),
+        ({"version": None}, "version"),
+        ({"invented": 1}, "invented"),
+        ({"training": {"invented": 1}}, "invented"),
+        ({"training": None}, "recipe"),
+    ],
+)
+def test_a_saved_recipe_that_is_not_ours_is_refused(changes, told):
+    with pytest.raises(ModelFileError, match=told):
+        Recipe.from_dict(choose("table", (2,), 100).to_dict() | changes)
+
+
+def test_weights_come_from_the_seed_alone():
+    x = torch.randn((20, 2), generator=generator())
+    state = torch.get_rng_state()
+    made = [initial_weights(choose("table", (2,), 100, {"seed": s}), x).state_dict() for s in (1, 1, 2)]
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(made[0].values(), made[1].values()))
+    assert any(not torch.equal(a, b) for a, b in zip(made[0].values(), made[2].values()))
+
+
+def test_the_energy_contains_the_base_where_it_has_no_levels():
+    recipe = choose("table", (2,), 100, {"base_scale": 0.7})
+    energy = build_energy(recipe)
+    x = torch.randn((9, 2), generator=generator())
+    net, base = (term for _, term in energy.terms)
+    assert torch.allclose(energy(x), net(x) + build_base(recipe)(x))
+    assert float(base.sample(20_000, generator(1)).std()) == pytest.approx(0.7, rel=0.03)
+
+
+def test_a_noise_conditional_energy_is_calibrated_to_the_data():
+    x = 4 + 0.1 * torch.randn((50, 12), generator=generator())
+    energy = initial_weights(choose("table", (12,), 50), x)
+    assert isinstance(energy, NoiseConditional)
+    assert torch.allclose(energy.mean, x.mean(0))
+
+
+def test_the_walk_down_goes_from_level_to_level_of_the_recipe():
+    recipe = choose("image", (1, 8, 8), 100, {"levels": 5, "corrector_steps": 3, "sigma_max": 6.0})
+    annealing = build_annealing(recipe)
+    assert (annealing.levels, annealing.corrector_steps) == (5, 3)
+    assert annealing.sigmas()[0] == pytest.approx(6.0)
+    assert annealing.sigmas()[-1] == pytest.approx(recipe.sigma_min)
+
+
+def test_messages_are_the_librarys_own():
+    with pytest.raises(GibbsianError):
+        Recipe(objective="x")  # pyright: ignore
