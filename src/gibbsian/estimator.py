@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -135,7 +137,9 @@ class EBM(OutlierMixin, BaseEstimator):
     def score_samples(self, X: Any) -> np.ndarray:
         """Unnormalised log-density of each row, ``(n,)`` in nats: higher is more likely; log Z is not subtracted."""
         rows = self._rows(X)
-        return self.model_.log_density(rows).double().numpy()
+        # In double precision a row's score does not depend on the rows beside it, by rounding either.
+        precise = dataclasses.replace(self.model_, energy=copy.deepcopy(self.model_.energy).double())
+        return precise.log_density(rows).numpy()
 
     def log_prob(self, X: Any) -> np.ndarray:
         """Log-density of each row, ``(n,)`` in nats: `score_samples` minus the value of `log_z`."""
@@ -222,7 +226,7 @@ class EBM(OutlierMixin, BaseEstimator):
     def _rows(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)
         X = validate_data(self, X, dtype=np.float64, reset=False)
-        return torch.tensor(X, dtype=torch.float32).reshape(-1, *self.model_.recipe.shape)
+        return torch.tensor(X, dtype=torch.float64).reshape(-1, *self.model_.recipe.shape)
 
     def _generator(self, stream: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.model_.recipe.seed + 0x9E3779B9 * stream) % 2**63)
