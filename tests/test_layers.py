@@ -24,8 +24,10 @@ LAYERS = (
     {"recipes"},
     {"models"},
     {"estimator", "report", "applications"},
-    {"evaluation"},
-    {"cli", "__main__"},
+    {"evaluation", "options"},
+    {"runs"},
+    {"cli"},
+    {"__main__"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 """What a room may import: rooms of lower layers, and itself. Rooms side by side do not know each other."""
