@@ -406,10 +406,14 @@ def energy_map(model: Model, dataset: Dataset, points: int = 160) -> dict[str, A
 
 def versions() -> dict[str, str]:
     """Versions of what ran."""
-    import gibbsian
+    from importlib.metadata import PackageNotFoundError, version
 
+    try:
+        ours = version("gibbsian")
+    except PackageNotFoundError:
+        ours = "not installed"
     return {
-        "gibbsian": gibbsian.__version__,
+        "gibbsian": ours,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
