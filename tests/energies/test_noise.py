@@ -94,6 +94,28 @@ def test_the_learned_part_is_scaled_by_the_gain(gain):
         assert abs(float(factor) - 1.0) < 1e-9
 
 
+def check_normalisable(energy):
+    """Far out the learned part, of whatever weights, vanishes beside the Gaussian's square, so that Z is finite."""
+    with torch.no_grad():
+        for p in energy.parameters():
+            p.mul_(3.0)
+        away = 1e6 * torch.randn((200, *energy.shape), generator=generator(3), dtype=torch.float64)
+        for sigma in (0.05, 8.0):
+            ratio = energy.given(sigma=torch.tensor(sigma, dtype=torch.float64))(away) / energy.base(sigma)(away)
+            assert float((ratio - 1.0).abs().max()) < 0.1, "the learned part grows as fast as the Gaussian"
+
+
+@pytest.mark.parametrize("options", [{}, {"frequencies": 2}, {"local": 3}, {"gain": 0.0}])
+def test_the_energy_grows_like_the_gaussian_far_out(options):
+    check_normalisable(made((3,), **options))
+
+
+def test_local_terms_that_are_not_bounded_are_caught(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "tanh", torch.nn.functional.silu)
+    with pytest.raises(AssertionError, match="grows as fast"):
+        check_normalisable(made((3,), local=3))
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 3, 5)])
 @pytest.mark.parametrize("options", [{"frequencies": 2}, {"local": 3}])
 def test_both_derivatives_are_autograds(shape, options):

@@ -50,9 +50,10 @@ class NoiseConditional(Energy):
     frequencies
         Octaves of Fourier features added to each input coordinate; sharp densities in few dimensions need some.
     local
-        Terms per coordinate of an additive part :math:`\sum_i \sum_j c_{ij}\,\mathrm{silu}(a_{ij} x_i + b_{ij})`, whose
-        weights :math:`c_{ij}` the network moves: it learns what single coordinates do given all of them, and has kinks
-        sharp enough for values that the data repeat (the black of an image's border).
+        Terms per coordinate of an additive part :math:`\sum_i \sum_j c_{ij}\,\tanh(a_{ij} x_i + b_{ij})`, whose weights
+        :math:`c_{ij}` the network moves: it learns what single coordinates do given all of them, and has steps sharp
+        enough for values that the data repeat (the black of an image's border). The steps are bounded, so that the
+        learned part grows linearly at most and the density stays normalisable.
     dropout
         Part of the hidden units that `gibbsian.fit` drops at random in training, against overfitting of small sets;
         never elsewhere.
@@ -180,7 +181,7 @@ class _Block(nn.Module):
 class _Local(nn.Module):
     """A sum of one-dimensional functions of the coordinates, modulated by the noise level and weighted by the network.
 
-    Kinks start anywhere in the range of a scaled coordinate, with slopes of 1 to 12: some bend within a tenth of it.
+    Steps start anywhere in the range of a scaled coordinate, with slopes of 1 to 12: some rise within a tenth of it.
     """
 
     def __init__(self, dim: int, terms: int, embedding: int, width: int) -> None:
@@ -196,4 +197,5 @@ class _Local(nn.Module):
     def forward(self, u: Tensor, level: Tensor, h: Tensor) -> Tensor:
         stretch, shift = self.modulation(level).unsqueeze(1).chunk(2, -1)
         inner = u.unsqueeze(2) * self.slope * (1.0 + 2.0 * stretch) + self.offset + 2.0 * shift
-        return (nn.functional.silu(inner) * self.weight(h).view(inner.shape)).sum((1, 2))
+        # Bounded: the weights grow with x, and times an unbounded function they would outgrow the Gaussian's square.
+        return (inner.tanh() * self.weight(h).view(inner.shape)).sum((1, 2))
