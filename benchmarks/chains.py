@@ -66,7 +66,8 @@ class Lane:
 
     def ask(self, case: str) -> None:
         """Have the worker measure a case, and keep what it answers."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
             print(case, file=self.process.stdin, flush=True)
             line = self.process.stdout.readline()

@@ -28,8 +28,9 @@ def quartic(x: Any) -> Any:
 
 def child(steps: int, chains: int, dimension: int, compiled: bool) -> dict[str, Any]:
     """Run one chain in this process and report the peak."""
-    import gibbsian as gb
     import torch
+
+    import gibbsian as gb
 
     torch.set_num_threads(1)
     rng = torch.Generator().manual_seed(0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gibbsian as gb
 import targets
 import torch
 from harness import Case, Runner, Worker, main
 from torch import Tensor
+
+import gibbsian as gb
 
 
 def kernel(case: Case) -> gb.ULA | gb.MALA | gb.HMC:

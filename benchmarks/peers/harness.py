@@ -150,7 +150,7 @@ def main(worker: Worker) -> None:
             if case not in prepared:
                 prepared[case] = warm_up(worker.prepare(case, options.compile_energy), options.seconds)
             line = answer(worker, case, prepared[case], options)
-        except Exception as error:  # noqa: BLE001 - a case one library cannot run must not end the whole comparison
+        except Exception as error:  # a case one library cannot run must not end the whole comparison
             line = {
                 "library": worker.library,
                 "version": worker.version,
