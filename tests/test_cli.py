@@ -29,7 +29,7 @@ from gibbsian.training.settings import TrainingSettings
 
 MOONS = ("train", "two-moons", "--limit", "120", "--width", "16", "--depth", "2", "--no-tensorboard")
 QUIET = ("--no-evaluation",)
-STEPS = ("--steps", "400", "--checkpoint-every", "20", "--log-every", "10")
+STEPS = ("--steps", "240", "--checkpoint-every", "20", "--log-every", "10")
 """A run long enough to be interrupted, with checkpoints to come back to."""
 
 
@@ -205,6 +205,7 @@ def test_a_run_is_evaluated_and_reported_again_from_any_folder(run, monkeypatch,
     for name in ("evaluation.json", "samples.npy", "report.html"):
         (run / name).unlink()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gibbsian.evaluation.baselines", lambda *_: {})
     out = done("evaluate", run)
     assert "log Z" in out
     again = json.loads((run / "evaluation.json").read_text())
@@ -614,6 +615,7 @@ def test_a_full_disk_while_the_model_is_saved_leaves_the_old_model(run, csv, mon
 
 
 def test_a_full_disk_in_evaluation_is_told_of(run, monkeypatch):
+    monkeypatch.setattr("gibbsian.evaluation.baselines", lambda *_: {})
     full = fail(errno.ENOSPC, lambda _, path: str(path).endswith("evaluation.json"))
     monkeypatch.setattr(os, "replace", full(os.replace))
     message = refused("evaluate", run)
@@ -652,6 +654,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, undisturbed):
     assert_same_weights(folder, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, undisturbed):
     folder = tmp_path / "run"
     process = start(*MOONS, *STEPS, *QUIET, "--out", folder)
