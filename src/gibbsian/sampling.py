@@ -21,6 +21,7 @@ from gibbsian.compilation import compiled, owner_of
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, DomainError, InputError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State
+from gibbsian.kernels.groups import row_groups, run_groups
 from gibbsian.typing import EnergyFn
 
 K = TypeVar("K")
@@ -135,12 +136,13 @@ def sample(
     size = steps_per_block(kernel)
     run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile else run_block
     report, close = reporter(progress, steps, "sampling")
+    groups = row_groups(energy, state.x)
     done = 0
     try:
         while done < steps:
             count = size if steps - done >= size else 1
             noise = moving.noise(state, count, rng)
-            state, totals, visited = run(energy, moving, state, noise, totals, bool(keep_every))
+            state, totals, visited = run_groups(run, groups, energy, moving, state, noise, totals, bool(keep_every))
             for i, position in enumerate(visited, start=done + 1):
                 if i > warmup and (i - warmup) % keep_every == 0:
                     kept.append(position)

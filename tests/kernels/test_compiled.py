@@ -205,3 +205,14 @@ def test_without_a_compiler_chains_run_eagerly_with_one_warning(cxx, tmp_path):
     env = os.environ | {"CXX": cxx, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "fell back", done.stderr
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=repr)
+def test_groups_of_images_share_one_graph(kernel, graphs, monkeypatch):
+    monkeypatch.setattr("gibbsian.sampling.row_groups", lambda *_: [slice(i, i + 2) for i in range(0, 6, 2)])
+    torch.manual_seed(0)
+    energy = gb.ConvEnergy((2, 6, 6), (3, 3)).double()
+    start = torch.randn(6, 2, 6, 6, dtype=torch.float64, generator=seeded())
+    eager, compiled = both(energy, kernel, start, steps=12)
+    torch.testing.assert_close(compiled.x, eager.x)
+    assert graphs() <= 2
