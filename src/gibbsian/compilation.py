@@ -9,7 +9,9 @@ from __future__ import annotations
 import types
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import nn
@@ -17,6 +19,7 @@ from torch import nn
 _RECOMPILES = 64
 _cache: weakref.WeakKeyDictionary[Any, dict[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
+_wanted: ContextVar[bool] = ContextVar("compilation is wanted", default=False)
 
 
 def compiled(fn: Callable[..., Any], owner: object) -> Callable[..., Any]:
@@ -37,6 +40,21 @@ def compiled(fn: Callable[..., Any], owner: object) -> Callable[..., Any]:
     if fn not in kept:
         kept[fn] = _build(fn)
     return kept[fn]
+
+
+@contextmanager
+def wanting(compilation: bool) -> Iterator[None]:
+    """Tell whatever runs inside whether it may compile."""
+    token = _wanted.set(compilation)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def wanted() -> bool:
+    """Whether compilation is wanted here; not unless somebody said so."""
+    return _wanted.get()
 
 
 def owner_of(energy: object) -> object:

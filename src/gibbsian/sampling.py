@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 
-from gibbsian.compilation import compiled, owner_of
+from gibbsian.compilation import compiled, owner_of, wanting
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, DomainError, InputError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State
@@ -141,7 +141,8 @@ def sample(
     try:
         while done < steps:
             count = size if steps - done >= size else 1
-            noise = moving.noise(state, count, rng)
+            with wanting(compile):
+                noise = moving.noise(state, count, rng)
             state, totals, visited = run_groups(run, groups, energy, moving, state, noise, totals, bool(keep_every))
             for i, position in enumerate(visited, start=done + 1):
                 if i > warmup and (i - warmup) % keep_every == 0:

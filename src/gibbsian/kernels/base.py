@@ -7,8 +7,7 @@ same numbers as one of ten. The energy comes with each call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -144,13 +143,3 @@ def metropolis(old: State, new: State, log_ratio: Tensor, uniform: Tensor) -> tu
     finite = is_finite(new.energy, new.grad) & ~log_ratio.isnan()
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)
     return choose(uniform < probability, new, old), Info(probability, (~finite).to(probability.dtype))
-
-
-def block(
-    steps: int, shape: tuple[int, ...], like: Tensor, rng: Generator, draw: Callable[..., Any] = torch.randn
-) -> Tensor:
-    """Draw ``(steps, *shape)`` numbers, one step after the other, so that the split into blocks does not matter."""
-    out = torch.empty((steps, *shape), dtype=like.dtype, device=like.device)
-    for i in range(steps):
-        draw(shape, generator=rng, out=out[i], dtype=like.dtype, device=like.device)
-    return out

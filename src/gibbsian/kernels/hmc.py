@@ -12,7 +12,8 @@ from torch import Generator, Tensor
 
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, evaluate, metropolis, row_sum
-from gibbsian.kernels.langevin import check_positive, normal_and_uniform
+from gibbsian.kernels.langevin import check_positive
+from gibbsian.kernels.normals import normals_and_uniforms
 from gibbsian.typing import EnergyFn, Scalar
 
 
@@ -58,7 +59,7 @@ class HMC:
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """Momenta, then one uniform number per chain."""
-        return normal_and_uniform(state, steps, rng)
+        return normals_and_uniforms(steps, state.x, rng)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """One trajectory."""

@@ -14,7 +14,8 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.errors import ArgumentTypeError, OptionError
-from gibbsian.kernels.base import Info, State, block, choose, evaluate, is_finite, metropolis, row_sum
+from gibbsian.kernels.base import Info, State, choose, evaluate, is_finite, metropolis, row_sum
+from gibbsian.kernels.normals import normals, normals_and_uniforms
 from gibbsian.typing import EnergyFn, Scalar
 
 
@@ -81,7 +82,7 @@ class ULA:
                 "This state comes from a kernel that never restarts a chain, and ULA needs the place to return to; "
                 "start from its positions, state.x."
             )
-        return (block(steps, tuple(state.x.shape), state.x, rng),)
+        return (normals(steps, state.x, rng),)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """One Euler step."""
@@ -134,7 +135,7 @@ class MALA:
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """Standard normals of the shape of x, then one uniform number per chain."""
-        return normal_and_uniform(state, steps, rng)
+        return normals_and_uniforms(steps, state.x, rng)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """Propose, and accept with the ratio of densities and of proposal densities."""
@@ -146,17 +147,6 @@ class MALA:
         back = state.x - x + h * new.grad
         log_ratio = state.energy - new.energy + 0.5 * row_sum(z * z) - row_sum(back * back) / (4.0 * h)
         return metropolis(state, new, log_ratio, uniform)
-
-
-def normal_and_uniform(state: State, steps: int, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Draw the noise of an accept/reject kernel: normals like x, then a uniform number per chain, step by step."""
-    shape = tuple(state.x.shape)
-    z = torch.empty((steps, *shape), dtype=state.x.dtype, device=state.x.device)
-    u = torch.empty((steps, shape[0]), dtype=state.x.dtype, device=state.x.device)
-    for i in range(steps):
-        torch.randn(shape, generator=rng, out=z[i], dtype=z.dtype, device=z.device)
-        torch.rand(shape[:1], generator=rng, out=u[i], dtype=u.dtype, device=u.device)
-    return z, u
 
 
 def check_positive(name: str, value: Scalar | None) -> None:

@@ -1,0 +1,96 @@
+r"""Normal noise for many chains: torch's own generator for few numbers, a counter-based one for many on a CPU.
+
+Torch draws normals on a CPU from a Mersenne Twister, one word after the other; for ten thousand chains of a cheap
+energy that is most of a Langevin step. A counter-based generator makes any word of its stream directly, so that a
+processor makes many at once:
+
+.. math:: w_j = \operatorname{mix}(s + j\gamma), \qquad
+   (z_j, z_j') = \sqrt{-2 \log u_j}\,(\cos 2\pi v_j, \sin 2\pi v_j),
+
+where mix is SplitMix64's, u and v are the halves of a word, and the seed s and the odd increment :math:`\gamma` are
+drawn anew for every step from the caller's generator. Uncompiled, those many passes over the words would be slower than
+torch; so it serves compiled runs only, whose chains then differ from uncompiled ones as by another seed.
+
+`Fast splittable pseudorandom number generators (Steele, Lea & Flood, 2014) <https://doi.org/10.1145/2660193.2660195>`_;
+`A note on the generation of random normal deviates (Box & Muller, 1958) <https://doi.org/10.1214/aoms/1177706645>`_.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.compilation import compiled, wanted
+
+MANY = 2**16
+"""Numbers of one step from which the counter-based generator takes over."""
+
+
+def normals(steps: int, like: Tensor, rng: Generator) -> Tensor:
+    """Draw the standard normals of a block of steps, ``(steps, n, *event)``.
+
+    They are drawn step by step, so that two blocks of five steps hold the same numbers as one of ten. Which generator
+    makes them depends on the size of a step, on its type and device, and on whether compilation is wanted.
+
+    Parameters
+    ----------
+    steps
+        How many.
+    like
+        Positions, ``(n, *event)``.
+    rng
+        On their device.
+    """
+    return _draw(steps, like, rng, uniforms=False)[0]
+
+
+def normals_and_uniforms(steps: int, like: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Draw the noise of an accept/reject kernel: normals as above, and a uniform number per chain, ``(steps, n)``."""
+    return _draw(steps, like, rng, uniforms=True)
+
+
+def _draw(steps: int, like: Tensor, rng: Generator, uniforms: bool) -> tuple[Tensor, Tensor]:
+    shape, own = tuple(like.shape), {"dtype": like.dtype, "device": like.device}
+    many = wanted() and like.numel() >= MANY and like.dtype == torch.float32 and like.device.type == "cpu"
+    z = torch.empty(0 if many else steps, *shape, **own)
+    u = torch.empty(steps, shape[0] if uniforms else 0, **own)
+    keys = torch.empty((steps, 2), dtype=torch.int64)
+    for i in range(steps):
+        if many:
+            torch.randint(-(2**63), 2**63 - 1, (2,), generator=rng, out=keys[i])
+        else:
+            torch.randn(shape, generator=rng, out=z[i], **own)
+        if uniforms:
+            torch.rand(shape[:1], generator=rng, out=u[i], **own)
+    if many:
+        increments = torch.tensor([[_odd_and_varied(k)] for k in keys[:, 1].tolist()])
+        z = compiled(from_counters, from_counters)(keys[:, :1], increments, like.numel()).view(steps, *shape)
+    return z, u
+
+
+def from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:
+    """Return m normals per step by the formula above, ``(steps, m)``; each step has a seed and an odd increment."""
+    w = _mix(seeds + torch.arange((m + 1) // 2) * increments)
+    # 31 bits above zero for the radius, so that small u, which make the tails, keep their resolution as floats.
+    u = (w >> 33).bitwise_and(2**31 - 1).to(torch.int32).float() * 2.0**-31 + 2.0**-32
+    radius = (-2.0 * u.log()).sqrt()
+    angle = w.to(torch.int32).float() * (math.pi * 2.0**-31)
+    # One array, written once: assigning the halves to slices would copy it all.
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), 1).flatten(1)[:, :m].contiguous()
+
+
+def _mix(w: Tensor) -> Tensor:
+    """SplitMix64's function of a 64-bit counter; masks make torch's shifts logical."""
+    w = (w ^ ((w >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    w = (w ^ ((w >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return w ^ ((w >> 31) & (2**33 - 1))
+
+
+def _odd_and_varied(increment: int) -> int:
+    """Make an increment odd, for the full period, and rid it of long runs of equal bits, as the paper advises."""
+    odd = increment | 1
+    if ((odd ^ (odd >> 1)) & (2**64 - 1)).bit_count() < 24:
+        odd ^= 0xAAAAAAAAAAAAAAAA - 2**64
+    return odd

@@ -1,0 +1,116 @@
+"""Normal noise from counters: the stream is SplitMix64's, the numbers are independent and normal, blocks do not matter."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+import gibbsian as gb
+from contracts import seeded
+from gibbsian.compilation import wanting
+from gibbsian.kernels.normals import MANY, _mix, _odd_and_varied, from_counters, normals, normals_and_uniforms
+from gibbsian.sampling import sample
+from kernels.test_compiled import needs_compiler
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+"""The increment of the reference implementation."""
+
+
+def counted(steps=4, m=500_000, rng=None):
+    keys = torch.randint(-(2**63), 2**63 - 1, (2, steps, 1), generator=rng or seeded())
+    increments = torch.tensor([[_odd_and_varied(int(k))] for k in keys[1]])
+    return from_counters(keys[0], increments, m)
+
+
+def assert_independent_normals(z):
+    """Marginals by Kolmogorov-Smirnov, moments and tails; independence of halves, neighbours and steps. False alarms:
+    about one in a thousand seeds, by 5 standard errors for some thirty numbers and p > 1e-4 for the tests."""
+    z = z.double()
+    n = z.numel()
+    assert stats.kstest(z.flatten(), "norm").pvalue > 1e-4
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)):
+        assert abs(float(z.pow(power).mean()) - mean) < 5 * math.sqrt(variance / n)
+    for limit in (3.0, 4.0, 4.75):
+        expected = n * math.erfc(limit / math.sqrt(2))
+        assert abs(int((z.abs() > limit).sum()) - expected) < 5 * math.sqrt(expected) + 1
+    half = z.shape[1] // 2
+    for one, other in ((z[:, :half], z[:, half:]), (z[:, :-1], z[:, 1:]), (z[:, :-32], z[:, 32:]), (z[:-1], z[1:])):
+        for f in (lambda v: v, lambda v: v.square() - 1, torch.sign, lambda v: v.abs() - math.sqrt(2 / math.pi)):
+            product = f(one) * f(other)
+            assert abs(float(product.mean())) < 5 * float(product.std()) / math.sqrt(product.numel())
+
+
+def test_words_are_those_of_splitmix():
+    seed = torch.tensor(1234567)
+    words = _mix(seed + GOLDEN * torch.arange(1, 6))
+    known = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821)
+    assert [int(w) % 2**64 for w in words] == list(known)
+
+
+def test_increments_are_odd_and_never_monotonous():
+    for k in (0, 1, 2**62, -1, -(2**63), 0x5555555555555555, 12345678901234567):
+        odd = _odd_and_varied(k)
+        assert odd % 2
+        assert ((odd ^ (odd >> 1)) % 2**64).bit_count() >= 24
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_numbers_are_independent_and_normal(seed):
+    assert_independent_normals(counted(rng=seeded(seed)))
+
+
+def test_what_is_not_normal_or_not_independent_is_caught(monkeypatch):
+    z = counted()
+    for twin in (z * 1.01, z + 0.01, z.clamp(-3.9, 3.9), z[:1].expand(4, -1), z.roll(1, 0) * 0.1 + z * 0.995):
+        with pytest.raises(AssertionError):
+            assert_independent_normals(twin)
+    # The same bits for radius and angle, and a counter that is not mixed.
+    monkeypatch.setattr("gibbsian.kernels.normals._mix", lambda w: (w >> 32 << 32) | ((w >> 32) & 0xFFFFFFFF))
+    with pytest.raises(AssertionError):
+        assert_independent_normals(counted())
+    monkeypatch.setattr("gibbsian.kernels.normals._mix", lambda w: w)
+    with pytest.raises(AssertionError):
+        assert_independent_normals(counted())
+
+
+def test_odd_numbers_of_normals():
+    z = counted(steps=2, m=7)
+    assert z.shape == (2, 7)
+    assert torch.equal(z, counted(steps=2, m=8)[:, :7])
+
+
+@needs_compiler
+def test_two_blocks_hold_the_numbers_of_one_and_compilation_changes_rounding_only():
+    like = torch.zeros(MANY // 4, 4)
+    with wanting(True):
+        whole = normals_and_uniforms(5, like, rng := seeded())
+        rng.manual_seed(0)
+        parts = [normals_and_uniforms(steps, like, rng) for steps in (3, 2)]
+    for i in range(2):
+        assert torch.equal(whole[i], torch.cat([part[i] for part in parts]))
+    rng.manual_seed(0)
+    keys = torch.randint(-(2**63), 2**63 - 1, (2,), generator=rng)
+    eager = from_counters(keys[:1, None], torch.tensor([[_odd_and_varied(int(keys[1]))]]), like.numel())
+    torch.testing.assert_close(whole[0][0].flatten(), eager[0], rtol=1e-5, atol=1e-5)
+
+
+def test_few_numbers_doubles_and_uncompiled_runs_take_torchs_own():
+    few, doubles, many = torch.zeros(8, 2), torch.zeros(MANY, 1, dtype=torch.float64), torch.zeros(MANY, 1)
+    for like, wanted in ((few, True), (doubles, True), (many, False)):
+        with wanting(wanted):
+            z = normals(1, like, seeded())
+        assert torch.equal(z[0], torch.randn(like.shape, generator=seeded(), dtype=like.dtype))
+
+
+@needs_compiler
+def test_many_compiled_chains_keep_their_distribution_and_go_on_exactly():
+    base = gb.Gaussian(dim=2)
+    start = base.sample(MANY, seeded())
+    out = sample(base, gb.HMC(0.5, leapfrog=3), start, steps=12, rng=(rng := seeded(1)), compile=True)
+    error = 5 / math.sqrt(MANY)
+    assert float(out.x.mean(0).abs().max()) < error
+    assert float((out.x.T.cov() - torch.eye(2)).abs().max()) < math.sqrt(2) * error
+    rng.manual_seed(1)
+    first = sample(base, gb.HMC(0.5, leapfrog=3), start, steps=7, rng=rng, compile=True)
+    assert torch.equal(sample(base, gb.HMC(0.5, leapfrog=3), first.state, steps=5, rng=rng, compile=True).x, out.x)
