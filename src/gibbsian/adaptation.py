@@ -25,7 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.errors import ArgumentTypeError, DivergenceError, OptionError
-from gibbsian.kernels.base import State
+from gibbsian.kernels.base import State, with_step_size
 from gibbsian.sampling import Samples, reporter, sample, steps_per_block
 from gibbsian.typing import EnergyFn
 
@@ -164,11 +164,6 @@ def tune(
     each = torch.where(check.acceptance.isfinite(), check.acceptance, 0.0).double()
     stderr = float(each.std() / len(each) ** 0.5) if len(each) > 1 else math.nan
     return Tuned(check.kernel, check.state, float(each.mean()), stderr, torch.tensor(tried, dtype=torch.float64).exp())
-
-
-def with_step_size(kernel: Any, step_size: float) -> Any:
-    """Copy a kernel with another step size."""
-    return dataclasses.replace(kernel, step_size=step_size)
 
 
 def mean_acceptance(made: Samples) -> float:

@@ -1,4 +1,4 @@
-"""Normal noise from counters: the stream is SplitMix64's, the numbers are independent and normal, blocks do not matter."""
+"""Normal noise from counters: SplitMix64's stream, independent normal numbers, whatever the blocks."""
 
 import math
 
@@ -24,8 +24,10 @@ def counted(steps=4, m=500_000, rng=None):
 
 
 def assert_independent_normals(z):
-    """Marginals by Kolmogorov-Smirnov, moments and tails; independence of halves, neighbours and steps. False alarms:
-    about one in a thousand seeds, by 5 standard errors for some thirty numbers and p > 1e-4 for the tests."""
+    """Check marginals (Kolmogorov-Smirnov, moments, tails) and the independence of halves, neighbours and steps.
+
+    A false alarm is about one seed in five thousand: p > 1e-4 for one test, 5 standard errors for thirty numbers.
+    """
     z = z.double()
     n = z.numel()
     assert stats.kstest(z.flatten(), "norm").pvalue > 1e-4

@@ -7,13 +7,14 @@ same numbers as one of ten. The energy comes with each call.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+import dataclasses
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
 from gibbsian.errors import ArgumentTypeError
-from gibbsian.typing import EnergyFn
+from gibbsian.typing import EnergyFn, Scalar
 
 
 class State(NamedTuple):
@@ -143,3 +144,13 @@ def metropolis(old: State, new: State, log_ratio: Tensor, uniform: Tensor) -> tu
     finite = is_finite(new.energy, new.grad) & ~log_ratio.isnan()
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)
     return choose(uniform < probability, new, old), Info(probability, (~finite).to(probability.dtype))
+
+
+def has_step_size(kernel: object) -> bool:
+    """Whether a kernel has a step size that its acceptance can guide."""
+    return dataclasses.is_dataclass(kernel) and hasattr(kernel, "step_size") and hasattr(kernel, "target_acceptance")
+
+
+def with_step_size(kernel: Any, step_size: Scalar) -> Any:
+    """Copy a kernel with another step size."""
+    return dataclasses.replace(kernel, step_size=step_size)

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.compilation import compiled, owner_of
+from gibbsian.compilation import compiled, owner_of, wanting
 from gibbsian.energies.base import Energy, common_support, same_support
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel, State
+from gibbsian.kernels.base import Kernel, State, with_step_size
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import ULA
 from gibbsian.partition.base import LogZ, from_log_weights, mirrored, warn_if_degenerate
 from gibbsian.partition.paths import Path, geometric
-from gibbsian.partition.schedule import Schedule, pilot, with_step_size
+from gibbsian.partition.schedule import Schedule, pilot
 from gibbsian.sampling import GRADIENTS_PER_BLOCK, check_domain, check_independent_rows, with_tensor_settings
 
 REMEDY = "Try more temperatures, a base closer to the energy, or a kernel that moves farther."
@@ -199,7 +199,8 @@ def log_weights(
         count = size if inner - i >= size else 1
         energies = [path(b) for b in betas[i + 1 : i + 1 + count]]
         kernels = settings[i : i + count]
-        noise = moving.noise(state, count * steps, rng)
+        with wanting(compile):
+            noise = moving.noise(state, count * steps, rng)
         run: Any = compiled(anneal_block, owner_of(energies[0])) if compile else anneal_block
         state, gained = run(energies, kernels, state, noise, gained)
         i += count

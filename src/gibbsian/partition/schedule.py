@@ -14,7 +14,6 @@ and no trajectory length stays in resonance.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +23,7 @@ from torch import Generator, Tensor
 
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError, OptionError
-from gibbsian.kernels.base import Kernel
+from gibbsian.kernels.base import Kernel, has_step_size, with_step_size
 from gibbsian.partition.base import effective_size
 from gibbsian.partition.paths import Path
 from gibbsian.sampling import with_tensor_settings
@@ -77,16 +76,6 @@ class Schedule:
     def reversed(self) -> tuple[Tensor, Tensor | None]:
         """Betas and step sizes in the order of the way back."""
         return self.betas.flip(0), None if self.step_sizes is None else self.step_sizes.flip(0)
-
-
-def has_step_size(kernel: Kernel) -> bool:
-    """Whether a kernel has a step size that its acceptance can guide."""
-    return dataclasses.is_dataclass(kernel) and hasattr(kernel, "step_size") and hasattr(kernel, "target_acceptance")
-
-
-def with_step_size(kernel: Kernel, step_size: Tensor) -> Kernel:
-    """Return the kernel with another step size."""
-    return cast(Kernel, dataclasses.replace(cast(Any, kernel), step_size=step_size))
 
 
 @torch.no_grad()
