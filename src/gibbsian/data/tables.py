@@ -153,9 +153,9 @@ def _check_numeric(frame: Any, place: str) -> None:
     remedy = (
         "If the comma is the decimal mark, write it as a point."
         if comma
-        else "If one of them names the class of each row, say so with labels='its name'. Otherwise remove them, or "
-        "turn them into numbers: pandas.get_dummies makes a 0/1 column of each category, and a date becomes a number "
-        "of seconds. If the text stands for a missing value, decide what to do with those rows."
+        else "If one of them names the class of each row, name it (labels='...', --labels on the command line). "
+        "Otherwise remove them, or turn them into numbers: pandas.get_dummies makes a 0/1 column of each category, and "
+        "a date becomes a number of seconds. If the text stands for a missing value, decide what to do with those rows."
     )
     raise DataError(
         f"{opening(place)} has {count(len(found), 'column')} of other things than numbers: {listed(found)}. {remedy}"
