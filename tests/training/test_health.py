@@ -8,7 +8,7 @@ from torch import nn
 from training_cases import QUIET, Bowl, Chains, ExactLikelihood, rows, same
 
 from gibbsian.energies.base import Energy
-from gibbsian.errors import DivergenceError
+from gibbsian.errors import DivergenceError, DomainError
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.training.fit import fit, take_step
 from gibbsian.training.health import DataScale, Health
@@ -125,7 +125,10 @@ def test_the_memory_is_restored():
 
 
 class Unlucky(Chains):
-    """A NaN in the loss (or only in the gradient) at given calls; the calls are no part of the saved state."""
+    """A NaN in the loss (or only in the gradient), or chains that stand where there is no energy, at given calls.
+
+    The count of calls is no part of the saved state.
+    """
 
     def __init__(self, calls, where="loss"):
         super().__init__()
@@ -136,19 +139,26 @@ class Unlucky(Chains):
         self._count += 1
         if self._count not in self._calls:
             return loss
+        if self._where == "chains":
+            raise DomainError("3 of 4 chains start where the energy or its gradient is not finite.")
         if self._where == "loss":
             return Loss(loss.value * math.nan, loss.metrics)
         # The square root's slope at zero is infinite, times zero.
         return Loss(loss.value + 0.0 * (self.shift - self.shift.detach()).sqrt(), loss.metrics)
 
 
-@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+@pytest.mark.parametrize("where", ["loss", "grad_norm", "chains"])
 def test_one_misfortune_is_one_rollback(where):
     result = fit(
         Bowl(), rows(), Unlucky([33], where), rng=seeded(), steps=60, log_every=10, checkpoint_every=20, warmup_steps=1
     )
     (event,) = result.events
-    assert (event["kind"], event["metric"], event["step"], event["to_step"]) == ("nonfinite", where, 33, 20)
+    assert (event["kind"], event["metric"], event["step"], event["to_step"]) == (
+        "nonfinite",
+        where.replace("chains", "loss"),
+        33,
+        20,
+    )
     assert not math.isfinite(event["value"])
     assert result.steps == 60
     records = [r for r in result.history if "loss" in r]
@@ -160,7 +170,7 @@ def test_one_misfortune_is_one_rollback(where):
     assert torch.isfinite(result.energy.mean).all()
 
 
-@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+@pytest.mark.parametrize("where", ["loss", "grad_norm", "chains"])
 def test_a_misfortune_moves_neither_weights_nor_optimiser(where):
     batch = Batch(rows())
     state = TrainingState(Bowl(), Unlucky([3], where), batch, TrainingSettings(), seeded())
@@ -173,6 +183,11 @@ def test_a_misfortune_moves_neither_weights_nor_optimiser(where):
     assert bool(state.broken)
     assert same(before["energy"], after["energy"])
     assert same(before["optimizer"]["state"], after["optimizer"]["state"])
+
+
+def test_chains_off_the_domain_at_the_first_step_are_a_mistake():
+    with pytest.raises(DomainError, match="3 of 4 chains"):
+        fit(Bowl(), rows(), Unlucky([1], "chains"), rng=seeded(), steps=60)
 
 
 def test_lasting_misfortune_ends_the_run_at_the_last_good_state(tmp_path):

@@ -13,6 +13,7 @@ Between two records nothing waits for the device.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -27,7 +28,15 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.tractable import require_support
-from gibbsian.errors import ArgumentTypeError, DataError, DivergenceError, OptionError, ShapeError, TrainingInterrupted
+from gibbsian.errors import (
+    ArgumentTypeError,
+    DataError,
+    DivergenceError,
+    DomainError,
+    OptionError,
+    ShapeError,
+    TrainingInterrupted,
+)
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.sampling import check_independent_rows
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
@@ -172,8 +181,17 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
 def take_step(state: TrainingState, batch: Batch) -> None:
     """Move the weights by one step; a gradient that is not finite moves nothing and is remembered."""
     settings, optimizer = state.settings, state.optimizer
-    with state.seeded():
-        loss = checked_loss(state.objective(state.energy, batch, state.rng))
+    try:
+        with state.seeded():
+            loss = checked_loss(state.objective(state.energy, batch, state.rng))
+    except DomainError:
+        if state.step == 0:
+            raise
+        # What fitted when the run began fits no longer: chains stand where the energy has no finite value.
+        state.broken |= True
+        state.pending.append({"loss": math.nan, "grad_norm": math.nan})
+        state.step += 1
+        return
     for p in state.params:
         p.grad = None
     loss.value.backward()
