@@ -174,7 +174,12 @@ def main() -> None:
             maps.setdefault(name, found)
             print(f"{name}, seed {seed}: total variation {row.total_variation:.3f}, {row.train_cpu:.0f} s", flush=True)
     print(summary(rows))
-    record = circumstances(options.seeds, options.threads) | {"rows": [asdict(row) for row in rows]}
+    record = circumstances(options.seeds, options.threads) | {
+        "means": {
+            name: list(over_seeds(row.total_variation for row in rows if row.name == name)) for name in options.only
+        },
+        "rows": [asdict(row) for row in rows],
+    }
     write("densities", "Densities in the plane", record, [summary(rows), NOTES, "![densities](densities.png)"])
     picture(maps)
 

@@ -299,6 +299,18 @@ def difference_table(seeds: list[dict[str, Any]], names: list[str]) -> str:
     return table(["worse than the default recipe by", *keys.values()], rows)
 
 
+def means(seeds: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Means and standard errors over seeds, as the tables print them."""
+    found: dict[str, Any] = {}
+    for name in names:
+        own = [s["models"][name] for s in seeds]
+        found[name] = {k: list(over_seeds(v[k] for v in own)) for k, v in own[0].items() if isinstance(v, float)}
+        if "default" in names:
+            better = [(s["models"][name], s["models"]["default"]) for s in seeds]
+            found[name] |= {f"{k}_worse_by": list(over_seeds(a[k] - b[k] for a, b in better)) for k in ("fd", "c2st")}
+    return found
+
+
 def detection_table(seeds: list[dict[str, Any]]) -> str:
     """AUROC by seed, with bootstrap errors, and the mean."""
     kinds = list(seeds[0]["detection"])
@@ -381,7 +393,11 @@ def main() -> None:
     print("\n" + "\n\n".join(sections))
     picture(seeds[0]["pictures"])
     kept = [{k: v for k, v in s.items() if k != "pictures"} for s in seeds]
-    record = circumstances(options.seeds, options.threads) | {"repeats": options.repeats, "runs": kept}
+    record = circumstances(options.seeds, options.threads) | {
+        "repeats": options.repeats,
+        "means": means(seeds, names),
+        "runs": kept,
+    }
     write("digits", "Digits", record, [*sections, "![digits](digits.png)"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from gibbsian.evaluation import (
     strangers,
     write_evaluation,
 )
+from gibbsian.partition.base import LogZ
 from gibbsian.recipes import choose, initial_weights
 
 
@@ -135,6 +137,19 @@ def test_a_log_z_that_fails_is_a_note(dataset):
     notes = []
     assert estimate_log_z(model, generator(), notes) is None
     assert "log Z could not be estimated" in notes[0]
+
+
+def test_what_estimates_warn_of_is_a_note(model, monkeypatch):
+    def crossing(*_):
+        warnings.warn("The bounds of log Z cross.", RuntimeWarning, stacklevel=2)
+        return LogZ(*torch.tensor([1.0, 0.1, 2.0, 0.0, 50.0]), 100)
+
+    monkeypatch.setattr(Model, "log_z", crossing)
+    notes = []
+    found = estimate_log_z(model, generator(), notes)
+    assert found is not None
+    assert "cross" in found.note
+    assert notes == ["The bounds of log Z cross."]
 
 
 def test_likelihoods_carry_the_error_of_log_z(model, dataset, evaluation):

@@ -142,12 +142,12 @@ def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummar
     except GibbsianError as error:
         notes.append(f"log Z could not be estimated: {error}")
         return None
-    notes += [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    notes += [str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
     exact = model.recipe.shape in ((1,), (2,))
     method = "quadrature" if exact else "annealed importance sampling, forward and reverse"
     note = "" if exact else "The upper bound takes the model's own draws for exact ones."
     if float(estimate.lower) > float(estimate.upper):
-        note += " The bounds cross: the draws are not the model's own, or the annealing was too fast."
+        note += " The bounds cross: the draws are not the model's own."
     value, stderr, lower, upper, ess = (float(v) for v in estimate[:5])
     return LogZSummary(value, stderr, lower, upper, ess, method, note)
 

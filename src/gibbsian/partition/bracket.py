@@ -15,6 +15,7 @@ fluctuation theorem and the nonequilibrium work relation for free energy differe
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Generator, Tensor
@@ -59,7 +60,7 @@ def bracket(
     Returns
     -------
     LogZ
-        ``ess`` is the smaller of the two runs'.
+        ``ess`` is the smaller of the two runs'. Bounds that cross refute the draws, and a warning says so.
 
     Raises
     ------
@@ -75,6 +76,15 @@ def bracket(
     back = log_weights(path, schedule, kernel, draws, rng=rng, steps=steps, compile=compile, backwards=True)
     result = between(ahead, back, confidence)
     warn_if_degenerate(result, "forward or reverse weights", REMEDY)
+    if float(result.lower) > float(result.upper):
+        warnings.warn(
+            f"The bounds of log Z cross: at least {float(result.lower):.2f} by forward chains, at most "
+            f"{float(result.upper):.2f} by the draws, so these are not the model's own. The lower bound stands; the "
+            "upper one, the value and all that is computed from it do not. Run longer chains for the draws, or doubt "
+            "the fit they came with.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return result
 
 
