@@ -168,8 +168,26 @@ def test_the_verdicts_follow_the_numbers():
     assert "not watched" in says(metrics=run(2))
     assert "Chains disagree" in says(chains=ChainSummary(r_hat=np.array([1.0, 1.3])))
     worse = {"samples": {"d": (0.2, 0.01)}, FLOOR: {"d": (0.0, 0.01)}, "Gaussian fit": {"d": (0.1, 0.01)}}
-    assert "a baseline does better" in says(quality=QualityTable(worse))
-    assert "a baseline does better" not in says(quality=QualityTable(worse, better={"d": "higher"}))
+    assert "every baseline does better" in says(quality=QualityTable(worse))
+    assert "baseline does better" not in says(quality=QualityTable(worse, better={"d": "higher"}))
+    assert "a baseline does better" in says(quality=QualityTable({**worse, "copies": {"d": (0.3, 0.01)}}))
+
+
+def test_a_likelihood_stands_on_log_z():
+    likelihood = LikelihoodSummary((-1.41, 0.013), (-1.43, 0.027))
+    for z, said in ((LogZSummary(0.0, 0.1, 1.0, -1.0), True), (LogZSummary(0.0, 0.1, -1.0, 1.0), False)):
+        cards = Page(headline(ReportContent(log_likelihood=likelihood, log_z=z))).text
+        assert ("only as good as log Z" in cards) is said
+        assert ("no sign of overfitting" in cards) is not said
+
+
+@pytest.mark.parametrize(("gap", "said"), [(-59.7, "59.7 nats above the data"), (30.0, "30 nats below"), (-5.0, "")])
+def test_chains_far_from_the_data_are_told_of(gap, said):
+    metrics = [{"step": 10 * i, "loss": 0.0, "gap": 1.0 if i < 15 else gap} for i in range(1, 21)]
+    energies = {"training": np.random.default_rng(0).normal(size=1000) * 10.0}
+    cards = Page(headline(ReportContent(metrics=metrics, energies=energies, events=[]))).text
+    assert said in cards
+    assert ("do not stand for the model" in cards) is bool(said)
 
 
 def test_sections_disappear_with_their_content():

@@ -75,6 +75,7 @@ PANELS = (
         "Distance moved per coordinate and round",
         "How far the chains travel between updates. Bad: it falls to zero.",
     ),
+    Panel(("nonfinite",), "Chains that left the numbers", "Restarted or rejected, by step. Bad: anything but 0."),
     Panel(("learning_rate",), "Learning rate", "The schedule, with any cut after a rollback."),
     Panel(("steps_per_second",), "Steps per second", "Bad: it falls steadily, which means that memory or chains grow."),
 )

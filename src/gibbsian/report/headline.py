@@ -30,15 +30,20 @@ def headline(content: ReportContent) -> str:
 
 def narrowest(estimates: list[LogZSummary]) -> LogZSummary:
     """Pick the estimate with the narrowest finite bracket, else the first."""
-    widths = [e.upper - e.lower for e in estimates]
+    widths = [_width(e) for e in estimates]
     return min(zip(widths, range(len(widths)), estimates), key=lambda t: (not math.isfinite(t[0]), t[0], t[1]))[2]
+
+
+def _width(z: LogZSummary) -> float:
+    """Width of the bracket; negative where the bounds cross."""
+    return z.upper - z.lower
 
 
 def _log_z(content: ReportContent) -> str:
     if not content.log_z_estimates:
         return ""
     best = narrowest(content.log_z_estimates)
-    width = best.upper - best.lower
+    width = _width(best)
     bracket = f"between {plain(best.lower, 5)} and {plain(best.upper, 5)}"
     if not (math.isfinite(best.value) and math.isfinite(best.stderr)):
         level, words = "bad", f"The estimate or its error is not finite; {bracket}."
@@ -81,6 +86,8 @@ def _likelihood(content: ReportContent) -> str:
             level, words = "caution", f"Training is higher by {gap}: a sign of overfitting."
         else:
             level, words = "good", f"Training minus held-out: {gap}, no sign of overfitting."
+    if content.log_z_estimates and _width(narrowest(content.log_z_estimates)) < 0:
+        level, words = "bad", "The bounds of log Z cross, and a likelihood is only as good as log Z."
     bits = summary.bits_per_dimension
     if bits is not None:
         words += f" {estimate(bits)} bits per dimension."
@@ -114,10 +121,9 @@ def _quality(quality: QualityTable | None) -> str:
 
 
 def _standing(quality: QualityTable, column: str, mine: Estimate) -> tuple[str, str]:
-    best = best_baseline(quality, column)
-    beaten = best is not None and quality.loss(column, estimate(quality.rows[best][column]).value) < quality.loss(
-        column, mine.value
-    )
+    losses = [loss for _, loss in baselines(quality, column)]
+    own = quality.loss(column, mine.value)
+    beaten = any(loss < own for loss in losses)
     touching = at_floor(quality, column, quality.model or "")
     if not math.isfinite(mine.value):
         return "bad", "The distance is not finite."
@@ -127,18 +133,21 @@ def _standing(quality: QualityTable, column: str, mine: Estimate) -> tuple[str, 
         return (
             ("caution", "A baseline does better.") if beaten else ("plain", "No floor with an error to compare with.")
         )
+    if beaten and all(loss < own for loss in losses):
+        return "bad", "Above the floor, and every baseline does better."
     return ("caution", "Above the floor, and a baseline does better.") if beaten else ("plain", "Above the floor.")
+
+
+def baselines(quality: QualityTable, column: str) -> list[tuple[str, float]]:
+    """List the rows besides the floor's and the model's with their finite losses."""
+    others = [n for n, row in quality.rows.items() if n not in (quality.floor, quality.model) and column in row]
+    losses = [(n, quality.loss(column, estimate(quality.rows[n][column]).value)) for n in others]
+    return [(n, loss) for n, loss in losses if math.isfinite(loss)]
 
 
 def best_baseline(quality: QualityTable, column: str) -> str | None:
     """Name the best row besides the floor's and the model's."""
-    usual = {
-        n: quality.loss(column, estimate(r[column]).value)
-        for n, r in quality.rows.items()
-        if n not in (quality.floor, quality.model) and column in r
-    }
-    finite = {n: loss for n, loss in usual.items() if math.isfinite(loss)}
-    return min(finite, key=finite.__getitem__) if finite else None
+    return min(baselines(quality, column), key=lambda row: row[1], default=(None, 0.0))[0]
 
 
 def _chains(content: ReportContent) -> str:
@@ -177,14 +186,34 @@ def _health(content: ReportContent) -> str:
     words = (
         f"{bad} logged values are not finite." if bad else "Every logged value is finite." if content.records else ""
     )
+    apart = _chains_apart(content)
     events = content.health_events
+    if apart:
+        words = f"{apart} {words}"
     if events is None:
         return card("Health", "not watched", words, "caution")
     if not events:
-        return card("Health", "no rollbacks", words or "No event in the whole run.", "caution" if bad else "good")
+        return card(
+            "Health", "no rollbacks", words or "No event in the whole run.", "caution" if bad or apart else "good"
+        )
     back = sum("roll" in str(e.get("action") or e.get("event") or "").lower() for e in events)
     value = f"{back} rollback{'s' * (back != 1)}" if back else f"{len(events)} event{'s' * (len(events) != 1)}"
     kinds = ", ".join(f"{name} ({n})" for name, n in Counter(str(e.get("kind", "event")) for e in events).items())
     last = max((s for e in events if (s := number(e.get("step"))) is not None), default=None)
     at = "" if last is None else f"; the last at step {plain(last)}"
     return card("Health", value, f"{kinds[0].upper()}{kinds[1:]}{at}. {words}", "caution")
+
+
+def _chains_apart(content: ReportContent) -> str:
+    """Say so where training ended with its chains at other energies than the data, beyond the spread of either."""
+    gaps = [g for record in content.records if (g := number(record.get("gap"))) is not None]
+    training = np.asarray(content.energies.get("training", ()), dtype=float)
+    spread = float(training.std()) if len(training) > 1 else math.nan
+    last = gaps[-max(1, len(gaps) // 10) :]
+    mean = sum(last) / len(last) if last else 0.0
+    if not abs(mean) > 2.0 * spread:
+        return ""
+    return (
+        f"In the end the training chains lay {plain(abs(mean), 3)} nats {'above' if mean < 0 else 'below'} the data, "
+        "whose energies spread by {}: the chains do not stand for the model.".format(plain(spread, 2))
+    )
