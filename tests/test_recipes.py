@@ -8,15 +8,17 @@ import json
 import pytest
 import torch
 
-from gibbsian import MALA, ULA, NoiseConditional, Recipe, TrainingSettings
+from gibbsian import MALA, ULA, Gaussian, Model, NoiseConditional, Recipe, TrainingSettings, fit, load, quadrature
 from gibbsian.errors import GibbsianError, ModelFileError, OptionError
 from gibbsian.objectives.base import Batch
 from gibbsian.recipes import (
+    TAIL,
     VERSION,
     build_annealing,
     build_base,
     build_energy,
     build_kernel,
+    build_noise,
     build_objective,
     choose,
     initial_weights,
@@ -63,6 +65,45 @@ def test_small_tables_are_contrasted_with_noise_and_the_rest_is_denoised():
     assert choose("image", (1, 8, 8), 100).objective == "multi-level-denoising"
     assert choose("image", (1, 8, 8), 100, {"energy": "residual"}).objective == "pcd"
     assert choose("table", (2,), 100, {"energy": "noise-conditional"}).objective == "multi-level-denoising"
+
+
+def test_the_noise_of_tables_has_a_wide_part_and_stays_normalised():
+    recipe = choose("table", (2,), 1000, {})
+    noise = build_noise(recipe)
+    x = noise.sample(100_000, generator())
+    expected = recipe.base_scale**2 * (1.0 + recipe.noise_tail * (TAIL**2 - 1.0))
+    assert float(x.var(0).mean()) == pytest.approx(expected, rel=0.03)
+    assert float(quadrature(noise, -25.0, 25.0, points=200).log_z.value) == pytest.approx(0.0, abs=1e-4)
+    assert isinstance(build_noise(dataclasses.replace(recipe, noise_tail=0.0)), Gaussian)
+    assert isinstance(build_noise(choose("image", (1, 8, 8), 1000, {"objective": "noise-contrastive"})), Gaussian)
+    with pytest.raises(OptionError, match=r"noise_tail is a part.*got 1\.0"):
+        choose("table", (2,), 1000, {"noise_tail": 1.0})
+
+
+def distance_to_truth(name, **overrides):
+    """Total variation between the density that the recipe fits to a toy set and the set's own, by quadrature."""
+    dataset = load(name)
+    z = dataset.scaling().forward(dataset.train)
+    recipe = choose(dataset.kind, dataset.event_shape, len(z), overrides)
+    energy = initial_weights(recipe, z)
+    fit(energy, z, build_objective(recipe, z), rng=generator(), settings=recipe.training)
+    model = Model(energy, recipe, dataset.scaling())
+    grid = model.grid()
+    x = model.scaling.backward(torch.cartesian_prod(*grid.axes).float())
+    truth = -dataset.truth(x) - getattr(dataset.truth, "log_z", 0.0) - model.scaling.log_det
+    cell = float(torch.stack([axis[1] - axis[0] for axis in grid.axes]).prod())
+    return 0.5 * cell * float((grid.log_prob.exp().flatten() - truth.exp()).abs().sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "limit"), [("two-moons", 0.1), ("eight-gaussians", 0.1), ("banana", 0.25)])
+def test_the_default_recipe_fits_densities_in_the_plane(name, limit):
+    assert distance_to_truth(name) < limit
+
+
+@pytest.mark.slow
+def test_noise_without_a_wide_part_loses_the_bananas_tails():
+    assert distance_to_truth("banana", noise_tail=0.0) > 0.5
 
 
 def test_overrides_win_wherever_they_live():

@@ -22,7 +22,7 @@ from gibbsian.annealing import anneal
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy
 from gibbsian.energies.noise import NoiseConditional
-from gibbsian.energies.tractable import Gaussian, Tractable
+from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import ULA
@@ -31,7 +31,7 @@ from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import Path as EnergyPath
 from gibbsian.partition.paths import noise_levels
-from gibbsian.recipes import Recipe, build_annealing, build_base, build_energy, build_kernel
+from gibbsian.recipes import Recipe, build_annealing, build_energy, build_kernel, build_noise
 from gibbsian.sampling import Samples, sample
 
 WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
@@ -66,11 +66,11 @@ class Model:
         return self.energy.given(sigma=self.recipe.sigma_density) if self.recipe.noise_conditional else self.energy
 
     @property
-    def base(self) -> Gaussian:
-        """The Gaussian where sampling and annealing start, in model units."""
+    def base(self) -> Tractable:
+        """The tractable density where sampling and annealing start, in model units."""
         if self.recipe.noise_conditional:
             return cast(NoiseConditional, self.energy).base(self.recipe.sigma_max)
-        return build_base(self.recipe)
+        return build_noise(self.recipe)
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:

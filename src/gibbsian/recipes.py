@@ -18,7 +18,8 @@ from gibbsian.annealing import Annealing
 from gibbsian.energies.base import Energy
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
-from gibbsian.energies.tractable import Gaussian
+from gibbsian.energies.targets import GaussianMixture
+from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import ModelFileError, OptionError, unknown_name
 from gibbsian.kernels.base import Kernel
 from gibbsian.kernels.hmc import HMC
@@ -31,6 +32,9 @@ from gibbsian.training.settings import TrainingSettings
 
 VERSION = 1
 """Version of the recipe's format; a saved recipe of a later one is refused."""
+
+TAIL = 3.0
+"""How much wider the wide part of the noise is."""
 
 DataKind = Literal["image", "table", "binary"]
 EnergyName = Literal["noise-conditional", "mlp", "convolutional", "residual"]
@@ -77,6 +81,7 @@ class Recipe:
     sigma_std: float = _option(1.3, "Standard deviation of the logarithm of the noise level in training.")
     level_weight: float = _option(0.3, "Weight of fitting the energy's change from level to level.")
     noise_ratio: int = _option(2, "Noise draws per row of data in noise contrastive estimation.")
+    noise_tail: float = _option(0.1, "Part of that noise drawn three times wider, which teaches the energy its tails.")
     kernel: KernelName = _option("mala", "How chains move in cd, pcd and sampling: ula, mala or hmc.")
     step_size: float = _option(0.01, "The kernel's step size in training; sampling tunes its own for mala and hmc.")
     chain_steps: int = _option(20, "Kernel steps per training step in cd and pcd.")
@@ -109,6 +114,8 @@ class Recipe:
                 "Noise levels need 0 < sigma_min <= sigma_density < sigma_max; got "
                 f"{self.sigma_min}, {self.sigma_density}, {self.sigma_max}."
             )
+        if not 0.0 <= self.noise_tail < 1.0:
+            raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
         if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
             raise OptionError(f"A {self.energy} energy is for images; these rows have shape {self.shape}. Use mlp.")
 
@@ -224,9 +231,9 @@ def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[s
         # Resampled draws of the base are in the right places already; the chains only take copies apart.
         return recipe | {"step_size": 0.05, "sample_steps": 100}, training
     if kind == "image":
-        recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.002}
-        recipe |= {"base_scale": 0.7, "energy_penalty": 0.01, "data_noise": 0.05}
-        return recipe, {"steps": 1000, "learning_rate": 3e-4, "betas": (0.0, 0.999), "ema_decay": 0.99}
+        recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.01}
+        recipe |= {"base_scale": 0.7, "energy_penalty": 0.01, "data_noise": 0.15}
+        return recipe, {"steps": 2000, "learning_rate": 3e-4, "betas": (0.0, 0.999), "ema_decay": 0.99}
     recipe = {"energy": "mlp", "width": 128, "depth": 3, "step_size": 0.02}
     return recipe, {"steps": 2000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
 
@@ -248,8 +255,23 @@ def build_energy(recipe: Recipe) -> Energy:
 
 
 def build_base(recipe: Recipe) -> Gaussian:
-    """Build the Gaussian that an energy without noise levels contains, starts from and contrasts with."""
+    """Build the Gaussian that an energy without noise levels contains."""
     return Gaussian(recipe.shape, scale=recipe.base_scale)
+
+
+def build_noise(recipe: Recipe) -> Tractable:
+    """Build what an energy without noise levels is contrasted with, and where its chains start.
+
+    It is the Gaussian that the energy contains. For noise contrastive estimation on tables part of it is wider: where
+    neither data nor noise ever are, a network's energy is anything, and may hold all the mass.
+    """
+    base = build_base(recipe)
+    if recipe.objective != "noise-contrastive" or recipe.noise_tail == 0.0 or len(recipe.shape) != 1:
+        return base
+    scales = torch.tensor([1.0, TAIL]) * recipe.base_scale
+    return GaussianMixture(
+        torch.zeros(2, *recipe.shape), scales, torch.tensor([1.0 - recipe.noise_tail, recipe.noise_tail])
+    )
 
 
 def build_objective(recipe: Recipe, data: Tensor) -> Objective:
@@ -269,7 +291,7 @@ def build_objective(recipe: Recipe, data: Tensor) -> Objective:
     if recipe.objective == "denoising":
         return DenoisingScoreMatching(recipe.sigma_min)
     if recipe.objective == "noise-contrastive":
-        return NoiseContrastiveEstimation(build_base(recipe), recipe.noise_ratio)
+        return NoiseContrastiveEstimation(build_noise(recipe), recipe.noise_ratio)
     kernel, penalty = build_kernel(recipe), recipe.energy_penalty
     if recipe.objective == "cd":
         return ContrastiveDivergence(kernel, recipe.chain_steps, energy_penalty=penalty)
