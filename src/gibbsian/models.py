@@ -149,7 +149,7 @@ class Model:
             kernel = tune(energy, kernel, start[:512], rng=rng, steps=min(200, max(100, steps))).kernel
         return sample(energy, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
 
-    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int = 256) -> LogZ:
+    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """Estimate log Z of `density`, in model units.
 
         By quadrature in one and two dimensions; else by annealing there and back, where the upper bound takes for exact
@@ -160,9 +160,9 @@ class Model:
         rng
             The generator.
         temperatures
-            Of the annealing.
+            Of the annealing; 1000 down noise levels, else as many as a pilot run finds fit, when ``None``.
         chains
-            Of the annealing, each way.
+            Of the annealing, each way; 128 down noise levels, else 256, when ``None``.
         """
         if self.recipe.shape in ((1,), (2,)):
             return self.grid().log_z
@@ -170,8 +170,9 @@ class Model:
         if self.recipe.noise_conditional:
             levels = [self.recipe.sigma_max, self.recipe.sigma_density]
             path = noise_levels(self.energy, levels, self.base, share=0.02)
-            temperatures = 400 if temperatures is None else temperatures
-        draws = self.exact_chains(chains, rng, steps=50).x
+            # More temperatures narrow the bracket more than more chains in the same time.
+            temperatures, chains = temperatures or 1000, chains or 128
+        draws = self.exact_chains(chains or 256, rng, steps=50).x
         return bracket(self.density, self.base, draws, rng=rng, path=path, temperatures=temperatures)
 
     def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
