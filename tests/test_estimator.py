@@ -33,7 +33,7 @@ def checks():
         yield pytest.param(estimator, check, id=name, marks=[pytest.mark.slow] if name in ANNEALED else [])
 
 
-@pytest.mark.parametrize(("estimator", "check"), checks())
+@pytest.mark.parametrize(("estimator", "check"), list(checks()))
 def test_scikit_learns_own_checks_pass(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -296,7 +297,7 @@ def chain_summary(model: Model, samples: Tensor, rng: Generator, notes: list[str
     with torch.no_grad():
         trace = torch.stack([model.density(x) for x in made.draws])
     return {
-        "kernel": str(made.kernel),
+        "kernel": re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.3g}", str(made.kernel)),
         "acceptance": float(made.acceptance.mean()),
         "nonfinite": int(made.nonfinite.sum()),
         # Draws of a noise-conditional model come from the walk down its levels: its chains need only not drift.

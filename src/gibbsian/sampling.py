@@ -19,7 +19,8 @@ from torch.distributions import constraints
 
 from gibbsian.compilation import compiled, owner_of, wanting
 from gibbsian.energies.base import Energy
-from gibbsian.errors import ArgumentTypeError, DomainError, InputError, OptionError, ShapeError
+from gibbsian.energies.layers import check_function
+from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State
 from gibbsian.kernels.groups import row_groups, run_groups
 from gibbsian.typing import EnergyFn
@@ -200,24 +201,6 @@ def with_tensor_settings(kernel: K, like: Tensor) -> K:
     return dataclasses.replace(kernel, **changed)  # type: ignore[type-var]
 
 
-def check_independent_rows(energy: object) -> None:
-    """Refuse networks that mix the rows of a batch, which would tie independent chains together.
-
-    Raises
-    ------
-    InputError
-        If a batch normalisation is in training mode.
-    """
-    if not isinstance(energy, nn.Module):
-        return
-    for name, module in energy.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            raise InputError(
-                f"The energy holds a batch normalisation in training mode ({name or type(module).__name__}): it makes "
-                "each chain depend on all others. Call energy.eval(), or use group or layer normalisation."
-            )
-
-
 def _check_options(steps: int, warmup: int, thin: int | None) -> None:
     if steps < 1:
         raise OptionError(f"steps is 1 or more; got {steps}.")
@@ -237,7 +220,7 @@ def _check_energy(energy: object, kernel: object) -> None:
     if isinstance(energy, Energy) and energy.context:
         missing = ", ".join(f"{name}=..." for name in energy.context)
         raise OptionError(f"The energy is conditional; fix its context before sampling: energy.given({missing}).")
-    check_independent_rows(energy)
+    check_function(energy)
     check_domain(energy, kernel)
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
+from gibbsian.energies.base import Energy
 from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.tractable import Gaussian
+from gibbsian.errors import InputError
+from gibbsian.kernels.langevin import ULA
+from gibbsian.objectives.contrastive import PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import LogNormal, MultiLevelDenoising
+from gibbsian.partition.annealed import ais
+from gibbsian.sampling import sample
 from gibbsian.training.fit import fit
 from gibbsian.training.state import TrainingState
 
@@ -59,3 +67,20 @@ def test_dropout_is_on_in_training_alone() -> None:
     net(x, sigma=torch.ones(40))
     assert seen == [False, False, True, True, True, False]
     assert not any(m.training for m in net.modules() if isinstance(m, nn.Dropout))
+
+
+def test_chains_see_no_dropout_and_the_loss_does() -> None:
+    seen = []
+    net = Energy.of(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1), nn.Flatten(0)), (3,))
+    base = Gaussian(3)
+    next(m for m in net.modules() if isinstance(m, nn.Dropout)).register_forward_pre_hook(
+        lambda module, _: seen.append(module.training)
+    )
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(2))
+    objective = PersistentContrastiveDivergence(ULA(0.01), base, steps=2, buffer_size=64)
+    fit(net + base, x, objective, rng=torch.Generator().manual_seed(3), steps=2, batch_size=16)
+    assert seen == 2 * [False, False, False, True]
+    with pytest.raises(InputError, match="dropout in training mode"):
+        sample((net + base).train(), ULA(0.01), x, steps=2, rng=torch.Generator())
+    with pytest.raises(InputError, match="dropout in training mode"):
+        ais((net + base).train(), base, rng=torch.Generator())

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.energies.base import Energy, same_support
+from gibbsian.energies.layers import dropout_paused
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel
@@ -64,7 +65,7 @@ class ContrastiveDivergence(Objective):
         """Run chains from the batch and contrast them with it."""
         context = context_of(energy, batch)
         start = batch.x.detach()
-        run = sample(_given(energy, context), self.kernel, start, steps=self.steps, rng=rng, compile=self.compile_steps)
+        run = _chains(self, _given(energy, context), start, rng)
         value, metrics = contrast(energy, batch.x, run.x, context, context, self.energy_penalty)
         return Loss(value, metrics | _chain_metrics(start, run))
 
@@ -143,7 +144,7 @@ class PersistentContrastiveDivergence(Objective):
         _check_space(energy, self.buffer, batch.x, self.data_noise)
         slots = self.buffer.draw(len(batch), rng, context)
         conditional = _given(energy, slots.context)
-        run = sample(conditional, self.kernel, slots.x, steps=self.steps, rng=rng, compile=self.compile_steps)
+        run = _chains(self, conditional, slots.x, rng)
         self.buffer.write(slots, run.x, self.steps)
         x = batch.x
         if self.data_noise:
@@ -185,6 +186,13 @@ def contrast(
     value = gap + penalty * (positive.square().mean() + negative.square().mean()) if penalty else gap
     means = {"energy_data": positive.mean(), "energy_samples": negative.mean(), "gap": gap}
     return value, {name: mean.detach() for name, mean in means.items()}
+
+
+def _chains(
+    objective: ContrastiveDivergence | PersistentContrastiveDivergence, energy: Energy, start: Tensor, rng: Generator
+) -> Samples:
+    with dropout_paused(energy):
+        return sample(energy, objective.kernel, start, steps=objective.steps, rng=rng, compile=objective.compile_steps)
 
 
 def _chain_metrics(start: Tensor, run: Samples) -> dict[str, Tensor]:

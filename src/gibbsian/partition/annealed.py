@@ -24,6 +24,7 @@ from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, owner_of, wanting
 from gibbsian.energies.base import Energy, common_support, same_support
+from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State, with_step_size
@@ -32,7 +33,7 @@ from gibbsian.kernels.langevin import ULA
 from gibbsian.partition.base import LogZ, from_log_weights, mirrored, warn_if_degenerate
 from gibbsian.partition.paths import Path, geometric
 from gibbsian.partition.schedule import Schedule, pilot
-from gibbsian.sampling import GRADIENTS_PER_BLOCK, check_domain, check_independent_rows, with_tensor_settings
+from gibbsian.sampling import GRADIENTS_PER_BLOCK, check_domain, with_tensor_settings
 
 REMEDY = "Try more temperatures, a base closer to the energy, or a kernel that moves farther."
 
@@ -236,7 +237,7 @@ def settle(energy: Energy, base: Tractable, kernel: Kernel | None, path: Path | 
         raise OptionError(
             f"The energy is conditional on {', '.join(energy.context)}: fix it with energy.given(...), or give a path."
         )
-    check_independent_rows(energy)
+    check_function(energy)
     adopted = Energy.of(energy)
     support = common_support((base, adopted))
     if not same_support(base.support, support) and getattr(support, "is_discrete", False):

@@ -17,8 +17,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.layers import check_independent_rows, dropout
 from gibbsian.energies.tractable import require_support
 from gibbsian.errors import (
     ArgumentTypeError,
@@ -38,12 +38,11 @@ from gibbsian.errors import (
     TrainingInterrupted,
 )
 from gibbsian.objectives.base import Batch, Loss, Objective
-from gibbsian.sampling import check_independent_rows
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
-from gibbsian.training.state import Order, TrainingState, dropout_layers, trained_parameters
+from gibbsian.training.state import Order, TrainingState, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -300,19 +299,6 @@ def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> 
             f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
         )
     return TrainingInterrupted(f"{stopped} Saved in {kept.last_file}; the same call with resume=True goes on exactly.")
-
-
-@contextmanager
-def dropout(energy: nn.Module) -> Iterator[None]:
-    """Turn an energy's dropout layers on for training, and off afterwards: elsewhere an energy is a function."""
-    layers = dropout_layers(energy)
-    for layer in layers:
-        layer.train()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.eval()
 
 
 class Interrupts:

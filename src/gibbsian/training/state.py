@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.layers import dropout_layers
 from gibbsian.errors import ModelFileError
 from gibbsian.objectives.base import Batch, Objective
 from gibbsian.training.health import DataScale, Health
@@ -161,11 +162,6 @@ class Order:
             self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
             self.epoch = (seed, epoch)
         return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
-
-
-def dropout_layers(energy: nn.Module) -> list[nn.Module]:
-    """Find the layers of an energy that drop units at random."""
-    return [m for m in energy.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
 
 
 def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
