@@ -39,6 +39,8 @@ HALVES = torch.tensor([0.5, 0.5], dtype=torch.float64)
 
 IDENTITIES = {
     "sum": (A + B, lambda: A(X) + B(X)),
+    "built-in sum": (sum([A, B, C]), lambda: A(X) + B(X) + C(X)),
+    "function from the left": ((lambda x: x.sum(1)) + A, lambda: X.sum(1) + A(X)),
     "difference": (A - B, lambda: A(X) - B(X)),
     "difference of sums": (A - (B + C), lambda: A(X) - B(X) - C(X)),
     "scale": (0.3 * A, lambda: 0.3 * A(X)),

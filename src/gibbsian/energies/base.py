@@ -107,7 +107,10 @@ class Energy(nn.Module, ABC):
         return Combination([(weight, self)])
 
     __rmul__ = __mul__
-    __radd__ = __add__
+
+    def __radd__(self, other: object) -> Energy:
+        # The built-in sum starts from 0.
+        return self if isinstance(other, int) and other == 0 else Energy.of(cast(Any, other)) + self
 
     def __truediv__(self, temperature: Scalar) -> Energy:
         if not _is_scalar(temperature):
