@@ -81,7 +81,30 @@ class MLP(Energy):
         return f"{told(self.event_shape)}, hidden={self.hidden}" + ("" if self.classes is None else f", {self.classes}")
 
 
-class ConvEnergy(Energy):
+class _ImageEnergy(Energy):
+    """What image energies share: maps of features, summed over space, so that the energy is extensive, and a head."""
+
+    def __init__(
+        self, shape: Sequence[int], widths: Sequence[int], net: nn.Sequential, spectral_norm: bool, classes: int | None
+    ) -> None:
+        super().__init__()
+        self.event_shape = torch.Size(shape)
+        self.widths = tuple(widths)
+        self.context = () if classes is None else ("y",)
+        self.net = net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.head = _linear(self.widths[-1], classes or 1, spectral_norm)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Energy of each image: ``(n, channels, height, width) -> (n,)``."""
+        features = self.net(batch_rows(x, cast(torch.Size, self.event_shape)))
+        return select(self.head(features.sum((2, 3))), y)
+
+    def extra_repr(self) -> str:
+        """Shape and widths."""
+        return f"{told(self.event_shape)}, widths={self.widths}"
+
+
+class ConvEnergy(_ImageEnergy):
     """A plain convolutional energy for images of any size and number of channels.
 
     One 3x3 convolution at full size, then one of stride 2 per further width, each followed by SiLU; the last maps are
@@ -111,28 +134,14 @@ class ConvEnergy(Energy):
         spectral_norm: bool = False,
         classes: int | None = None,
     ) -> None:
-        super().__init__()
-        self.event_shape = image_shape(shape)
-        self.widths = check_widths("widths", widths)
-        self.context = () if classes is None else ("y",)
-        sizes = [self.event_shape[0], *self.widths]
+        shape, widths = image_shape(shape), check_widths("widths", widths)
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(itertools.pairwise(sizes)):
+        for i, (a, b) in enumerate(itertools.pairwise((shape[0], *widths))):
             layers += [_conv(a, b, spectral_norm, stride=1 if i == 0 else 2), nn.SiLU()]
-        self.net = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.head = _linear(sizes[-1], classes or 1, spectral_norm)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Energy of each image: ``(n, channels, height, width) -> (n,)``."""
-        features = self.net(batch_rows(x, cast(torch.Size, self.event_shape)))
-        return select(self.head(features.sum((2, 3))), y)
-
-    def extra_repr(self) -> str:
-        """Shape and widths."""
-        return f"{told(self.event_shape)}, widths={self.widths}"
+        super().__init__(shape, widths, nn.Sequential(*layers), spectral_norm, classes)
 
 
-class ResidualEnergy(Energy):
+class ResidualEnergy(_ImageEnergy):
     """A residual convolutional energy for images of any size and number of channels.
 
     A 3x3 stem, then for each width a residual block of two 3x3 convolutions with SiLU before each; between widths the
@@ -162,25 +171,11 @@ class ResidualEnergy(Energy):
         spectral_norm: bool = False,
         classes: int | None = None,
     ) -> None:
-        super().__init__()
-        self.event_shape = image_shape(shape)
-        self.widths = check_widths("widths", widths)
-        self.context = () if classes is None else ("y",)
-        sizes = [self.widths[0], *self.widths]
-        blocks = [_Residual(a, b, spectral_norm, shrink=i > 0) for i, (a, b) in enumerate(itertools.pairwise(sizes))]
-        stem = _conv(self.event_shape[0], sizes[0], spectral_norm)
-        self.net = nn.Sequential(stem, *blocks, nn.SiLU())
-        self.net = self.net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.head = _linear(sizes[-1], classes or 1, spectral_norm)
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Energy of each image: ``(n, channels, height, width) -> (n,)``."""
-        features = self.net(batch_rows(x, cast(torch.Size, self.event_shape)))
-        return select(self.head(features.sum((2, 3))), y)
-
-    def extra_repr(self) -> str:
-        """Shape and widths."""
-        return f"{told(self.event_shape)}, widths={self.widths}"
+        shape, widths = image_shape(shape), check_widths("widths", widths)
+        sizes = itertools.pairwise((widths[0], *widths))
+        blocks = [_Residual(a, b, spectral_norm, shrink=i > 0) for i, (a, b) in enumerate(sizes)]
+        stem = _conv(shape[0], widths[0], spectral_norm)
+        super().__init__(shape, widths, nn.Sequential(stem, *blocks, nn.SiLU()), spectral_norm, classes)
 
 
 class _Residual(nn.Module):
