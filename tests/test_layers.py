@@ -15,7 +15,8 @@ import gibbsian
 ROOT = Path(gibbsian.__file__).parent
 
 LAYERS = (
-    {"typing", "errors", "compilation"},
+    {"typing", "errors", "matmul"},
+    {"compilation"},
     {"energies", "kernels"},
     {"sampling", "buffers", "diagnostics", "data"},
     {"objectives", "partition", "adaptation", "annealing"},

@@ -16,6 +16,8 @@ from typing import Any
 
 from torch import nn
 
+from gibbsian import matmul
+
 _RECOMPILES = 64
 _cache: weakref.WeakKeyDictionary[Any, dict[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
@@ -84,7 +86,7 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
         torch._inductor.exc.InvalidCxxCompiler,
     )
     own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
-    graph = torch.compile(own, fullgraph=True, dynamic=False)
+    graph = torch.compile(own, fullgraph=True, dynamic=False, options=matmul.options() or None)
     broken = False
 
     def run(*arguments: Any) -> Any:

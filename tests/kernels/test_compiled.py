@@ -46,7 +46,7 @@ def graphs(monkeypatch):
         return graph.forward
 
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, **options: real(fn, backend=backend, **options))
+    monkeypatch.setattr(torch, "compile", lambda fn, options, **rest: real(fn, backend=backend, **rest))
     monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 4)
 
     def new():
