@@ -1,5 +1,9 @@
 """OneDNN's products in compiled graphs: the same numbers, only where they pay, on machines that profit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -54,3 +58,20 @@ def test_the_product_is_the_layers():
 def test_other_machines_keep_torchs_products(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     assert matmul.options.__wrapped__() == {}
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_graph_from_the_cache_of_another_process_runs(tmp_path):
+    program = """
+import torch, gibbsian as gb
+from gibbsian import matmul
+matmul.options = lambda: {"post_grad_custom_post_pass": matmul.onednn_products()}
+energy = lambda x: (x @ torch.ones(3, 32)).sin() @ torch.ones(32, 32) @ torch.ones(32)
+gb.sample(energy, gb.HMC(0.01, leapfrog=2), torch.zeros(300, 3), steps=1, rng=torch.Generator(), compile=True)
+"""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        command = [sys.executable, "-W", "error::RuntimeWarning", "-c", program]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]

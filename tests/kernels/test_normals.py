@@ -9,7 +9,15 @@ from scipy import stats
 import gibbsian as gb
 from contracts import seeded
 from gibbsian.compilation import wanting
-from gibbsian.kernels.normals import MANY, _mix, _odd_and_varied, from_counters, normals, normals_and_uniforms
+from gibbsian.kernels.normals import (
+    MANY,
+    _cosine_and_sine,
+    _mix,
+    _odd_and_varied,
+    from_counters,
+    normals,
+    normals_and_uniforms,
+)
 from gibbsian.sampling import sample
 from kernels.test_compiled import needs_compiler
 
@@ -74,6 +82,12 @@ def test_what_is_not_normal_or_not_independent_is_caught(monkeypatch):
     monkeypatch.setattr("gibbsian.kernels.normals._mix", lambda w: w)
     with pytest.raises(AssertionError):
         assert_independent_normals(counted())
+
+
+def test_cosine_and_sine_are_those_of_torch():
+    a = torch.linspace(-0.5, 0.5, 100_001) * math.pi
+    for own, torchs in zip(_cosine_and_sine(a), (a.double().cos(), a.double().sin())):
+        assert float((own - torchs).abs().max()) < 2e-7
 
 
 def test_odd_numbers_of_normals():
