@@ -1,1 +1,25 @@
 """Being here, this file puts the folder of tests on the path, so that `contracts` can be imported from every room."""
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Run traces as they are; return a function that counts the graphs made since it was last called."""
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda fn, options, **rest: real(fn, backend=backend, **rest))
+    monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 4)
+
+    def new():
+        count = len(made)
+        made.clear()
+        return count
+
+    return new

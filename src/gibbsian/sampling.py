@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from torch.distributions import constraints
 
 from gibbsian.compilation import compiled, owner_of, wanting
 from gibbsian.energies.base import Energy
+from gibbsian.energies.domains import kind_of
 from gibbsian.energies.layers import check_function
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State
@@ -26,6 +27,18 @@ from gibbsian.kernels.groups import row_groups, run_groups
 from gibbsian.typing import EnergyFn
 
 K = TypeVar("K")
+
+_DISCRETE = "Discrete states need a discrete kernel: BlockGibbs, GibbsWithGradients, DiscreteLangevin, PathAuxiliary."
+FITTING = {
+    "real": "Kernels over the reals: RandomWalk, MALA, HMC, NUTS, ULA and others.",
+    "box": "Kernels over the reals fit a box, as they are, reflected (Reflected), or after unconstrain(energy).",
+    "torus": "Wrap a kernel over the reals: Wrapped(MALA(0.1), energy.support).",
+    "sphere": "SphericalHMC moves along great circles.",
+    "boolean": _DISCRETE,
+    "one_hot": _DISCRETE,
+    "discrete": "Discrete states need a discrete kernel, over binary (boolean) or one-hot states.",
+}
+"""What walks where, for messages."""
 
 GRADIENTS_PER_BLOCK = 10
 """Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
@@ -45,6 +58,10 @@ class Samples:
         Mean acceptance probability of each chain, ``(n,)``.
     nonfinite
         Steps of each chain whose proposal was not finite, ``(n,)``: rejected, or restarted when unadjusted.
+    details
+        What else the kernel tells, by name: the mean over the steps of each chain, ``(n,)``.
+    kept
+        At each kept position, ``(kept, n)``: its ``energy``, and the kernel's details of the step that led there.
     kernel
         The kernel that ran.
     steps
@@ -60,6 +77,8 @@ class Samples:
     kernel: Kernel
     steps: int
     seconds: float
+    details: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def x(self) -> Tensor:
@@ -130,12 +149,14 @@ def sample(
     _check_state(state)
 
     keep_every = thin or 0
-    kept: list[Tensor] = []
-    n = x.shape[0]
+    kept: list[tuple[Tensor, ...]] = []
+    n, names = x.shape[0], detail_names(kernel)
     # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
-    totals = torch.zeros((2, n), dtype=torch.promote_types(state.energy.dtype, torch.float32), device=x.device)
+    wide = torch.promote_types(state.energy.dtype, torch.float32)
+    totals = torch.zeros((2 + len(names), n), dtype=wide, device=x.device)
     size = steps_per_block(kernel)
-    run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile else run_block
+    fixed = not getattr(kernel, "dynamic", False)
+    run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
     report, close = reporter(progress, steps, "sampling")
     groups = row_groups(energy, state.x)
     done = 0
@@ -144,23 +165,30 @@ def sample(
             count = size if steps - done >= size else 1
             with wanting(compile):
                 noise = moving.noise(state, count, rng)
-            state, totals, visited = run_groups(run, groups, energy, moving, state, noise, totals, bool(keep_every))
-            for i, position in enumerate(visited, start=done + 1):
+                state, totals, visited = run_groups(run, groups, energy, moving, state, noise, totals, bool(keep_every))
+            for i, place in enumerate(visited, start=done + 1):
                 if i > warmup and (i - warmup) % keep_every == 0:
-                    kept.append(position)
+                    kept.append(place)
             done += count
             report(count)
     finally:
         close()
     return Samples(
         state=state,
-        draws=torch.stack(kept) if keep_every else None,
+        draws=torch.stack([place[0] for place in kept]) if keep_every else None,
         acceptance=totals[0] / steps,
         nonfinite=totals[1],
         kernel=kernel,
         steps=steps,
         seconds=time.perf_counter() - began,
+        details={name: totals[2 + i] / steps for i, name in enumerate(names)},
+        kept={name: torch.stack([place[1 + i] for place in kept]) for i, name in enumerate(("energy", *names)) if kept},
     )
+
+
+def detail_names(kernel: object) -> tuple[str, ...]:
+    """Names of what a kernel tells of a step besides acceptance."""
+    return tuple(getattr(kernel, "details", ()))
 
 
 def steps_per_block(kernel: Kernel) -> int:
@@ -170,14 +198,15 @@ def steps_per_block(kernel: Kernel) -> int:
 
 def run_block(
     energy: EnergyFn, kernel: Kernel, state: State, noise: tuple[Tensor, ...], totals: Tensor, visit: bool
-) -> tuple[State, Tensor, list[Tensor]]:
+) -> tuple[State, Tensor, list[tuple[Tensor, ...]]]:
     """Make as many steps as there is noise for; a pure function, compiled or not."""
-    visited = []
+    visited, names = [], detail_names(kernel)
     for i in range(noise[0].shape[0]):
         state, info = kernel.step(energy, state, tuple(z[i] for z in noise))
-        totals = totals + torch.stack((info.acceptance, info.nonfinite))
+        details = [info.details[name] for name in names]
+        totals = totals + torch.stack((info.acceptance, info.nonfinite, *details))
         if visit:
-            visited.append(state.x)
+            visited.append((state.x, state.energy, *details))
     return state, totals, visited
 
 
@@ -233,12 +262,14 @@ def check_domain(energy: object, kernel: Kernel) -> None:
         With both domains and what fits.
     """
     support = getattr(energy, "support", constraints.real)
-    discrete = bool(getattr(support, "is_discrete", False))
-    if discrete and kernel.domain == "real":
-        raise DomainError(
-            f"{type(kernel).__name__} follows gradients over the reals, but the energy lives on {support}. "
-            "Discrete states need a discrete kernel; or relax the energy to real vectors."
-        )
+    kind = kind_of(support)
+    walks = (kernel.domain,) if isinstance(kernel.domain, str) else tuple(kernel.domain)
+    # Outside a box an energy is infinite, and kernels over the reals reject or restart there.
+    if kind in walks or (kind == "box" and "real" in walks):
+        return
+    name = type(kernel).__name__
+    does = "follows gradients over the reals" if walks == ("real",) else f"walks on {' and '.join(walks)} states"
+    raise DomainError(f"{name} {does}, but the energy lives on {support}. {FITTING[kind]}")
 
 
 def _check_start(x: Tensor, energy: object, rng: Generator) -> None:

@@ -36,27 +36,6 @@ def gaussian(dim=3):
     return gb.Gaussian(loc=torch.zeros(dim, dtype=torch.float64))
 
 
-@pytest.fixture
-def graphs(monkeypatch):
-    """Run traces as they are; return a function that counts the graphs made since it was last called."""
-    made = []
-
-    def backend(graph, inputs):
-        made.append(graph)
-        return graph.forward
-
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda fn, options, **rest: real(fn, backend=backend, **rest))
-    monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 4)
-
-    def new():
-        count = len(made)
-        made.clear()
-        return count
-
-    return new
-
-
 def both(energy, kernel, start, steps=8):
     return [
         gb.sample(energy, kernel, start, steps=steps, rng=seeded(1), thin=1, compile=compile)

@@ -74,6 +74,8 @@ class HMCWithHotMomenta(gb.HMC):
 class HMCWithKineticSignFlipped(gb.HMC):
     """The kinetic energy enters the ratio with the wrong sign."""
 
+    details = ()
+
     def step(self, energy, state, noise):
         v, uniform = noise
         new, v_end = leapfrog(energy, state, v, self.step_size, self.leapfrog)
@@ -109,6 +111,8 @@ def test_the_reversibility_test_catches_a_kernel_that_is_invariant_but_not_rever
     @dataclasses.dataclass(frozen=True)
     class Shift(gb.HMC):
         """Map cumulative probability u to u + 1/4 modulo 1: keeps the law, turns only one way."""
+
+        details = ()
 
         def step(self, energy, state, noise):
             u = (normal_cdf(state.x) + 0.25) % 1.0

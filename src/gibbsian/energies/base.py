@@ -59,6 +59,7 @@ class Energy(nn.Module, ABC):
         event_shape: Sequence[int] | None = None,
         support: Constraint = constraints.real,
         context: Sequence[str] = (),
+        with_gradient: bool = False,
     ) -> Energy:
         """Adopt a function or any module as an energy.
 
@@ -68,6 +69,9 @@ class Energy(nn.Module, ABC):
             Batched: ``(n, *event) -> (n,)``. An `Energy` is returned as it is.
         event_shape, support, context
             What the new energy declares of itself.
+        with_gradient
+            ``fn`` returns a pair: energies ``(n,)`` and their gradients in x ``(n, *event)``. Sampling, composition and
+            tempering then use those instead of differentiating, so that ``fn`` may come from outside of torch.
 
         Raises
         ------
@@ -78,7 +82,7 @@ class Energy(nn.Module, ABC):
             return fn
         if not callable(fn):
             raise ArgumentTypeError(f"An energy is a function or a module from (n, *event) to (n,); got {fn!r}.")
-        return Adopted(fn, event_shape, support, tuple(context))
+        return Adopted(fn, event_shape, support, tuple(context), with_gradient)
 
     def given(self, **context: Tensor | float | int) -> Energy:
         """Fix part of the context; the result depends on ``x`` and on what is left.
@@ -133,16 +137,23 @@ class Adopted(Energy):
         event_shape: Sequence[int] | None,
         support: Constraint,
         context: tuple[str, ...],
+        with_gradient: bool = False,
     ) -> None:
         super().__init__()
         self.fn = fn
+        self.with_gradient = with_gradient
         self.event_shape = None if event_shape is None else torch.Size(event_shape)
         self.support = support
         self.context = context
 
     def forward(self, x: Tensor, **context: Tensor) -> Tensor:
         """Call the adopted function."""
-        return self.fn(x, **context)
+        if not self.with_gradient:
+            return self.fn(x, **context)
+        at = x.detach()
+        value, grad = self.fn(at, **context)
+        # Worth nothing, with the slope that was supplied; the value keeps what it depends on besides x.
+        return value + (grad.detach() * (x - at)).sum(tuple(range(1, x.ndim)))
 
 
 class Combination(Energy):

@@ -8,6 +8,8 @@ same numbers as one of ten. The energy comes with each call.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -27,15 +29,21 @@ class State(NamedTuple):
     energy
         Energies there, ``(n,)``.
     grad
-        Gradients of the energy there, ``(n, *event)``.
+        Gradients of the energy there, ``(n, *event)``; ``(n, 0)`` for kernels that use none.
     origin
         For unadjusted kernels: the state to which a chain returns when it leaves the numbers. Empty otherwise.
+    momentum
+        For kernels that carry a velocity from step to step: one tensor ``(n, *event)``. Empty otherwise.
+    memory
+        What else a kernel carries, each with the chains in front. Empty for most.
     """
 
     x: Tensor
     energy: Tensor
     grad: Tensor
     origin: tuple[Tensor, ...] = ()
+    momentum: tuple[Tensor, ...] = ()
+    memory: tuple[Tensor, ...] = ()
 
 
 class Info(NamedTuple):
@@ -47,15 +55,23 @@ class Info(NamedTuple):
         The probability with which the proposal was accepted (1 for unadjusted kernels).
     nonfinite
         1 where the proposal had a non-finite energy or gradient: rejected, or, unadjusted, restarted.
+    details
+        What else, by name: the names that the kernel declares in ``details``, in that order.
     """
 
     acceptance: Tensor
     nonfinite: Tensor
+    details: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @runtime_checkable
 class Kernel(Protocol):
-    """How a chain moves one step."""
+    """How a chain moves one step.
+
+    Besides what stands here a kernel may declare ``target_acceptance``, the acceptance to which `tune` brings its step
+    size; ``details``, the names of what its `Info` tells besides acceptance; and ``dynamic = True`` when the length of
+    a step depends on the chains, so that the loop around it cannot be compiled and it compiles its own inner part.
+    """
 
     @property
     def gradients(self) -> int:
@@ -63,8 +79,8 @@ class Kernel(Protocol):
         ...
 
     @property
-    def domain(self) -> str:
-        """What the kernel can walk on: ``"real"``, ``"boolean"`` or ``"one_hot"``."""
+    def domain(self) -> str | tuple[str, ...]:
+        """What the kernel can walk on: ``"real"``, ``"boolean"``, ``"one_hot"``, ``"sphere"``, or several of them."""
         ...
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
@@ -111,6 +127,45 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), grad
 
 
+def energy_only(energy: EnergyFn, x: Tensor) -> State:
+    """State of a kernel that uses no gradient: its ``grad`` is empty, ``(n, 0)``."""
+    return State(x, energy(x).detach(), x.new_zeros((x.shape[0], 0)))
+
+
+def check_carried(
+    kernel: object, state: State, *, grad: bool = True, origin: int = 0, momentum: int = 0, memory: int = 0
+) -> None:
+    """Refuse a state that does not hold what a kernel carries from step to step, that is, another kernel's.
+
+    Parameters
+    ----------
+    kernel
+        For its name.
+    state
+        The state to start from; more than is asked for is let through.
+    grad, origin, momentum, memory
+        Whether a gradient is needed, and how many tensors of the other kinds.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If something is missing.
+    """
+    missing = [] if not grad or state.grad.shape == state.x.shape else ["gradients"]
+    for name, kept, asked, words in (
+        ("origin", state.origin, origin, "the place to return to"),
+        ("momentum", state.momentum, momentum, "momenta"),
+        ("memory", state.memory, memory, "a memory of earlier steps"),
+    ):
+        if asked and len(kept) != asked:
+            missing.append(f"{words} ({name})")
+    if missing:
+        raise ArgumentTypeError(
+            f"This state comes from another kernel, and {type(kernel).__name__} needs {' and '.join(missing)}; "
+            "start from its positions, state.x."
+        )
+
+
 def per_chain(values: Tensor, like: Tensor) -> Tensor:
     """Give ``(n,)`` the axes of ``(n, *event)``, to broadcast."""
     return values.reshape(-1, *([1] * (like.ndim - 1)))
@@ -129,21 +184,44 @@ def is_finite(energy: Tensor, grad: Tensor) -> Tensor:
 
 
 def choose(accept: Tensor, new: State, old: State) -> State:
-    """Take each chain from ``new`` where ``accept``, else from ``old``."""
+    """Take position, energy and gradient of each chain from ``new`` where ``accept``, else from ``old``."""
     wide = per_chain(accept, new.x)
     return State(
         torch.where(wide, new.x, old.x),
         torch.where(accept, new.energy, old.energy),
-        torch.where(wide, new.grad, old.grad),
+        torch.where(per_chain(accept, new.grad), new.grad, old.grad),
         old.origin,
+        old.momentum,
+        old.memory,
     )
 
 
-def metropolis(old: State, new: State, log_ratio: Tensor, uniform: Tensor) -> tuple[State, Info]:
+def restarted(new: State) -> tuple[State, Tensor]:
+    """Return chains that left the numbers to their origin; also who did, ``(n,)`` of bools."""
+    finite = is_finite(new.energy, new.grad)
+    x, energy, grad = new.origin
+    return choose(finite, new, State(x, energy, grad, new.origin, new.momentum, new.memory)), ~finite
+
+
+def with_origin(state: State) -> State:
+    """Let an unadjusted kernel's chains remember where they start."""
+    return state._replace(origin=(state.x.clone(), state.energy.clone(), state.grad.clone()))
+
+
+def map_state(fn: Callable[..., Tensor], *states: State) -> State:
+    """Apply a function to every tensor of a state, or to the corresponding tensors of several."""
+    x, energy, grad = (fn(*(s[i] for s in states)) for i in range(3))
+    carried = [tuple(fn(*each) for each in zip(*(s[i] for s in states))) for i in range(3, 6)]
+    return State(x, energy, grad, *carried)
+
+
+def metropolis(
+    old: State, new: State, log_ratio: Tensor, uniform: Tensor, details: Mapping[str, Tensor] = MappingProxyType({})
+) -> tuple[State, Info]:
     """Accept with probability ``min(1, exp(log_ratio))``; a proposal that is not finite is rejected and counted."""
     finite = is_finite(new.energy, new.grad) & ~log_ratio.isnan()
     probability = torch.where(finite, log_ratio.clamp(max=0.0).exp(), 0.0)
-    return choose(uniform < probability, new, old), Info(probability, (~finite).to(probability.dtype))
+    return choose(uniform < probability, new, old), Info(probability, (~finite).to(probability.dtype), details)
 
 
 def has_step_size(kernel: object) -> bool:
@@ -154,3 +232,16 @@ def has_step_size(kernel: object) -> bool:
 def with_step_size(kernel: Any, step_size: Scalar) -> Any:
     """Copy a kernel with another step size."""
     return dataclasses.replace(kernel, step_size=step_size)
+
+
+def settings_repr(self: Any) -> str:
+    """``__repr__`` of kernels: the settings that are not ``None``, a tensor as its shape or its one number."""
+    told = []
+    for f in dataclasses.fields(self):
+        value = getattr(self, f.name)
+        if value is None:
+            continue
+        if isinstance(value, Tensor):
+            value = f"{value.item():.6g}" if value.ndim == 0 else f"<{tuple(value.shape)}>"
+        told.append(f"{f.name}={value}")
+    return f"{type(self).__name__}({', '.join(told)})"

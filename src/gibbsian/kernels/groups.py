@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gibbsian.kernels.base import Kernel, State, evaluate
+from gibbsian.kernels.base import Kernel, State, evaluate, map_state
 from gibbsian.typing import EnergyFn
 
 CACHE = 4.5 * 2**20
@@ -53,22 +53,24 @@ def run_groups(
     noise: tuple[Tensor, ...],
     totals: Tensor,
     visit: bool,
-) -> tuple[State, Tensor, list[Tensor]]:
+) -> tuple[State, Tensor, list[tuple[Tensor, ...]]]:
     """Run a block of steps for one group after another, and put the chains together again.
 
-    Noise that is not drawn chain by chain, ``(steps, n, ...)``, ties chains together: then all move at once.
+    Noise that is not drawn chain by chain, ``(steps, n, ...)``, ties chains together, and so does a setting that holds
+    a value for each: then all move at once.
     """
     n = state.x.shape[0]
-    if len(groups) == 1 or any(z.ndim < 2 or z.shape[1] != n for z in noise):
+    tied = any(z.ndim < 2 or z.shape[1] != n for z in noise) or any(
+        isinstance(value, Tensor) and value.ndim == 1 for value in vars(kernel).values()
+    )
+    if len(groups) == 1 or tied:
         return run(energy, kernel, state, noise, totals, visit)
     parts = []
     for rows in groups:
-        own = State(state.x[rows], state.energy[rows], state.grad[rows], tuple(s[rows] for s in state.origin))
+        own = map_state(lambda t, rows=rows: t[rows], state)
         parts.append(run(energy, kernel, own, tuple(z[:, rows] for z in noise), totals[:, rows], visit))
-    states = [part[0] for part in parts]
-    x, value, grad = (torch.cat([s[i] for s in states]) for i in range(3))
-    joined = State(x, value, grad, tuple(torch.cat(each) for each in zip(*(s.origin for s in states))))
-    visited = [torch.cat(positions) for positions in zip(*(part[2] for part in parts))]
+    joined = map_state(lambda *each: torch.cat(each), *(part[0] for part in parts))
+    visited = [tuple(torch.cat(each) for each in zip(*places)) for places in zip(*(part[2] for part in parts))]
     return joined, torch.cat([part[1] for part in parts], 1), visited
 
 

@@ -13,9 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.errors import ArgumentTypeError, OptionError
-from gibbsian.kernels.base import Info, State, choose, evaluate, is_finite, metropolis, row_sum
+from gibbsian.errors import OptionError
+from gibbsian.kernels.base import (
+    Info,
+    State,
+    check_carried,
+    evaluate,
+    metropolis,
+    restarted,
+    row_sum,
+    settings_repr,
+    with_origin,
+)
 from gibbsian.kernels.normals import normals, normals_and_uniforms
+from gibbsian.kernels.scales import check_scale, over_chains, stretch, stretch_gradient
 from gibbsian.typing import EnergyFn, Scalar
 
 
@@ -41,6 +52,12 @@ class ULA:
         Largest absolute value of a gradient's coordinate, or ``None``.
     box
         ``(low, high)`` to which every coordinate is clamped after a step, or ``None``.
+    scale
+        Lengths of the target: standard deviations of the event's shape, or a lower triangular factor ``(d, d)`` of its
+        covariance; the step is then taken where the target is round. ``None`` for all 1.
+    autocast
+        A lower precision for energies and gradients, as ``torch.bfloat16``, or ``None``; positions keep theirs. The
+        rounding is one more bias of an unadjusted chain.
 
     Raises
     ------
@@ -52,12 +69,16 @@ class ULA:
     noise_scale: Scalar | None = None
     clip_grad: Scalar | None = None
     box: tuple[float, float] | None = None
+    scale: Tensor | None = None
+    autocast: torch.dtype | None = None
 
     gradients = 1
     domain = "real"
+    __repr__ = settings_repr
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
         check_positive("clip_grad", self.clip_grad)
         if isinstance(self.noise_scale, (int, float)) and self.noise_scale < 0:
             raise OptionError(f"noise_scale is a standard deviation, 0 or more; got {self.noise_scale}.")
@@ -66,8 +87,8 @@ class ULA:
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
         """Evaluate at the start, and remember it as the place to return to."""
-        value, grad = evaluate(energy, x)
-        return State(x, value, grad, (x.clone(), value.clone(), grad.clone()))
+        check_scale(self.scale, x)
+        return with_origin(State(x, *self._evaluate(energy, x)))
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """Standard normals of the shape of x.
@@ -77,29 +98,30 @@ class ULA:
         ArgumentTypeError
             If the state comes from another kernel.
         """
-        if not state.origin:
-            raise ArgumentTypeError(
-                "This state comes from a kernel that never restarts a chain, and ULA needs the place to return to; "
-                "start from its positions, state.x."
-            )
+        check_carried(self, state, origin=3)
         return (normals(steps, state.x, rng),)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """One Euler step."""
         (z,) = noise
-        grad = state.grad
+        h = over_chains(self.step_size, z)
+        grad = stretch_gradient(self.scale, state.grad)
         if self.clip_grad is not None:
             limit = torch.as_tensor(self.clip_grad, dtype=grad.dtype, device=grad.device)
             grad = grad.clamp(-limit, limit)
-        scale = (2.0 * self.step_size) ** 0.5 if self.noise_scale is None else self.noise_scale
-        x = state.x - self.step_size * grad + scale * z
+        spread = (2.0 * h) ** 0.5 if self.noise_scale is None else over_chains(self.noise_scale, z)
+        x = state.x + stretch(self.scale, spread * z - h * grad)
         if self.box is not None:
             x = x.clamp(self.box[0], self.box[1])
-        new = State(x, *evaluate(energy, x))
-        finite = is_finite(new.energy, new.grad)
-        x0, energy0, grad0 = state.origin
-        kept = choose(finite, new, State(x0, energy0, grad0, state.origin))
-        return kept, Info(torch.ones_like(new.energy), (~finite).to(new.energy.dtype))
+        kept, gone = restarted(State(x, *self._evaluate(energy, x), state.origin))
+        return kept, Info(torch.ones_like(kept.energy), gone.to(kept.energy.dtype))
+
+    def _evaluate(self, energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.autocast is None:
+            return evaluate(energy, x)
+        with torch.autocast(x.device.type, dtype=self.autocast):
+            value, grad = evaluate(energy, x)
+        return value.to(x.dtype), grad
 
 
 @dataclass(frozen=True)
@@ -112,40 +134,49 @@ class MALA:
     Parameters
     ----------
     step_size
-        h, in squared units of x per nat.
+        h, in squared units of x per nat (a pure number when there is a scale); one, or one per chain ``(n,)``.
+    scale
+        Lengths of the target: standard deviations of the event's shape, or a lower triangular factor ``(d, d)`` of its
+        covariance; the step is then taken where the target is round. ``None`` for all 1.
 
     Raises
     ------
     OptionError
-        If the step size is not positive.
+        If a setting is out of its range.
     """
 
     step_size: Scalar
+    scale: Tensor | None = None
 
     gradients = 1
     domain = "real"
     target_acceptance = 0.574
+    __repr__ = settings_repr
 
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
+        check_scale(self.scale)
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
         """Evaluate at the start."""
+        check_scale(self.scale, x)
         return State(x, *evaluate(energy, x))
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """Standard normals of the shape of x, then one uniform number per chain."""
+        check_carried(self, state)
         return normals_and_uniforms(steps, state.x, rng)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """Propose, and accept with the ratio of densities and of proposal densities."""
         z, uniform = noise
-        h = self.step_size
-        x = state.x - h * state.grad + (2.0 * h) ** 0.5 * z
+        h = over_chains(self.step_size, z)
+        move = (2.0 * h) ** 0.5 * z - h * stretch_gradient(self.scale, state.grad)
+        x = state.x + stretch(self.scale, move)
         new = State(x, *evaluate(energy, x))
-        # log q(x -> x') = -|x' - x + h grad|^2 / (4h) = -|z|^2 / 2; the way back needs the gradient at x'.
-        back = state.x - x + h * new.grad
-        log_ratio = state.energy - new.energy + 0.5 * row_sum(z * z) - row_sum(back * back) / (4.0 * h)
+        # In round coordinates, log q(x -> x') = -|x' - x + h grad|^2 / (4h) = -|z|^2 / 2; the way back needs grad'.
+        back = h * stretch_gradient(self.scale, new.grad) - move
+        log_ratio = state.energy - new.energy + 0.5 * row_sum(z * z) - row_sum(back * back) / (4.0 * self.step_size)
         return metropolis(state, new, log_ratio, uniform)
 
 

@@ -43,31 +43,35 @@ def normals(steps: int, like: Tensor, rng: Generator) -> Tensor:
     rng
         On their device.
     """
-    return _draw(steps, like, rng, uniforms=False)[0]
+    return normals_and_uniforms(steps, like, rng, uniforms=0)[0]
 
 
-def normals_and_uniforms(steps: int, like: Tensor, rng: Generator) -> tuple[Tensor, Tensor]:
-    """Draw the noise of an accept/reject kernel: normals as above, and a uniform number per chain, ``(steps, n)``."""
-    return _draw(steps, like, rng, uniforms=True)
+def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int = 1) -> tuple[Tensor, ...]:
+    """Draw the noise of an accept/reject kernel: normals as above, then ``uniforms`` numbers per chain, ``(steps, n)``.
 
-
-def _draw(steps: int, like: Tensor, rng: Generator, uniforms: bool) -> tuple[Tensor, Tensor]:
+    Parameters
+    ----------
+    steps, like, rng
+        As above.
+    uniforms
+        How many tensors ``(steps, n)`` of uniform numbers to return behind the normals.
+    """
     shape, own = tuple(like.shape), {"dtype": like.dtype, "device": like.device}
     many = wanted() and like.numel() >= MANY and like.dtype == torch.float32 and like.device.type == "cpu"
     z = torch.empty(0 if many else steps, *shape, **own)
-    u = torch.empty(steps, shape[0] if uniforms else 0, **own)
+    u = [torch.empty(steps, shape[0], **own) for _ in range(uniforms)]
     keys = torch.empty((steps, 2), dtype=torch.int64)
     for i in range(steps):
         if many:
             torch.randint(-(2**63), 2**63 - 1, (2,), generator=rng, out=keys[i])
         else:
             torch.randn(shape, generator=rng, out=z[i], **own)
-        if uniforms:
-            torch.rand(shape[:1], generator=rng, out=u[i], **own)
+        for each in u:
+            torch.rand(shape[:1], generator=rng, out=each[i], **own)
     if many:
         increments = torch.tensor([[_odd_and_varied(k)] for k in keys[:, 1].tolist()])
         z = compiled(from_counters, from_counters)(keys[:, :1], increments, like.numel()).view(steps, *shape)
-    return z, u
+    return z, *u
 
 
 def from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:
