@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -144,6 +145,9 @@ def main(worker: Worker) -> None:
     parser.add_argument("--compile-energy", action="store_true", help="pass the energy through torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        # One core, so that no library's pool of threads finds a second one.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     prepared: dict[Case, Prepared] = {}
     for case in requests(options.cases):
         try:

@@ -6,6 +6,7 @@ the function with a code object of its own, kept for as long as the energy lives
 
 from __future__ import annotations
 
+import time
 import types
 import warnings
 import weakref
@@ -21,6 +22,7 @@ from gibbsian import matmul
 _RECOMPILES = 64
 _cache: weakref.WeakKeyDictionary[Any, dict[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
+_spent = [0.0]
 _wanted: ContextVar[bool] = ContextVar("compilation is wanted", default=False)
 
 
@@ -59,6 +61,11 @@ def wanted() -> bool:
     return _wanted.get()
 
 
+def seconds_spent() -> float:
+    """Seconds that this process has spent in calls that compiled something, the first run of it included."""
+    return _spent[0]
+
+
 def owner_of(energy: object) -> object:
     """Find the innermost energy: wrappers built anew at each call (``given``, a temperature) share its graphs."""
     while isinstance(energy, nn.Module):
@@ -74,6 +81,7 @@ def owner_of(energy: object) -> object:
 def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
     import torch._dynamo
     import torch._dynamo.exc
+    import torch._dynamo.utils
     import torch._inductor.exc
 
     failures = (
@@ -87,17 +95,23 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
     )
     own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
     graph = torch.compile(own, fullgraph=True, dynamic=False, options=matmul.options() or None)
-    broken = False
+    broken, counters = False, torch._dynamo.utils.counters
+    # Made once: making it takes longer than a short block of steps.
+    patient = torch._dynamo.config.patch(recompile_limit=_RECOMPILES)
 
     def run(*arguments: Any) -> Any:
         nonlocal broken
         if not broken:
+            before, began = counters["stats"]["unique_graphs"], time.perf_counter()
             try:
-                with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
+                with patient:
                     return graph(*arguments)
             except failures as error:
                 broken = True
                 _say_eager_once(error)
+            finally:
+                if counters["stats"]["unique_graphs"] != before:
+                    _spent[0] += time.perf_counter() - began
         return fn(*arguments)
 
     return run

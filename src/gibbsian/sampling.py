@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 
-from gibbsian.compilation import compiled, owner_of, wanting
+from gibbsian.compilation import compiled, owner_of, seconds_spent, wanting
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import kind_of
 from gibbsian.energies.layers import check_function
@@ -68,6 +68,8 @@ class Samples:
         Steps made, warm-up included.
     seconds
         Wall time, compilation included.
+    compilation
+        Seconds of those in which something was compiled.
     """
 
     state: State
@@ -79,6 +81,7 @@ class Samples:
     seconds: float
     details: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    compilation: float = 0.0
 
     @property
     def x(self) -> Tensor:
@@ -90,9 +93,10 @@ class Samples:
         bad = int(self.nonfinite.sum())
         warning = f"{bad} non-finite proposals, " if bad else ""
         kept = "" if self.draws is None else f", {self.draws.shape[0]} kept"
+        compiling = f" ({self.compilation:.1f} s of it compiling)" if self.compilation else ""
         return (
             f"Samples({warning}{self.x.shape[0]} chains of {tuple(self.x.shape[1:])}, {self.steps} steps{kept}, "
-            f"acceptance {float(self.acceptance.mean()):.3f}, {self.seconds:.2f} s, {self.kernel})"
+            f"acceptance {float(self.acceptance.mean()):.3f}, {self.seconds:.2f} s{compiling}, {self.kernel})"
         )
 
 
@@ -138,7 +142,7 @@ def sample(
     OptionError, ShapeError, DomainError, ArgumentTypeError
         If an argument does not fit; the message says what does.
     """
-    began = time.perf_counter()
+    began, compiled_before = time.perf_counter(), seconds_spent()
     _check_options(steps, warmup, thin)
     _check_energy(energy, kernel)
     x = start.x if isinstance(start, State) else start
@@ -164,8 +168,10 @@ def sample(
         while done < steps:
             count = size if steps - done >= size else 1
             with wanting(compile):
-                noise = moving.noise(state, count, rng)
-                state, totals, visited = run_groups(run, groups, energy, moving, state, noise, totals, bool(keep_every))
+                # The noise has no name of its own, so that its memory is free again, and warm, for the next block.
+                state, totals, visited = run_groups(
+                    run, groups, energy, moving, state, moving.noise(state, count, rng), totals, bool(keep_every)
+                )
             for i, place in enumerate(visited, start=done + 1):
                 if i > warmup and (i - warmup) % keep_every == 0:
                     kept.append(place)
@@ -182,6 +188,7 @@ def sample(
         steps=steps,
         seconds=time.perf_counter() - began,
         details={name: totals[2 + i] / steps for i, name in enumerate(names)},
+        compilation=seconds_spent() - compiled_before,
         kept={name: torch.stack([place[1 + i] for place in kept]) for i, name in enumerate(("energy", *names)) if kept},
     )
 

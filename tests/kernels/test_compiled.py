@@ -107,6 +107,16 @@ def test_tuning_compiles_once_and_sampling_goes_on_with_its_graph(graphs):
     assert graphs() == 0
 
 
+def test_the_time_of_compiling_is_told_and_counted_once(graphs):
+    energy, start = network(), torch.zeros((2, 3)).double()
+    eager = gb.sample(energy, gb.MALA(0.1), start, steps=4, rng=seeded())
+    first, again = (gb.sample(energy, gb.MALA(0.1), start, steps=4, rng=seeded(), compile=True) for _ in range(2))
+    assert 0.0 < first.compilation <= first.seconds
+    assert "s of it compiling" in repr(first)
+    assert again.compilation == eager.compilation == 0.0
+    assert "compiling" not in repr(again)
+
+
 def test_a_graph_goes_with_its_energy(graphs):
     energy = network()
     gb.sample(energy, gb.MALA(0.1), torch.zeros((2, 3)).double(), steps=4, rng=seeded(), compile=True)

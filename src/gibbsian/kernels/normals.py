@@ -24,7 +24,7 @@ from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, wanted
 
-MANY = 2**16
+MANY = 2**13
 """Numbers of one step from which the counter-based generator takes over."""
 
 
