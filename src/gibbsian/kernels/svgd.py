@@ -38,8 +38,9 @@ class SVGD:
     A particle whose energy or gradient is no longer finite returns to where it started, and is counted.
 
     `Stein variational gradient descent: a general purpose Bayesian inference algorithm (Liu & Wang, 2016)
-    <https://arxiv.org/abs/1608.04471>`_; the fall of variances with the dimension is in `Understanding the variance
-    collapse of SVGD in high dimensions (Ba et al., 2022) <https://openreview.net/forum?id=Qycd9j5Qp9J>`_.
+    <https://arxiv.org/abs/1608.04471>`_; variances that are too small are the subject of `Towards characterizing
+    the high-dimensional bias of kernel-based particle inference algorithms (Ba et al., 2019)
+    <https://openreview.net/forum?id=Byg9KJn4Fr>`_.
 
     Parameters
     ----------
@@ -66,6 +67,8 @@ class SVGD:
     def __post_init__(self) -> None:
         check_positive("step_size", self.step_size)
         check_positive("bandwidth", self.bandwidth)
+        if isinstance(self.bandwidth, Tensor) and self.bandwidth.ndim > 0:
+            raise OptionError(f"bandwidth is one number for all pairs; got shape {tuple(self.bandwidth.shape)}.")
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
         """Evaluate at the start, and remember it as the place to return to."""
