@@ -1,11 +1,12 @@
 """Underdamped Langevin: exact in positions on a quadratic energy, of the order that theory gives on another.
 
 The order is measured without noise. On a circle the law of position and velocity after a step is a linear map of the
-law before, and `KernelOnCircle` holds that map in a basis of Fourier modes and Hermite polynomials, made by the kernel's
-own ``step`` from a grid of states and of noise. Its fixed point is the law that endless chains would have.
+law before, and `KernelOnCircle` holds that map in a basis of Fourier modes and Hermite polynomials, made by the
+kernel's own ``step`` from a grid of states and of noise. Its fixed point is the law that endless chains would have.
 """
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -197,7 +198,7 @@ class KernelOnCircle:
 
 def orders(kernel, sizes=(0.8, 0.4, 0.2, 0.1)):
     biases = [abs(KernelOnCircle(dataclasses.replace(kernel, step_size=h)).bias()) for h in sizes]
-    return [math.log2(a / b) for a, b in zip(biases, biases[1:])]
+    return [math.log2(a / b) for a, b in itertools.pairwise(biases)]
 
 
 def test_the_bias_in_positions_is_of_second_order():
@@ -219,7 +220,7 @@ def test_the_order_exposes_a_lopsided_step_eulers_friction_and_too_much_noise():
 
 
 def test_strong_friction_is_brownian_motion_with_noise_of_two_steps():
-    """Velocities forgotten at once, steps are those of the scheme by the same authors with (z + z') / 2 for its noise."""
+    """Velocities forgotten at once, what is left is the same authors' scheme with (z + z') / 2 for its noise."""
     energy, h = PLANAR[1].energy, 0.3
     x = PLANAR[1].draw(20, seeded())
     kernel = Underdamped(h, 1e4)

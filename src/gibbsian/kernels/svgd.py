@@ -5,7 +5,7 @@ With the kernel :math:`k(x, y) = e^{-|x - y|^2 / (2 b^2)}`, the n particles move
 .. math:: x_i' = x_i + \frac{\varepsilon}{n} \sum_j \Big( -k(x_j, x_i)\, \nabla E(x_j)
    + k(x_j, x_i)\, \frac{x_i - x_j}{b^2} \Big).
 
-This is the direction, among those of unit norm in the space of the kernel, in which the Kullback-Leibler divergence of the
+Among directions of unit norm in the space of the kernel it is the one in which the Kullback-Leibler divergence of the
 particles' law from the target falls fastest. The first term is gradient descent, shared among neighbours; the second
 alone keeps the particles from meeting in the mode.
 """
@@ -111,10 +111,7 @@ def stein_direction(x: Tensor, grad: Tensor, bandwidth: Scalar | None = None) ->
     n = x.shape[0]
     # Differences and not products, whose rounding swallows the distances of particles that are far from zero.
     squares = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-    if bandwidth is None:
-        b2 = median_of_pairs(squares) / (2.0 * math.log(n + 1.0))
-    else:
-        b2 = bandwidth * bandwidth
+    b2 = median_of_pairs(squares) / (2.0 * math.log(n + 1.0)) if bandwidth is None else bandwidth * bandwidth
     k = (-squares / (2.0 * b2)).exp()
     # The sum of k (x_i - x_j) by one product, without the n x n x d differences; about their mean, for the rounding.
     y = x - x.mean(0)

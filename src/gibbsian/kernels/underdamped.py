@@ -4,8 +4,8 @@ The diffusion
 
 .. math:: dx = L v\,dt, \qquad dv = -L^T \nabla E\,dt - \gamma v\,dt + \sqrt{2\gamma}\,dW
 
-leaves :math:`e^{-E(x) - |v|^2 / 2}` invariant. Its parts are each solved exactly: kicks B by the gradient, drifts A of the
-position, and the Ornstein-Uhlenbeck process O of the velocity,
+leaves :math:`e^{-E(x) - |v|^2 / 2}` invariant. Its parts are each solved exactly: kicks B by the gradient, drifts A of
+the position, and the Ornstein-Uhlenbeck process O of the velocity,
 
 .. math:: v' = e^{-\gamma h} v + \sqrt{1 - e^{-2\gamma h}}\, z, \qquad z \sim N(0, I).
 
@@ -45,9 +45,9 @@ class Underdamped:
     ends with are less exact than the positions: on a quadratic energy of unit scale their variance is
     :math:`1 - h^2 / 4`.
 
-    A chain that has no velocity yet spends the noise of its first step on one: it draws :math:`v \sim N(0, I)` and makes
-    that step without friction. A chain whose energy or gradient is no longer finite returns to where it started, without
-    the velocity that drove it out, and draws another in its next step; it is counted.
+    A chain that has no velocity yet spends the noise of its first step on one: it draws :math:`v \sim N(0, I)` and
+    makes that step without friction. A chain whose energy or gradient is no longer finite returns to where it started,
+    without the velocity that drove it out, and draws another in its next step; it is counted.
 
     `Rational construction of stochastic numerical methods for molecular sampling (Leimkuhler & Matthews, 2013)
     <https://arxiv.org/abs/1203.5428>`_.
@@ -58,9 +58,9 @@ class Underdamped:
         h, a time: in units of x (a pure number when there is a scale), as velocities are of order 1. It is stable below
         twice the narrowest standard deviation. One, or one per chain ``(n,)``.
     friction
-        :math:`\gamma`, the inverse of the time in which a velocity is forgotten, in inverse units of ``step_size``; one,
-        or one per chain ``(n,)``. On a Gaussian of standard deviation s, about :math:`2 / s` mixes fastest; for large
-        values steps become those of Brownian motion, of size :math:`h^2 / 2` in the sense of `ULA`.
+        :math:`\gamma`, the inverse of the time in which a velocity is forgotten, in inverse units of ``step_size``;
+        one, or one per chain ``(n,)``. On a Gaussian of standard deviation s, about :math:`2 / s` mixes fastest; for
+        large values steps become those of Brownian motion, of size :math:`h^2 / 2` in the sense of `ULA`.
     scale
         Lengths of the target: standard deviations of the event's shape, or a lower triangular factor ``(d, d)`` of its
         covariance; the motion is then that where the target is round. ``None`` for all 1.
