@@ -113,6 +113,14 @@ def test_energies_need_no_gradient(graphs):
     assert_one_graph(RandomWalk(0.5), energy, x[:5], graphs)
 
 
+def test_log_z_is_annealed_without_a_gradient():
+    """Half the squared radius has area 2 pi per nat, so Z is 2 pi times the sum of exp(-k); within 6 standard errors."""
+    base = gb.Gaussian(loc=torch.zeros(2, dtype=torch.float64), scale=3.0)
+    found = gb.ais(gb.Energy.of(staircase, (2,)), base, kernel=RandomWalk(1.0), chains=512, rng=seeded())
+    truth = math.log(2.0 * math.pi / (1.0 - math.exp(-1.0)))
+    assert abs(float(found.value) - truth) < 6.0 * float(found.stderr) < 0.3
+
+
 def test_one_energy_per_step_and_no_backward_pass():
     calls = []
 

@@ -23,7 +23,7 @@ from contracts import (
 from gibbsian.adaptation import tune
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.kernels.base import Info, State, evaluate
-from gibbsian.kernels.svgd import MOST, SVGD, median_of_pairs, stein_direction
+from gibbsian.kernels.svgd import FEW, MOST, SVGD, median_of_pairs, stein_direction
 from kernels.test_compiled import needs_compiler
 
 MEAN = torch.tensor([1.0, -2.0], dtype=torch.float64)
@@ -58,6 +58,13 @@ def test_a_step_is_the_formula(n, bandwidth):
     b = (lower_median(x) / (2.0 * math.log(n + 1))) ** 0.5 if bandwidth is None else bandwidth
     out = gb.sample(energy, SVGD(0.3, bandwidth), x, steps=1, rng=seeded())
     torch.testing.assert_close(out.x, x + 0.3 * by_loops(x, gb.evaluate(energy, x)[1], b), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("d", [FEW, FEW + 1, 100])
+def test_distances_in_many_coordinates_come_from_products_and_are_the_same(d):
+    x, grad = (torch.randn(20, d, generator=seeded(i), dtype=torch.float64) for i in range(2))
+    for bandwidth, b in ((4.0, 4.0), (None, (lower_median(x) / (2.0 * math.log(21))) ** 0.5)):
+        torch.testing.assert_close(stein_direction(x, grad, bandwidth), by_loops(x, grad, b), rtol=0, atol=1e-12)
 
 
 def test_the_repulsion_is_the_gradient_of_the_kernel():

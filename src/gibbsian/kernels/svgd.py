@@ -27,6 +27,9 @@ from gibbsian.typing import EnergyFn, Scalar
 MOST = 10_000
 """Particles at most: a matrix of all pairs then takes 400 MB in float32, and a step holds a few of them."""
 
+FEW = 32
+"""Coordinates up to which distances are sums of squared differences; for more, a matrix product is faster by far."""
+
 
 @dataclass(frozen=True)
 class SVGD:
@@ -109,12 +112,13 @@ def stein_direction(x: Tensor, grad: Tensor, bandwidth: Scalar | None = None) ->
         b, or ``None`` for the median heuristic.
     """
     n = x.shape[0]
-    # Differences and not products, whose rounding swallows the distances of particles that are far from zero.
-    squares = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    # About their mean, since sums and products of what is far from zero round its differences away.
+    y = x - x.mean(0)
+    mode = "donot_use_mm_for_euclid_dist" if x.shape[1] <= FEW else "use_mm_for_euclid_dist"
+    squares = torch.cdist(y, y, compute_mode=mode).square()
     b2 = median_of_pairs(squares) / (2.0 * math.log(n + 1.0)) if bandwidth is None else bandwidth * bandwidth
     k = (-squares / (2.0 * b2)).exp()
-    # The sum of k (x_i - x_j) by one product, without the n x n x d differences; about their mean, for the rounding.
-    y = x - x.mean(0)
+    # The sum of k (x_i - x_j) by one product, without the n x n x d differences.
     apart = k.sum(1, keepdim=True) * y - k @ y
     return (apart / b2 - k @ grad) / n
 
