@@ -114,7 +114,7 @@ def test_energies_need_no_gradient(graphs):
 
 
 def test_log_z_is_annealed_without_a_gradient():
-    """Half the squared radius has area 2 pi per nat, so Z is 2 pi times the sum of exp(-k); within 6 standard errors."""
+    """Each nat of half the squared radius has area 2 pi, so Z is 2 pi times the sum of exp(-k); 6 standard errors."""
     base = gb.Gaussian(loc=torch.zeros(2, dtype=torch.float64), scale=3.0)
     found = gb.ais(gb.Energy.of(staircase, (2,)), base, kernel=RandomWalk(1.0), chains=512, rng=seeded())
     truth = math.log(2.0 * math.pi / (1.0 - math.exp(-1.0)))
