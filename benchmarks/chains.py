@@ -1,8 +1,9 @@
-"""Microseconds per gradient step of the chain loop, side by side with ebmkit and torchebm.
+"""Microseconds per gradient step of the chain loop, side by side with ebmkit, torchebm and blackjax.
 
-The peers get a virtual environment of their own, made once and kept; gibbsian runs in it from this checkout, so that
-all three stand on the same torch.  Every case is measured in rounds: within a round the libraries take turns, each in
-a process of its own that stays warm, so that a drift of the machine falls on all of them.
+The peers get virtual environments of their own, made once and kept: one for those on torch, in which gibbsian runs too,
+from this checkout, so that they stand on the same torch; one for blackjax on JAX.  Every case is measured in rounds:
+within a round the libraries take turns, each in a process of its own that stays warm, so that a drift of the machine
+falls on all of them.
 
     python benchmarks/chains.py                                   # everything
     python benchmarks/chains.py ULA:mlp:64 HMC:manywell32:10000   # some cases
@@ -24,12 +25,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-REQUIREMENTS = ("numpy>=1.26", "torch>=2.10,<2.14", "ebmkit==0.16.0", "torchebm==0.8.9")
+TORCH = "torch>=2.10,<2.14"
+REQUIREMENTS = {
+    "benchmark-peers": ("numpy>=1.26", TORCH, "ebmkit==0.16.0", "torchebm==0.8.9"),
+    # Torch there only builds the shared weights.
+    "benchmark-jax": ("numpy>=1.26", TORCH, "blackjax==1.7.1", "numpyro==0.22.0"),
+}
+JAX = ("blackjax", "numpyro")
 REFERENCE = "gibbsian"
 COMPILED = "+compile"
 # Both ways for everyone: compiling the energy speeds the peers up on some cases and slows them down on others, and
 # each library is then credited with the better of the two.
-LANES = tuple(library + suffix for library in (REFERENCE, "ebmkit", "torchebm") for suffix in ("", COMPILED))
+LANES = (*(name + suffix for name in (REFERENCE, "ebmkit", "torchebm") for suffix in ("", COMPILED)), "blackjax")
 SIZES = {"manywell32": (100, 10_000), "mlp": (64, 4096), "conv28": (64,)}
 CASES = tuple(
     f"{kernel}:{target}:{chains}"
@@ -41,7 +48,8 @@ NOTES = (
     "Microseconds per gradient that the kernel needs: one for a Langevin transition, ten for a trajectory of ten "
     "leapfrog steps. A library that computes more gradients than that shows it here. "
     "torchebm has no MALA; its Hamiltonian sampler with one leapfrog step, the same Markov kernel, takes its place. "
-    f"`{COMPILED}`: with `compile=True` for gibbsian, the energy passed through `torch.compile` for the peers."
+    f"`{COMPILED}`: with `compile=True` for gibbsian, the energy passed through `torch.compile` for the peers. "
+    "blackjax is jitted by JAX, one chain under `vmap`. Every process keeps to one core."
 )
 
 
@@ -93,10 +101,9 @@ class Lane:
         return {**kept, "us_per_gradient": statistics.median(self.figures), "repeats": self.figures}
 
 
-def default_environment() -> Path:
-    """Folder of the peers' environment when none is named."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return cache / "gibbsian" / "benchmark-peers"
+def default_folder() -> Path:
+    """Folder of the environments when none is named."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gibbsian"
 
 
 def interpreter(folder: Path) -> Path:
@@ -104,22 +111,32 @@ def interpreter(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def holds_peers(python: Path) -> bool:
+def holds(python: Path, requirements: tuple[str, ...]) -> bool:
     """Whether an environment has the peers in the versions asked for."""
-    pins = [requirement.split("==") for requirement in REQUIREMENTS if "==" in requirement]
-    check = f"from importlib.metadata import version as v; raise SystemExit(any(v(n) != p for n, p in {pins}))"
+    pins = [requirement.split("==") for requirement in requirements if "==" in requirement]
+    check = "from importlib.metadata import version as v; import torch; "
+    check += f"raise SystemExit(any(v(n) != p for n, p in {pins}))"
     return python.exists() and subprocess.run([python, "-c", check], stderr=subprocess.DEVNULL).returncode == 0
 
 
-def make_environment(folder: Path, pip_arguments: list[str]) -> Path:
-    """Create the peers' environment unless it is there already, and return its python."""
-    python = interpreter(folder)
-    if not holds_peers(python):
-        print(f"installing the peers into {folder}", file=sys.stderr)
-        if not python.exists():
-            venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *pip_arguments, *REQUIREMENTS], check=True)
-    return python
+def environment_of(library: str) -> str:
+    """Name of the environment that a library runs in."""
+    return "benchmark-jax" if library in JAX else "benchmark-peers"
+
+
+def make_environments(folder: Path, names: list[str], pip_arguments: list[str]) -> dict[str, Path]:
+    """Create the environments that these lanes need, unless they are there; return the python of each library."""
+    pythons = {}
+    for library in dict.fromkeys(name.removesuffix(COMPILED) for name in names):
+        own = folder / environment_of(library)
+        pythons[library] = interpreter(own)
+        if not holds(pythons[library], REQUIREMENTS[own.name]):
+            print(f"installing {', '.join(REQUIREMENTS[own.name])} into {own}", file=sys.stderr)
+            if not pythons[library].exists():
+                venv.create(own, with_pip=True)
+            command = [pythons[library], "-m", "pip", "install", "--quiet", *pip_arguments, *REQUIREMENTS[own.name]]
+            subprocess.run(command, check=True)
+    return pythons
 
 
 def package_root() -> Path:
@@ -130,10 +147,10 @@ def package_root() -> Path:
     return HERE.parent
 
 
-def open_lane(name: str, python: Path, options: argparse.Namespace) -> Lane:
+def open_lane(name: str, pythons: dict[str, Path], options: argparse.Namespace) -> Lane:
     """Start the worker of a lane."""
     library = name.removesuffix(COMPILED)
-    command = [str(python), "-W", "ignore", str(HERE / "peers" / f"{library}_worker.py")]
+    command = [str(pythons[library]), "-W", "ignore", str(HERE / "peers" / f"{library}_worker.py")]
     command += ["--seconds", str(options.seconds), "--clock", options.clock]
     if name.endswith(COMPILED):
         command.append("--compile-energy")
@@ -143,10 +160,10 @@ def open_lane(name: str, python: Path, options: argparse.Namespace) -> Lane:
     return Lane(name, process)
 
 
-def run_case(case: str, names: list[str], python: Path, options: argparse.Namespace) -> dict[str, Any]:
+def run_case(case: str, names: list[str], pythons: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Measure one case in all lanes, in alternation."""
     # Fresh processes for each case: what was compiled or allocated for one must not weigh on the next.
-    lanes = [open_lane(name, python, options) for name in names]
+    lanes = [open_lane(name, pythons, options) for name in names]
     try:
         for turn in range(options.rounds):
             # Alternate the direction too, or the same library would always follow the same other one.
@@ -197,12 +214,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def describe(python: Path, results: list[dict[str, Any]]) -> dict[str, Any]:
+def describe(pythons: dict[str, Path], results: list[dict[str, Any]]) -> dict[str, Any]:
     """Date, machine and versions."""
     lanes = [(name, lane) for result in results for name, lane in result["lanes"].items() if "error" not in lane]
     versions = {name.removesuffix(COMPILED): lane["version"] for name, lane in lanes}
     if lanes:
         versions["torch"] = lanes[0][1]["torch"]
+    python = next(iter(pythons.values()))
     versions["python"] = subprocess.run([python, "-V"], capture_output=True, text=True).stdout.split()[-1]
     machine = {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()}
     return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "versions": versions}
@@ -259,7 +277,7 @@ def arguments() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="KERNEL:target:chains", help="default: all")
-    parser.add_argument("--env-dir", type=Path, default=default_environment(), help="environment of the peers")
+    parser.add_argument("--env-dir", type=Path, default=default_folder(), help="where the peers' environments are")
     parser.add_argument("--pip-arg", action="append", default=[], help="passed to pip install, as in --pip-arg=--pre")
     parser.add_argument("--lanes", default=",".join(LANES), help="libraries and modes to run")
     parser.add_argument("--rounds", type=int, default=5)
@@ -273,14 +291,14 @@ def main() -> None:
     """Run the comparison."""
     options = arguments()
     names = options.lanes.split(",")
-    python = make_environment(options.env_dir, options.pip_arg)
+    pythons = make_environments(options.env_dir, names, options.pip_arg)
     results = []
     for case in options.cases or CASES:
-        results.append(run_case(case, names, python, options))
+        results.append(run_case(case, names, pythons, options))
         print(table(results[-1:], names).splitlines()[-1], file=sys.stderr, flush=True)
         # Written after each case, so that an interrupted run leaves what it has.
         settings = {"rounds": options.rounds, "seconds": options.seconds, "clock": options.clock}
-        write(options.out, {**describe(python, results), **settings, "results": results}, names)
+        write(options.out, {**describe(pythons, results), **settings, "results": results}, names)
     print(table(results, names))
 
 
