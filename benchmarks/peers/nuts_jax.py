@@ -82,28 +82,32 @@ def blackjax_run(energy: Callable[[Any], Any], x0: Any, warmup: int, draws: int)
 
 def numpyro_run(energy: Callable[[Any], Any], x0: Any, warmup: int, draws: int) -> tuple[Run, float]:
     """Adapt with Stan's windows, and return what draws."""
+    import numpyro
+    from numpyro.distributions import ImproperUniform, constraints
     from numpyro.infer import MCMC, NUTS
 
-    kernel = NUTS(potential_fn=energy, target_accept_prob=0.8)
+    def model() -> None:
+        x = numpyro.sample("x", ImproperUniform(constraints.real_vector, (), (x0.shape[1],)))
+        numpyro.factor("energy", -energy(x))
+
     sampler = MCMC(
-        kernel,
+        NUTS(model, target_accept_prob=0.8),
         num_warmup=warmup,
         num_samples=draws,
         num_chains=len(x0),
         chain_method="vectorized",
         progress_bar=False,
-        jit_model_args=False,
     )
-    sampler.warmup(jax.random.PRNGKey(0), init_params=x0)
+    sampler.warmup(jax.random.PRNGKey(0), init_params={"x": x0})
     began = time.perf_counter()
-    sampler.warmup(jax.random.PRNGKey(0), init_params=x0)
+    sampler.warmup(jax.random.PRNGKey(0), init_params={"x": x0})
     seconds = time.perf_counter() - began
     warm = sampler.post_warmup_state
 
     def run() -> tuple[Any, float]:
         sampler.post_warmup_state = warm
-        sampler.run(jax.random.PRNGKey(1), extra_fields=("num_steps",), init_params=x0)
-        positions = jnp.swapaxes(sampler.get_samples(group_by_chain=True), 0, 1)
+        sampler.run(jax.random.PRNGKey(1), extra_fields=("num_steps",), init_params={"x": x0})
+        positions = jnp.swapaxes(sampler.get_samples(group_by_chain=True)["x"], 0, 1)
         return jax.block_until_ready(positions), float(sampler.get_extra_fields()["num_steps"].mean())
 
     return run, seconds

@@ -11,7 +11,7 @@ TARGETS = ("gaussian100", "funnel10")
 
 
 def precision() -> np.ndarray:
-    """Precision matrix of the Gaussian: variances from 1 to 1 / CONDITION, even in their logarithm, turned at random."""
+    """Precision matrix of the Gaussian: variances from 1 down to 1 / CONDITION, turned at random."""
     rng = np.random.default_rng(0)
     turn, _ = np.linalg.qr(rng.normal(size=(DIM, DIM)))
     variances = np.logspace(0.0, -np.log10(CONDITION), DIM)
