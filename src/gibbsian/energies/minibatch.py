@@ -11,10 +11,13 @@ estimate is right on average, and so is its gradient. Its variance grows with th
 from its tangent there:
 
 .. math:: \hat E_I(\theta) = E_0(\theta) + S + g \cdot \delta + \frac{N}{|I|} \sum_{i \in I}
-   \big[u(\theta, d_i) - u(\theta^*, d_i) - \nabla u(\theta^*, d_i) \cdot \delta\big], \qquad \delta = \theta - \theta^*,
+   \big[u(\theta, d_i) - u(\theta^*, d_i) - \nabla u(\theta^*, d_i) \cdot \delta\big],
 
-where S and g are value and gradient at the centre of the sum over all rows. Its gradient is :math:`\nabla E_0(\theta) +
-g + \frac{N}{|I|} \sum_I [\nabla u(\theta, d_i) - \nabla u(\theta^*, d_i)]`.
+with :math:`\delta = \theta - \theta^*`, and S and g value and gradient at the centre of the sum over all rows. Its
+gradient is
+
+.. math:: \nabla E_0(\theta) + g + \frac{N}{|I|} \sum_{i \in I}
+   \big[\nabla u(\theta, d_i) - \nabla u(\theta^*, d_i)\big].
 """
 
 from __future__ import annotations
@@ -137,7 +140,7 @@ class MinibatchEnergy(Energy):
         self._check_index(index)
         rows = tuple(part[index] for part in self.data)
         weight = self.rows / index.shape[0]
-        if self.centre is None:
+        if self.centre is None or self.value is None or self.slope is None:
             return lambda x: self._prior(x) + weight * self._sum(x, *rows)
         centre, (slope, value) = self.centre, self._at(self.centre, rows)
         value, slope = self.value - weight * value, self.slope - weight * slope
@@ -255,7 +258,7 @@ def mode(energy: EnergyFn, start: Tensor, steps: int = 200) -> Tensor:
     OptionError
         If there is no step to make.
     DivergenceError
-        If the energy is not finite where it ended.
+        If the search comes to a point where the energy or its gradient is not finite.
     """
     if steps < 1:
         raise OptionError(f"steps is 1 or more; got {steps}.")
@@ -268,16 +271,15 @@ def mode(energy: EnergyFn, start: Tensor, steps: int = 200) -> Tensor:
     def closure() -> Tensor:
         value = energy(x[None]).sum()
         (x.grad,) = torch.autograd.grad(value, x)
+        if not bool(torch.isfinite(value) & torch.isfinite(x.grad).all()):
+            raise DivergenceError(
+                f"The search for a mode came to an energy of {float(value.detach()):g}, or to a gradient that is not "
+                "finite. Start it elsewhere, and check that the energy is bounded below."
+            )
         return value.detach()
 
     with torch.enable_grad():
         search.step(closure)
-        end = energy(x[None])
-    if not bool(torch.isfinite(end).all()):
-        raise DivergenceError(
-            f"The search for a mode ended at an energy of {float(end.detach()):g}; start it inside the energy's domain "
-            "and check that the energy is bounded below."
-        )
     return x.detach()
 
 

@@ -12,7 +12,17 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.errors import OptionError
-from gibbsian.kernels.base import Info, State, check_carried, choose, evaluate, is_finite, settings_repr, with_origin
+from gibbsian.kernels.base import (
+    Info,
+    State,
+    check_carried,
+    choose,
+    evaluate,
+    is_finite,
+    per_chain,
+    settings_repr,
+    with_origin,
+)
 from gibbsian.kernels.langevin import check_positive
 from gibbsian.kernels.scales import over_chains
 from gibbsian.kernels.stochastic import check_energy, check_rows, estimated, normals_and_rows, unadjusted
@@ -97,7 +107,7 @@ class PSGLD:
         after = self.decay * squared + (1.0 - self.decay) * grad * grad
         # A square that overflows has left the numbers too: the chain could never move again.
         finite = is_finite(value, after)
-        back = State(*state.origin, state.origin)
-        kept = choose(finite, State(x, value, grad), back)
-        after = torch.where(finite.reshape(-1, *[1] * (x.ndim - 1)), after, squared)
+        start, there, slope = state.origin
+        kept = choose(finite, State(x, value, grad), State(start, there, slope, state.origin))
+        after = torch.where(per_chain(finite, after), after, squared)
         return kept._replace(memory=(after,)), unadjusted(kept, ~finite)

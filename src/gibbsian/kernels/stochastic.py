@@ -7,9 +7,9 @@ With :math:`\hat g_t` an unbiased estimate of :math:`\nabla E` from rows drawn a
 The variance V of the estimate adds :math:`h^2 V` to the :math:`2h` of the noise. It is not corrected for: the chain is
 too warm by a share of :math:`h V / 2`, besides the discretisation's bias, and both vanish with h.
 
-The rows are part of a step's noise: drawn without replacement, independently for each step, and the same for all chains,
-so that a term is computed for a block of chains and rows at once. Chains of one run therefore share the error of the
-estimates, and are not independent: their spread at one time does not show it, only time does.
+The rows are part of a step's noise: drawn without replacement, independently for each step, and the same for all
+chains, so that a term is computed for a block of chains and rows at once. Chains of one run therefore share the errors
+of their estimates, and are not independent: their spread at one time does not show it, only time does.
 """
 
 from __future__ import annotations
@@ -358,8 +358,8 @@ def check_energy(kernel: Any, energy: Any) -> None:
     if rows is None or getattr(energy, "on", None) is None:
         raise ArgumentTypeError(
             f"{name} with minibatches needs an energy with on(index) and rows, as MinibatchEnergy; got {energy!r}. A "
-            "sum or multiple of one is none: give a prior to MinibatchEnergy itself. Whole gradients need no minibatches: "
-            "ULA follows those of any energy."
+            "sum or multiple of one is none: give a prior to MinibatchEnergy itself. ULA follows the whole gradient of "
+            "any energy."
         )
     if rows != kernel.rows:
         raise ShapeError(f"{name} draws from rows={kernel.rows} rows, and the energy has {rows}; pass energy.rows.")
