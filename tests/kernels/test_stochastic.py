@@ -10,6 +10,8 @@ of them are a false alarm below 1e-7.
 import dataclasses
 import itertools
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -584,3 +586,14 @@ def test_on_real_data_control_variates_give_the_posterior_of_hmc():
     # The Euler step of 0.1 alone makes standard deviations 2.6 % too large.
     assert bool(((width["control variates"] > 0.97) & (width["control variates"] < 1.08)).all())
     assert float(width["plain"].max()) > 1.12
+
+
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [KERNELS[i] for i in (0, 3, 5, 7)], ids=repr)
+def test_inductor_gives_the_eager_chains(kernel):
+    energy, start = regression(CENTRE), normal_start()[:7]
+    eager, compiled = (
+        gb.sample(energy, kernel, start, steps=20, thin=1, rng=seeded(1), compile=compile) for compile in (False, True)
+    )
+    torch.testing.assert_close(compiled.draws, eager.draws, rtol=0, atol=1e-10)

@@ -154,7 +154,8 @@ class MinibatchEnergy(Energy):
     def around(self, centre: Tensor) -> MinibatchEnergy:
         """Copy with control variates at a centre, best near the mode (see `mode`); one pass over the data.
 
-        Each estimate then computes its rows at the centre too, which costs as much as one more chain.
+        Each estimate then computes its rows at the centre too, which costs as much as one more chain. Far from the
+        centre the tangents are no guide, and estimates may become noisier than without.
 
         Parameters
         ----------
