@@ -18,14 +18,21 @@ from gibbsian.diagnostics.two_sample import (
     sliced_wasserstein,
 )
 from gibbsian.energies.base import Energy, mixture
+from gibbsian.energies.minibatch import MinibatchEnergy, mode
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
+from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.kernels.preconditioned import PSGLD
+from gibbsian.kernels.random_walk import RandomWalk
+from gibbsian.kernels.stochastic import SGHMC, SGLD, CyclicalSGLD
+from gibbsian.kernels.svgd import SVGD
+from gibbsian.kernels.underdamped import Underdamped
 from gibbsian.models import Model, load_model, save_model
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
@@ -72,14 +79,20 @@ __all__ = [
     "MALA",
     "MLP",
     "PCD",
+    "PSGLD",
+    "SGHMC",
+    "SGLD",
+    "SVGD",
     "ULA",
     "Annealing",
+    "Barker",
     "Batch",
     "Bernoulli",
     "Categorical",
     "Checkerboard",
     "ContrastiveDivergence",
     "ConvEnergy",
+    "CyclicalSGLD",
     "Dataset",
     "DenoisingScoreMatching",
     "DoubleWell",
@@ -98,6 +111,7 @@ __all__ = [
     "LogZ",
     "Loss",
     "ManyWell",
+    "MinibatchEnergy",
     "Model",
     "MultiLevelDenoising",
     "NoiseConditional",
@@ -105,6 +119,7 @@ __all__ = [
     "Objective",
     "PersistentContrastiveDivergence",
     "Pinwheel",
+    "RandomWalk",
     "Recipe",
     "ReplayBuffer",
     "ResidualEnergy",
@@ -118,6 +133,7 @@ __all__ = [
     "TrainingSettings",
     "Tuned",
     "TwoMoons",
+    "Underdamped",
     "Uniform",
     "ais",
     "anneal",
@@ -139,6 +155,7 @@ __all__ = [
     "load_model",
     "memorisation",
     "mixture",
+    "mode",
     "noise_levels",
     "quadrature",
     "reverse_ais",
