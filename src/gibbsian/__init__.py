@@ -18,7 +18,7 @@ from gibbsian.diagnostics.two_sample import (
     sliced_wasserstein,
 )
 from gibbsian.energies.base import Energy, mixture
-from gibbsian.energies.minibatch import MinibatchEnergy, mode
+from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
@@ -146,6 +146,7 @@ __all__ = [
     "energy_distance",
     "evaluate",
     "false_positive_rate",
+    "find_mode",
     "fit",
     "frechet_distance",
     "geometric",
@@ -155,7 +156,6 @@ __all__ = [
     "load_model",
     "memorisation",
     "mixture",
-    "mode",
     "noise_levels",
     "quadrature",
     "reverse_ais",

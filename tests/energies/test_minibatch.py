@@ -9,7 +9,7 @@ import torch
 
 import gibbsian as gb
 from contracts import ExactTarget, assert_invariant, assert_one_graph, normal_cdf, seeded
-from gibbsian.energies.minibatch import MinibatchEnergy, mode
+from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.errors import ArgumentTypeError, DataError, DivergenceError, DomainError, OptionError, ShapeError
 
 N, M = 8, 3
@@ -163,7 +163,7 @@ def test_control_variates_are_exact_at_the_centre_and_give_the_gradient_of_the_f
 
 def test_control_variates_reduce_the_variance_near_the_centre_by_the_square_of_the_distance():
     plain = regression()
-    centre = mode(plain, torch.zeros(2, dtype=torch.float64))
+    centre = find_mode(plain, torch.zeros(2, dtype=torch.float64))
     direction = torch.tensor([0.6, -0.8], dtype=torch.float64)
 
     def spread(energy, far):
@@ -229,8 +229,8 @@ def test_the_full_energy_compiles_to_one_graph(graphs):
 
 def test_the_mode_is_the_mean_of_a_gaussian_posterior():
     energy, mean, _ = gaussian_posterior()
-    torch.testing.assert_close(mode(energy, torch.full_like(mean, 5.0)), mean, rtol=0, atol=1e-6)
-    top = mode(regression(), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(find_mode(energy, torch.full_like(mean, 5.0)), mean, rtol=0, atol=1e-6)
+    top = find_mode(regression(), torch.ones(2, dtype=torch.float64))
     assert float(gb.evaluate(regression(), top[None])[1].abs().max()) < 1e-6
 
 
@@ -262,8 +262,8 @@ def one_number(theta, rows):
         (lambda: regression().around(torch.zeros(1, 2)), ShapeError, r"one point, of shape \(2,\); got \(1, 2\)"),
         (lambda: regression().around(torch.tensor([1, 2])), ArgumentTypeError, "A centre is a floating-point tensor"),
         (lambda: regression().around(torch.tensor([math.nan, 0.0]).double()), DomainError, "not finite at the centre"),
-        (lambda: mode(regression(), torch.zeros(2).double(), steps=0), OptionError, "steps is 1 or more; got 0"),
-        (lambda: mode(lambda x: x.log().sum(1), torch.ones(2)), DivergenceError, "came to an energy of"),
+        (lambda: find_mode(regression(), torch.zeros(2).double(), steps=0), OptionError, "steps is 1 or more; got 0"),
+        (lambda: find_mode(lambda x: x.log().sum(1), torch.ones(2)), DivergenceError, "came to an energy of"),
     ],
 )
 def test_bad_arguments_are_refused(make, error, message):

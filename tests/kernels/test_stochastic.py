@@ -18,7 +18,7 @@ from stochastic_cases import CENTRE, M, N, inputs, normal_start, regression, rou
 
 import gibbsian as gb
 from contracts import KS_LIMIT, Z_LIMIT, assert_continues, ks, normal_cdf, seeded
-from gibbsian.energies.minibatch import MinibatchEnergy, mode
+from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.kernels.stochastic import SGHMC, SGLD, CyclicalSGLD
 
 DIRECTIONS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
@@ -126,7 +126,7 @@ def squares(x, mean):
 
 def test_plain_sgld_is_too_wide_as_theory_says_and_control_variates_mend_it():
     h, start = 0.03, torch.randn(16, 2, generator=seeded(), dtype=torch.float64)
-    centre = mode(regression(), torch.zeros(2, dtype=torch.float64))
+    centre = find_mode(regression(), torch.zeros(2, dtype=torch.float64))
     full = stationary_moments(h, indices=[None])[1]
     width = {}
     for name, at in (("plain", None), ("control variates", centre)):
@@ -343,7 +343,7 @@ def breast_cancer():
 def test_on_real_data_control_variates_give_the_posterior_of_hmc():
     """A tenth of the rows a step; both compared with HMC on all of them, within six standard errors of the two."""
     energy = breast_cancer()
-    centre = mode(energy, torch.zeros(11, dtype=torch.float64))
+    centre = find_mode(energy, torch.zeros(11, dtype=torch.float64))
     curvature = torch.autograd.functional.hessian(lambda t: energy(t[None])[0], centre)
     scale = torch.linalg.cholesky(torch.linalg.inv(curvature))
     start = centre + torch.randn(64, 11, generator=seeded(5), dtype=torch.float64) @ scale.T

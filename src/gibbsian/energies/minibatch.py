@@ -152,7 +152,7 @@ class MinibatchEnergy(Energy):
         return estimate
 
     def around(self, centre: Tensor) -> MinibatchEnergy:
-        """Copy with control variates at a centre, best near the mode (see `mode`); one pass over the data.
+        """Copy with control variates at a centre, best near the mode (see `find_mode`); one pass over the data.
 
         Each estimate then computes its rows at the centre too, which costs as much as one more chain. Far from the
         centre the tangents are no guide, and estimates may become noisier than without.
@@ -237,7 +237,7 @@ class MinibatchEnergy(Energy):
             )
 
 
-def mode(energy: EnergyFn, start: Tensor, steps: int = 200) -> Tensor:
+def find_mode(energy: EnergyFn, start: Tensor, steps: int = 200) -> Tensor:
     """Walk downhill to a minimum of an energy, by L-BFGS with a line search: a centre for control variates.
 
     Parameters
