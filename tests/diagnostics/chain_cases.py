@@ -34,7 +34,9 @@ CASES = {
     "lognormal": (3 * ar1(0.6, 301, 4, seed=10)).exp(),
     "ties": ar1(0.5, 400, 4, seed=12).round(),
     "zeros and ones": (ar1(0.8, 400, 4, seed=13) > 0.7).double(),
-    "plus and minus one, balanced": torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0, -1.0, -1.0] * 10).double().view(-1, 2),
+    "plus and minus one, balanced": torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0, -1.0, -1.0] * 10)
+    .double()
+    .view(-1, 2),
     "rarely one": (ar1(0.8, 400, 4, seed=14) > 2.2).double(),
     "drifting": ar1(0.3, 300, 4, seed=15) + torch.linspace(-2, 2, 300, dtype=torch.float64)[:, None],
     "apart": ar1(0.3, 300, 4, seed=16) + torch.arange(4, dtype=torch.float64),

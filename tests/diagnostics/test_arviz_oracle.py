@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from chain_cases import CASES, ar1
 from scipy.stats import norm, rankdata
 
-from chain_cases import CASES, ar1
 from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, split_r_hat
 from gibbsian.diagnostics.mixing import energy_bfmi
 from gibbsian.diagnostics.quantiles import chain_quantile, quantile_effective_sample_size, tail_effective_sample_size

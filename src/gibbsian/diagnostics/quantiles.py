@@ -1,8 +1,9 @@
 r"""Quantiles of chains, their errors, and how well the tails are explored.
 
 The share of draws below a level is the mean of an indicator, which has an effective sample size of its own. With
-:math:`S` of them behind the indicator of a quantile :math:`p`, the share is Beta(:math:`S p + 1, S (1 - p) + 1`), and the
-draws between which the middle two thirds of that law lie are one standard error away on either side.
+:math:`S` of them behind the indicator of a quantile :math:`p`, the share follows
+:math:`\mathrm{Beta}(S p + 1, S (1 - p) + 1)`, and the draws between which the middle two thirds of that law lie are one
+standard error away on either side.
 
 Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021)
 <https://doi.org/10.1214/20-BA1221>
