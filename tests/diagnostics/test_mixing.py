@@ -1,5 +1,6 @@
 """E-BFMI and round trips against closed forms and a count by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -55,7 +56,8 @@ def trips_by_hand(path, top):
 
 
 def half_trips(levels, top):  # the broken twin: every crossing counts
-    return [sum(a != b for a, b in zip(e, e[1:])) for e in ([v for v in c if v in (0, top)] for c in levels.T.tolist())]
+    ends = [[level for level in column if level in (0, top)] for column in levels.T.tolist()]
+    return [sum(a != b for a, b in itertools.pairwise(column)) for column in ends]
 
 
 def test_round_trips_of_walking_replicas_are_those_counted_by_hand():

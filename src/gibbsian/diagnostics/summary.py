@@ -260,7 +260,7 @@ def _proposals(nonfinite: Tensor, steps: int) -> list[str]:
     if bad == total:
         return [
             "Every proposal was not finite: nothing was explored. The step size is far too large, or the energy is "
-            "NaN or infinite around the start; try a step size ten times smaller."
+            "NaN or infinite around the start. Try a step size ten times smaller."
         ]
     chains = int((nonfinite > 0).sum())
     return [
