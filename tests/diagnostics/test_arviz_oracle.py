@@ -19,7 +19,7 @@ with warnings.catch_warnings():
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(not hasattr(az, "mcse"), reason="this ArviZ has no az.ess, az.rhat, az.mcse on arrays"),
+    pytest.mark.skipif(not az.__version__.startswith("0."), reason="from version 1 on ArviZ has other functions"),
 ]
 
 
@@ -61,9 +61,11 @@ def agree(found, expected):
 def test_equal_to_arviz(pair, case):
     ours, theirs = PAIRS[pair]
     x = CASES[case]
+    expected = float(theirs(np.ascontiguousarray(x.numpy().T)))
     if pair == "R-hat" and x.shape[1] == 1:
-        pytest.skip("ArviZ gives no R-hat for one chain; see the test of its halves")
-    assert agree(float(ours(x)), float(theirs(np.ascontiguousarray(x.numpy().T))))
+        assert math.isnan(expected)  # Ours compares the halves, see below.
+        return
+    assert agree(float(ours(x)), expected)
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -274,9 +274,15 @@ def split_chains(x: Tensor) -> Tensor:
 def _rank_normalised(x: Tensor) -> Tensor:
     """Normal scores of the ranks over all draws and chains, ties shared."""
     rows = x.flatten(0, 1).mT.contiguous()
-    ordered = rows.sort(dim=1).values
-    ranks = (torch.searchsorted(ordered, rows) + torch.searchsorted(ordered, rows, right=True) + 1) / 2
-    scores = torch.special.ndtri((ranks.to(x.dtype) - 0.375) / (rows.shape[1] + 0.25))
+    ordered, order = rows.sort(dim=1)
+    places = torch.arange(1, rows.shape[1] + 1, device=x.device).expand_as(rows)
+    # The first and the last place of each run of ties.
+    new = torch.cat([places[:, :1] == 1, ordered[:, 1:] != ordered[:, :-1]], dim=1)
+    first = torch.where(new, places, 0).cummax(dim=1).values
+    end = torch.cat([new[:, 1:], new[:, :1]], dim=1)
+    last = torch.where(end, places, rows.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    ranks = torch.empty_like(rows).scatter_(1, order, (first + last).to(x.dtype) / 2)
+    scores = torch.special.ndtri((ranks - 0.375) / (rows.shape[1] + 0.25))
     return scores.mT.reshape(x.shape)
 
 

@@ -46,7 +46,7 @@ def quantile_effective_sample_size(draws: Tensor, probability: float = 0.5) -> T
         If the probability is not inside (0, 1).
     """
     x = coordinates_of(draws)
-    return known_or_nan(_ess_below(x, _quantile(_ordered(x), probability)), x, draws)
+    return known_or_nan(_ess_below(x, quantile_of(ordered_draws(x), probability)), x, draws)
 
 
 def tail_effective_sample_size(draws: Tensor, probability: float = 0.05) -> Tensor:
@@ -75,8 +75,8 @@ def tail_effective_sample_size(draws: Tensor, probability: float = 0.05) -> Tens
         If the probability is not inside (0, 1).
     """
     x = coordinates_of(draws)
-    ordered = _ordered(x)
-    low, high = (_ess_below(x, _quantile(ordered, p)) for p in (probability, 1 - probability))
+    ordered = ordered_draws(x)
+    low, high = (_ess_below(x, quantile_of(ordered, p)) for p in (probability, 1 - probability))
     return known_or_nan(torch.minimum(low, high), x, draws)
 
 
@@ -105,8 +105,8 @@ def chain_quantile(draws: Tensor, probability: float = 0.5) -> tuple[Tensor, Ten
     from scipy.special import betaincinv
 
     x = coordinates_of(draws)
-    ordered = _ordered(x)
-    value = _quantile(ordered, probability)
+    ordered = ordered_draws(x)
+    value = quantile_of(ordered, probability)
     ess = _ess_below(x, value).cpu().numpy()
     size = len(ordered)
     ends = []
@@ -114,16 +114,17 @@ def chain_quantile(draws: Tensor, probability: float = 0.5) -> tuple[Tensor, Ten
         share = torch.as_tensor(betaincinv(ess * probability + 1, ess * (1 - probability) + 1, p))
         place = last((share * size - 1).clamp(0, size - 1)).nan_to_num(0.0).long().to(x.device)
         ends.append(ordered.gather(0, place[None])[0])
-    value = torch.where(x.isfinite().all(dim=0).all(dim=0), value, torch.nan)
     return value.reshape(draws.shape[2:]), known_or_nan((ends[1] - ends[0]) / 2, x, draws)
 
 
-def _ordered(x: Tensor) -> Tensor:
-    return x.flatten(0, 1).sort(dim=0).values
+def ordered_draws(x: Tensor) -> Tensor:
+    """All draws of each coordinate, ``(draws, chains, coordinates)``, in order; NaN for one that is not finite."""
+    ordered = x.flatten(0, 1).sort(dim=0).values
+    return torch.where(x.isfinite().all(dim=0).all(dim=0), ordered, torch.nan)
 
 
-def _quantile(ordered: Tensor, probability: float) -> Tensor:
-    """Of each column, by linear interpolation (type 7 of Hyndman and Fan)."""
+def quantile_of(ordered: Tensor, probability: float) -> Tensor:
+    """Quantile of each column of ordered draws, by linear interpolation (type 7 of Hyndman and Fan)."""
     if not 0.0 < probability < 1.0:
         raise OptionError(f"A quantile's probability lies between 0 and 1; got {probability}.")
     n = len(ordered)

@@ -20,7 +20,7 @@ from torch import Tensor
 from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, split_r_hat
 from gibbsian.diagnostics.estimate import plain
 from gibbsian.diagnostics.mixing import energy_bfmi
-from gibbsian.diagnostics.quantiles import chain_quantile, tail_effective_sample_size
+from gibbsian.diagnostics.quantiles import ordered_draws, quantile_of, tail_effective_sample_size
 from gibbsian.errors import OptionError, ShapeError
 
 if TYPE_CHECKING:
@@ -191,7 +191,8 @@ def marginals(draws: Tensor) -> Marginals:
     parts = []
     for x in flat.split(width, dim=2):
         mean, error = chain_mean(x)
-        quantiles = [chain_quantile(x, p)[0] for p in (0.05, 0.5, 0.95)]
+        ordered = ordered_draws(x.to(torch.float64))
+        quantiles = [quantile_of(ordered, p) for p in (0.05, 0.5, 0.95)]
         ess = (effective_sample_size(x), tail_effective_sample_size(x))
         parts.append((mean, error, chain_sd(x)[0], *quantiles, *ess, split_r_hat(x)))
     return Marginals(*(torch.cat(each).reshape(draws.shape[2:]) for each in zip(*parts)))
