@@ -17,8 +17,8 @@ ROOT = Path(gibbsian.__file__).parent
 LAYERS = (
     {"typing", "errors", "matmul"},
     {"compilation"},
-    {"energies", "kernels"},
-    {"sampling", "buffers", "diagnostics", "data"},
+    {"energies", "kernels", "diagnostics"},
+    {"sampling", "buffers", "data"},
     {"objectives", "partition", "adaptation", "annealing"},
     {"bridges"},
     {"training"},

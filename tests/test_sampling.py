@@ -154,6 +154,11 @@ REFUSED = {
     "one energy for all": ({"energy": lambda x: x.square().sum()}, ShapeError, r"it returned \(\)"),
     "energy per coordinate": ({"energy": lambda x: x.square()}, ShapeError, r"it returned \(4, 2\)"),
     "constant energy": ({"energy": lambda x: torch.zeros(len(x))}, ArgumentTypeError, "depends on x"),
+    "integer energy": (
+        {"energy": lambda x: x.long().sum(1), "kernel": gb.RandomWalk(0.1)},
+        ArgumentTypeError,
+        "floating-point numbers, in nats; got torch.int64",
+    ),
     "energy that is a number": ({"energy": lambda x: 1.0}, ArgumentTypeError, "got 1.0"),
     "no energy": ({"energy": 3}, ArgumentTypeError, "got 3"),
     "kernel's class": ({"kernel": gb.MALA}, ArgumentTypeError, "needs init, noise and step"),

@@ -11,6 +11,7 @@
     │   └── ModelFileError              a saved model that cannot be rebuilt
     ├── ArgumentTypeError (TypeError)   an object of another kind than its place asks for
     ├── DivergenceError (ArithmeticError)  a run or a chain that left the numbers
+    ├── MissingPackageError (ImportError)  an optional package that is not installed
     ├── StorageError (OSError)          something could not be written; what was saved before is intact
     └── TrainingInterrupted             the user stopped a run; its state is saved
 
@@ -57,6 +58,10 @@ class ArgumentTypeError(GibbsianError, TypeError):
 
 class DivergenceError(GibbsianError, ArithmeticError):
     """A run or a chain that left the numbers, after every configured rescue."""
+
+
+class MissingPackageError(GibbsianError, ImportError):
+    """An optional package that is not installed; the message names the extra that brings it."""
 
 
 class StorageError(GibbsianError, OSError):

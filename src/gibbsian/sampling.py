@@ -11,13 +11,15 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 
 from gibbsian.compilation import compiled, owner_of, seconds_spent, wanting
+from gibbsian.diagnostics.export import to_arviz
+from gibbsian.diagnostics.summary import Summary, summarise
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import kind_of
 from gibbsian.energies.layers import check_function
@@ -25,6 +27,9 @@ from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeEr
 from gibbsian.kernels.base import Kernel, State
 from gibbsian.kernels.groups import row_groups, run_groups
 from gibbsian.typing import EnergyFn
+
+if TYPE_CHECKING:
+    from arviz import InferenceData
 
 K = TypeVar("K")
 
@@ -61,7 +66,8 @@ class Samples:
     details
         What else the kernel tells, by name: the mean over the steps of each chain, ``(n,)``.
     kept
-        At each kept position, ``(kept, n)``: its ``energy``, and the kernel's details of the step that led there.
+        At each kept position, ``(kept, n)``: its ``energy``, and ``acceptance`` and the kernel's details of the step
+        that led there.
     kernel
         The kernel that ran.
     steps
@@ -87,6 +93,59 @@ class Samples:
     def x(self) -> Tensor:
         """Final positions, ``(n, *event)``."""
         return self.state.x
+
+    def summary(self, rows: int = 10) -> Summary:
+        """Mean, quantiles, effective sizes and R-hat of every coordinate; printed, it says first what is wrong.
+
+        Parameters
+        ----------
+        rows
+            Coordinates that the table lists at most: the worst ones when there are more.
+
+        Raises
+        ------
+        OptionError
+            If no draws were kept.
+        ShapeError
+            If fewer than four were.
+        """
+        return summarise(
+            self._kept_draws("A summary"),
+            acceptance=self.acceptance,
+            nonfinite=self.nonfinite,
+            steps=self.steps,
+            kept=self.kept,
+            adjusted=hasattr(self.kernel, "target_acceptance"),
+            rows=rows,
+            title=str(self.kernel),
+        )
+
+    def to_arviz(self, name: str = "x") -> InferenceData:
+        """Export to ArviZ: draws as its posterior, what was kept beside them as its sample statistics.
+
+        Parameters
+        ----------
+        name
+            What ArviZ shall call the positions.
+
+        Returns
+        -------
+        InferenceData
+            A ``DataTree`` from version 1 of ArviZ on.
+
+        Raises
+        ------
+        OptionError
+            If no draws were kept.
+        MissingPackageError
+            If ArviZ is not installed.
+        """
+        return to_arviz(self._kept_draws("ArviZ"), self.kept, name=name, kernel=str(self.kernel))
+
+    def _kept_draws(self, wanted_by: str) -> Tensor:
+        if self.draws is None:
+            raise OptionError(f"{wanted_by} needs draws, and this run kept none; use sample(..., thin=1).")
+        return self.draws
 
     def __repr__(self) -> str:
         """Lead with what went wrong, if anything did."""
@@ -189,7 +248,11 @@ def sample(
         seconds=time.perf_counter() - began,
         details={name: totals[2 + i] / steps for i, name in enumerate(names)},
         compilation=seconds_spent() - compiled_before,
-        kept={name: torch.stack([place[1 + i] for place in kept]) for i, name in enumerate(("energy", *names)) if kept},
+        kept={
+            name: torch.stack([place[1 + i] for place in kept])
+            for i, name in enumerate(("energy", "acceptance", *names))
+            if kept
+        },
     )
 
 
@@ -213,7 +276,7 @@ def run_block(
         details = [info.details[name] for name in names]
         totals = totals + torch.stack((info.acceptance, info.nonfinite, *details))
         if visit:
-            visited.append((state.x, state.energy, *details))
+            visited.append((state.x, state.energy, info.acceptance, *details))
     return state, totals, visited
 
 
@@ -299,6 +362,10 @@ def _check_start(x: Tensor, energy: object, rng: Generator) -> None:
 
 def _check_state(state: State) -> None:
     n = state.x.shape[0]
+    if not state.energy.is_floating_point():
+        raise ArgumentTypeError(
+            f"An energy returns floating-point numbers, in nats; got {state.energy.dtype}. Return value.to(x.dtype)."
+        )
     if tuple(state.energy.shape) != (n,):
         raise ShapeError(
             f"The energy of {n} points must have shape ({n},); it returned {tuple(state.energy.shape)}. "

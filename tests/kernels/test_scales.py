@@ -89,11 +89,12 @@ def test_half_precision_gradients_stay_near_the_full_ones():
 def test_details_are_kept_with_draws_and_averaged():
     energy = gb.Gaussian(3)
     out = gb.sample(energy, gb.HMC(0.3, 3), torch.zeros(4, 3), steps=12, thin=2, rng=seeded())
-    assert set(out.kept) == {"energy", "hamiltonian"}
+    assert set(out.kept) == {"energy", "acceptance", "hamiltonian"}
     assert out.kept["energy"].shape == (6, 4)
     torch.testing.assert_close(out.kept["energy"], energy(out.draws.flatten(0, 1)).view(6, 4))
     every = gb.sample(energy, gb.HMC(0.3, 3), torch.zeros(4, 3), steps=12, thin=1, rng=seeded())
     torch.testing.assert_close(every.kept["hamiltonian"].mean(0), every.details["hamiltonian"])
+    torch.testing.assert_close(every.kept["acceptance"].mean(0), every.acceptance)
 
 
 def test_kernels_print_what_is_set():

@@ -2,13 +2,18 @@ r"""Whether chains have converged, and how many independent draws they are worth
 
 Chains are compared by split :math:`\hat R` after rank normalisation: near 1 (below 1.01) when every half of every chain
 looks alike. The effective sample size divides the number of draws by the autocorrelation time
-:math:`\tau = 1 + 2 \sum_t \rho_t`, the sum cut where pairs of :math:`\rho` stop being positive.
+:math:`\tau = 1 + 2 \sum_t \rho_t`, the sum cut where pairs of :math:`\rho` stop being positive. The standard error of a
+mean over the chains is :math:`\sigma / \sqrt{\mathrm{ESS}}`, and likewise for what else is a mean: see `quantiles`.
 
 Rank-Normalization, Folding, and Localization: An Improved R-hat (Vehtari et al., 2021)
 <https://doi.org/10.1214/20-BA1221>
 
 Draws come as ``(draws, chains, *event)``, as `Samples.draws` does; each coordinate is judged on its own. A coordinate
 that never moves, or that holds a value which is not finite, gets NaN: nothing is known about it.
+
+The numbers are ArviZ's and those of the R package posterior. ArviZ differs in three places, where we follow posterior,
+by the authors of the method: ArviZ counts every draw of a coordinate that never moves as independent, ranks infinite
+values like others, and gives no R-hat for one chain, whose halves can be compared.
 """
 
 from __future__ import annotations
@@ -42,14 +47,15 @@ def split_r_hat(draws: Tensor) -> Tensor:
     ShapeError
         If there are too few draws or no chain axis.
     """
-    x = _coordinates(draws)
-    halves = _split(x)
+    x = coordinates_of(draws)
+    halves = split_chains(x)
     # Folding at the median turns a difference of spread into one of location.
     ordered = halves.flatten(0, 1).sort(dim=0).values
     middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
     folded = (halves - middle).abs()
-    value = torch.maximum(_r_hat(_rank_normalised(halves)), _r_hat(_rank_normalised(folded)))
-    return _event(value, x, draws)
+    # Two values at equal distance from the median fold into one, whose R-hat is NaN and must not hide the other.
+    value = torch.fmax(_r_hat(_rank_normalised(halves)), _r_hat(_rank_normalised(folded)))
+    return known_or_nan(value, x, draws)
 
 
 def effective_sample_size(draws: Tensor, *, ranked: bool = True) -> Tensor:
@@ -73,9 +79,9 @@ def effective_sample_size(draws: Tensor, *, ranked: bool = True) -> Tensor:
     ShapeError
         If there are too few draws or no chain axis.
     """
-    x = _coordinates(draws)
-    halves = _split(x)
-    return _event(_ess(_rank_normalised(halves) if ranked else halves), x, draws)
+    x = coordinates_of(draws)
+    halves = split_chains(x)
+    return known_or_nan(ess_of_chains(_rank_normalised(halves) if ranked else halves), x, draws)
 
 
 def chain_mean(draws: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +100,37 @@ def chain_mean(draws: Tensor) -> tuple[Tensor, Tensor]:
     x = draws.detach().to(torch.float64)
     ess = effective_sample_size(draws, ranked=False)
     return x.mean(dim=(0, 1)), x.flatten(0, 1).std(dim=0) / ess.sqrt()
+
+
+def chain_sd(draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard deviation over draws and chains, and its standard error.
+
+    The variance is the mean of squared deviations, whose standard error follows from their own effective sample size;
+    that of its root by the delta method. It needs a finite fourth moment to mean anything.
+
+    Parameters
+    ----------
+    draws
+        ``(draws, chains, *event)``, four draws or more.
+
+    Returns
+    -------
+    tuple
+        Standard deviation and standard error, ``event``-shaped, float64.
+
+    Raises
+    ------
+    ShapeError
+        If there are too few draws or no chain axis.
+    """
+    x = coordinates_of(draws)
+    squares = (x - x.mean(dim=(0, 1))).square()
+    variance = squares.mean(dim=(0, 1))
+    # Rounding can leave less than nothing where all squares are equal.
+    spread = (squares.square().mean(dim=(0, 1)) - variance.square()).clamp_min(0.0)
+    stderr = (spread / ess_of_chains(split_chains(squares)) / variance).sqrt() / 2
+    sd = x.flatten(0, 1).std(dim=0)
+    return sd.reshape(draws.shape[2:]), known_or_nan(stderr, x, draws)
 
 
 def autocorrelation(draws: Tensor) -> Tensor:
@@ -215,19 +252,20 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
     return (p / p.sum() - q / q.sum()).abs().sum() / 2
 
 
-def _coordinates(draws: Tensor) -> Tensor:
+def coordinates_of(draws: Tensor) -> Tensor:
     """Float64 ``(draws, chains, coordinates)``."""
     if draws.ndim < 2 or draws.shape[0] < 4 or draws.shape[1] < 1:
         raise ShapeError(f"Draws come as (draws, chains, *event) with 4 or more draws; got {tuple(draws.shape)}.")
     return draws.detach().to(torch.float64).reshape(draws.shape[0], draws.shape[1], -1)
 
 
-def _event(value: Tensor, x: Tensor, draws: Tensor) -> Tensor:
+def known_or_nan(value: Tensor, x: Tensor, draws: Tensor) -> Tensor:
+    """One number per coordinate in the event's shape, NaN where the coordinate never moves or is not finite."""
     known = x.isfinite().all(dim=(0, 1)) & (x != x[:1, :1]).any(dim=(0, 1))
     return torch.where(known, value, math.nan).reshape(draws.shape[2:])
 
 
-def _split(x: Tensor) -> Tensor:
+def split_chains(x: Tensor) -> Tensor:
     """Halve each chain; the middle draw of an odd number is left out."""
     half = x.shape[0] // 2
     return torch.cat([x[:half], x[-half:]], dim=1)
@@ -236,9 +274,15 @@ def _split(x: Tensor) -> Tensor:
 def _rank_normalised(x: Tensor) -> Tensor:
     """Normal scores of the ranks over all draws and chains, ties shared."""
     rows = x.flatten(0, 1).mT.contiguous()
-    ordered = rows.sort(dim=1).values
-    ranks = (torch.searchsorted(ordered, rows) + torch.searchsorted(ordered, rows, right=True) + 1) / 2
-    scores = torch.special.ndtri((ranks.to(x.dtype) - 0.375) / (rows.shape[1] + 0.25))
+    ordered, order = rows.sort(dim=1)
+    places = torch.arange(1, rows.shape[1] + 1, device=x.device).expand_as(rows)
+    # The first and the last place of each run of ties.
+    new = torch.cat([places[:, :1] == 1, ordered[:, 1:] != ordered[:, :-1]], dim=1)
+    first = torch.where(new, places, 0).cummax(dim=1).values
+    end = torch.cat([new[:, 1:], new[:, :1]], dim=1)
+    last = torch.where(end, places, rows.shape[1]).flip(1).cummin(dim=1).values.flip(1)
+    ranks = torch.empty_like(rows).scatter_(1, order, (first + last).to(x.dtype) / 2)
+    scores = torch.special.ndtri((ranks - 0.375) / (rows.shape[1] + 0.25))
     return scores.mT.reshape(x.shape)
 
 
@@ -256,8 +300,8 @@ def _autocovariance(x: Tensor) -> Tensor:
     return torch.fft.irfft(power, n=length, dim=0)[:n] / n
 
 
-def _ess(x: Tensor) -> Tensor:
-    """Geyer's initial monotone sequence estimate, per coordinate of ``(draws, chains, coordinates)``."""
+def ess_of_chains(x: Tensor) -> Tensor:
+    """Effective sample size of chains as they are, ``(draws, chains, coordinates)``: Geyer's monotone sequence."""
     n, m = x.shape[:2]
     covariance = _autocovariance(x).mean(dim=1)
     within = covariance[0] * n / (n - 1)
@@ -268,8 +312,11 @@ def _ess(x: Tensor) -> Tensor:
     pairs = rho[: 2 * max(1, (n - 1) // 2)].unflatten(0, (-1, 2))
     positive = (pairs.sum(dim=1) > 0).to(x.dtype).cumprod(dim=0)
     positive[-1] = 0.0
-    # The first even lag past the cut still carries information when it is positive.
-    cut = positive.sum(dim=0).long()
-    beyond = pairs[:, 0].gather(0, cut[None])[0].clamp_min(0.0)
+    # The first even lag past the cut still carries information: when it is positive, or when its pair is.
+    cut = positive.sum(dim=0).long()[None]
+    beyond = pairs[:, 0].gather(0, cut)[0]
+    beyond = torch.where(pairs.sum(dim=1).gather(0, cut)[0] >= 0, beyond, beyond.clamp_min(0.0))
     tau = -1 + 2 * (pairs.sum(dim=1).cummin(dim=0).values * positive).sum(dim=0) + beyond
-    return n * m / tau.clamp_min(1 / math.log10(n * m))
+    # What is the same in every draw, an indicator that no draw leaves, is known as well as by independent ones.
+    moves = (x != x[:1, :1]).any(dim=0).any(dim=0)
+    return torch.where(moves, n * m / tau.clamp_min(1 / math.log10(n * m)), float(n * m))

@@ -11,7 +11,8 @@ import io
 import itertools
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -60,22 +61,16 @@ def series_colour(name: str, place: int = 0) -> str:
     return colour(_SERIES.get(name, ("other", "rose", "noise", "held")[(place - 2) % 4]))
 
 
-def svg(name: str, alt: str, paint: Callable[[Figure], None], width: float = 4.2, height: float = 2.9) -> str:
-    """Draw one figure and return it as an ``<svg>`` element.
+@contextmanager
+def styled(name: str = "gibbsian") -> Iterator[None]:
+    """Draw in the report's style, whatever a user's own matplotlibrc says, and give that back afterwards.
 
     Parameters
     ----------
     name
-        Unique in the page; prefixes every id.
-    alt
-        What a reader who cannot see it should know.
-    paint
-        Draws into an empty figure.
-    width, height
-        In inches of 96 pixels at scale 1.
+        Salts the ids of an SVG.
     """
     import matplotlib.style
-    from matplotlib.figure import Figure
 
     settings = {
         "svg.fonttype": "none",
@@ -100,9 +95,28 @@ def svg(name: str, alt: str, paint: Callable[[Figure], None], width: float = 4.2
         "lines.linewidth": 1.5,
         "figure.dpi": 160,
     }
+    with matplotlib.style.context(["default", settings]):
+        yield
+
+
+def svg(name: str, alt: str, paint: Callable[[Figure], None], width: float = 4.2, height: float = 2.9) -> str:
+    """Draw one figure and return it as an ``<svg>`` element.
+
+    Parameters
+    ----------
+    name
+        Unique in the page; prefixes every id.
+    alt
+        What a reader who cannot see it should know.
+    paint
+        Draws into an empty figure.
+    width, height
+        In inches of 96 pixels at scale 1.
+    """
+    from matplotlib.figure import Figure
+
     buffer = io.StringIO()
-    # Also shields the report from a user's own matplotlibrc, and gives it back afterwards.
-    with matplotlib.style.context(["default", settings]), warnings.catch_warnings():
+    with styled(name), warnings.catch_warnings():
         # The browser draws the text, with fonts of its own.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure = Figure(figsize=(width, height), layout="constrained")
