@@ -20,6 +20,7 @@ LAYERS = (
     {"energies", "kernels"},
     {"sampling", "buffers", "diagnostics", "data"},
     {"objectives", "partition", "adaptation", "annealing"},
+    {"warm_up", "microcanonical_adaptation"},
     {"bridges"},
     {"training"},
     {"recipes"},

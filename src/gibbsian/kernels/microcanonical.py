@@ -6,9 +6,9 @@ turn, which for a fixed gradient g, with :math:`e = -g/|g|` and :math:`\delta = 
 
 .. math:: u' = \frac{u + e\,(\sinh\delta + (e \cdot u)(\cosh\delta - 1))}{\cosh\delta + (e \cdot u)\sinh\delta},
 
-and shrinks areas of the sphere by the denominator to the power d - 1. So the turn changes the log-density of the pair by
-:math:`-\Delta K`, :math:`\Delta K = (d - 1) \log(\cosh\delta + (e \cdot u)\sinh\delta)`, and
-:math:`W = \Delta E + \sum \Delta K`, the error in energy of a trajectory, is zero for the exact dynamics.
+and shrinks areas of the sphere by the denominator to the power d - 1, that is by :math:`e^{\Delta K}`,
+:math:`\Delta K = (d - 1) \log(\cosh\delta + (e \cdot u)\sinh\delta)`. Then :math:`W = \Delta E + \sum \Delta K`, the
+error in energy of a trajectory, is zero for the exact dynamics, and :math:`e^{-W}` is its Metropolis ratio.
 """
 
 from __future__ import annotations
