@@ -199,16 +199,17 @@ def _first_step_size(
 ) -> tuple[float, State]:
     """Follow the sixth power until the variance is within a factor of ten of the target."""
     at: Any = start
-    variance = math.nan
+    variance, last = math.nan, log_h
     for _ in range(SEARCHES):
         made = run(log_h, length, at)
         at, variance = made.state, variance_per_coordinate(made)
         if 0.1 * target < variance < 10.0 * target:
             return log_h, made.state
         change = (target / max(variance, 1e-300)) ** (1.0 / 6.0)
+        last = log_h
         log_h += math.log(min(max(change, 1.0 / REACH), REACH))
     raise DivergenceError(
-        f"No step size gives errors in energy a variance of {target:g} per coordinate: {math.exp(log_h):.3g} gave "
+        f"No step size gives errors in energy a variance of {target:g} per coordinate: {math.exp(last):.3g} gave "
         f"{variance:.3g}. A flat energy makes none at any size; else look for NaN or infinity in the energy or its "
         "gradient near the start, and for a gradient that does not fit the energy."
     )

@@ -23,11 +23,16 @@ from contracts import (
 )
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.kernels.base import Info, State, evaluate, is_finite, metropolis, row_sum
-from gibbsian.kernels.microcanonical import LEAPFROG, MCLMC, MINIMAL_NORM, AdjustedMCLMC, trajectory, turn, unit
+from gibbsian.kernels.microcanonical import LEAPFROG, MCLMC, MINIMAL_NORM, AdjustedMCLMC, trajectory, turn
 
 DIAGONAL = torch.tensor([0.5, 1.5], dtype=torch.float64)
 FACTOR = torch.tensor([[1.0, 0.0], [0.4, 0.7]], dtype=torch.float64)
 TARGET = log_exponential()
+
+
+def unit(v):
+    """Rows of length one."""
+    return v / row_sum(v * v).sqrt()[:, None]
 
 
 def two_modes_in_the_plane():
@@ -161,7 +166,9 @@ def slopes(n, dim, seed=1):
 def test_turns_keep_the_length_run_back_and_add_up(dim):
     u, g = directions(50, dim), slopes(50, dim)
     there, change = turn(u, g, 0.7)
-    torch.testing.assert_close(row_sum(there * there), torch.ones(50, dtype=torch.float64), rtol=0, atol=1e-14)
+    torch.testing.assert_close(row_sum(there * there), torch.ones(50, dtype=torch.float64), rtol=0, atol=1e-12)
+    longer = 1.0 + torch.rand((50, 1), generator=seeded(2), dtype=torch.float64)
+    torch.testing.assert_close(turn(longer * u, g, 0.7), (there, change), rtol=0, atol=1e-12)
     # On the way back rounding grows as the areas do, by up to e^5 here.
     back, unchanged = turn(-there, g, 0.7)
     torch.testing.assert_close(-back, u, rtol=0, atol=1e-11)

@@ -105,7 +105,7 @@ class MCLMC:
         ratio = torch.as_tensor(h / self.length, dtype=state.x.dtype, device=state.x.device)
         spread = (-torch.expm1(-2.0 * ratio) / state.x[0].numel()).sqrt()
         # Without a direction, at the start and after a restart, noise alone gives one: uniform over all.
-        u = unit(over_chains((-ratio).exp(), state.x) * state.momentum[0] + over_chains(spread, state.x) * noise[0])
+        u = over_chains((-ratio).exp(), state.x) * state.momentum[0] + over_chains(spread, state.x) * noise[0]
         new, u, kinetic = trajectory(energy, state, u, h, 1, MINIMAL_NORM, self.scale)
         change = new.energy - state.energy + kinetic
         kept, gone = restarted(new)
@@ -180,7 +180,7 @@ class AdjustedMCLMC:
         h = self.step_size
         if self.jitter is not None:
             h = h * (1.0 + self.jitter * (2.0 * noise[2] - 1.0))
-        new, _, kinetic = trajectory(energy, state, unit(noise[0]), h, self.leapfrog, LEAPFROG, self.scale)
+        new, _, kinetic = trajectory(energy, state, noise[0], h, self.leapfrog, LEAPFROG, self.scale)
         return metropolis(state, new, state.energy - new.energy - kinetic, noise[1])
 
 
@@ -202,7 +202,7 @@ def trajectory(
     state
         Where it starts; its gradient is used.
     u
-        Directions of length one, of the shape of x, in round coordinates.
+        Directions of the shape of x, in round coordinates, of any length: the first turn makes it one.
     step_size, steps
         Length (one, or one per chain) and number of the steps.
     turns
@@ -230,34 +230,29 @@ def trajectory(
 
 
 def turn(u: Tensor, grad: Tensor, time: Scalar) -> tuple[Tensor, Tensor]:
-    r"""Turn directions downhill for a while, and return them with :math:`\Delta K`, ``(n,)``.
+    r"""Bring directions to length one, turn them downhill for a while, and return them with :math:`\Delta K`, ``(n,)``.
 
     Both are written in :math:`\zeta = e^{-\delta}`, which never overflows; the logarithm keeps its digits for small
-    turns.
+    turns. One pass over the coordinates makes three sums, and a second one the new direction.
 
     Parameters
     ----------
     u, grad
-        Directions of length one and gradients, ``(n, *event)``.
+        Directions of any length but zero, and gradients, ``(n, *event)``.
     time
         For how long: one, or one per chain.
     """
     dim = u[0].numel()
-    size = row_sum(grad * grad).sqrt()
-    down = -grad / per_chain(size.clamp_min(torch.finfo(size.dtype).tiny), grad)
-    cosine = row_sum(u * down).clamp(-1.0, 1.0)
+    size, length = row_sum(grad * grad).sqrt(), row_sum(u * u).sqrt()
     angle = time * size / (dim - 1)
+    size = size.clamp_min(torch.finfo(size.dtype).tiny)
+    cosine = (-row_sum(u * grad) / length / size).clamp(-1.0, 1.0)
     zeta, rest = torch.exp(-angle), -torch.expm1(-angle)
-    pull = rest * (1.0 + zeta + cosine * rest)
-    turned = unit(per_chain(pull, u) * down + per_chain(2.0 * zeta, u) * u)
-    change = (dim - 1) * (angle + torch.log1p(0.5 * (1.0 - cosine) * torch.expm1(-2.0 * angle)))
+    whole = (1.0 + cosine) + zeta * zeta * (1.0 - cosine)
+    keep, pull = 2.0 * zeta / (whole * length), rest * (1.0 + zeta + cosine * rest) / (whole * size)
+    change = (dim - 1) * (angle + torch.log1p(-0.5 * (1.0 - cosine) * rest * (1.0 + zeta)))
     # Straight uphill and steep, a direction is lost to rounding; then the change is no number, and nothing is accepted.
-    return turned, torch.where(change > -torch.inf, change, torch.nan)
-
-
-def unit(v: Tensor) -> Tensor:
-    """Divide each row of ``(n, *event)`` by its length; a row of zeros stays one."""
-    return v / per_chain(row_sum(v * v).sqrt().clamp_min(torch.finfo(v.dtype).tiny), v)
+    return per_chain(keep, u) * u - per_chain(pull, u) * grad, torch.where(change > -torch.inf, change, torch.nan)
 
 
 def check_dim(kernel: object, x: Tensor) -> None:
