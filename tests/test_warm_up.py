@@ -63,13 +63,13 @@ def test_the_scale_is_recovered_the_acceptance_met_and_the_chains_mix_faster(ker
     assert {**vars(tuned.kernel), "step_size": 0, "scale": 0} == {**vars(kernel), "step_size": 0, "scale": 0}
 
 
-@pytest.mark.parametrize("kernel", KERNELS[:2], ids=("MALA", "HMC"))
-def test_a_dense_scale_makes_the_target_round(kernel):
-    """The covariance in round coordinates is the identity, within the error of 16,000 correlated positions."""
-    tuned = warm_up(ENERGY, kernel, START, rng=seeded(), steps=1000, scale="dense")
+@pytest.mark.parametrize(("kernel", "steps"), [(KERNELS[0], 1000), (KERNELS[1], 500)], ids=("MALA", "HMC"))
+def test_a_dense_scale_makes_the_target_round(kernel, steps):
+    """The covariance in round coordinates is the identity, within the error of thousands of correlated positions."""
+    tuned = warm_up(ENERGY, kernel, START, rng=seeded(), steps=steps, scale="dense")
     white = torch.linalg.solve_triangular(tuned.kernel.scale, torch.linalg.cholesky(COVARIANCE), upper=False)
     error = float((white @ white.mT - torch.eye(DIM)).abs().max())
-    assert error < 0.2, error  # measured: 0.05 and 0.035
+    assert error < 0.2, error
     assert abs(tuned.acceptance - kernel.target_acceptance) < 0.05 + 5 * tuned.stderr
     # In round coordinates the condition number is that of the error; the diagonal leaves the correlations, 10 and more.
     assert float(torch.linalg.cond(white @ white.mT)) < 1.5
@@ -89,24 +89,24 @@ class MomentsOfEachBlock(Moments):
         super().add(draws - draws.mean((0, 1)))
 
 
-@pytest.mark.parametrize("twin", [MomentsThatForgetTheRoot, MomentsOfEachBlock])
-def test_the_recovery_exposes_broken_twins(twin, monkeypatch):
+def test_the_recovery_exposes_broken_twins(monkeypatch):
     spread = torch.tensor([0.1, 0.3, 1.0], dtype=torch.float64)
     energy = gb.Gaussian(loc=torch.zeros(3, dtype=torch.float64), scale=spread)
 
     def error():
-        kernel = gb.HMC(0.1, leapfrog=10, jitter=0.5)
-        tuned = warm_up(energy, kernel, energy.sample(1, seeded()), rng=seeded(), steps=1000)
+        kernel = gb.HMC(0.1, leapfrog=6, jitter=0.5)
+        tuned = warm_up(energy, kernel, energy.sample(1, seeded()), rng=seeded(), steps=600)
         return float((tuned.kernel.scale / spread - 1.0).abs().max())
 
-    assert error() < 0.15
-    monkeypatch.setattr("gibbsian.warm_up.Moments", twin)
-    assert error() > 0.5
+    assert error() < 0.2
+    for twin in (MomentsThatForgetTheRoot, MomentsOfEachBlock):
+        monkeypatch.setattr("gibbsian.warm_up.Moments", twin)
+        assert error() > 0.5
 
 
 def test_chains_far_out_are_brought_in_and_forgotten():
     """They start 30 to 3000 standard deviations away; only early windows see it."""
-    tuned = warm_up(ENERGY, KERNELS[1], 30.0 + START, rng=seeded(), steps=1000)
+    tuned = warm_up(ENERGY, KERNELS[1], 30.0 + START, rng=seeded(), steps=500)
     assert float((tuned.kernel.scale / SPREAD - 1.0).abs().max()) < 0.1
     excess = float((tuned.state.energy - ENERGY.log_normalizer).mean())
     # The energy's mean is d / 2 and its standard deviation (d / 2)^(1/2): six standard errors of 32 chains.
