@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -488,7 +490,7 @@ def test_kernels_print_what_is_set():
     assert repr(AdjustedMCLMC(0.1)) == "AdjustedMCLMC(step_size=0.1, leapfrog=10)"
 
 
-def assert_finds_the_neck(kernel, chains, steps, limit=4.0):
+def assert_finds_the_neck(kernel, chains, steps, limit):
     """Funnel of ten coordinates, from a start far from equilibrium: the law of v by its exact one.
 
     The first fifth is left out. Standard errors are those of the exact probabilities with the chains' effective draws.
@@ -501,18 +503,38 @@ def assert_finds_the_neck(kernel, chains, steps, limit=4.0):
         p = float(normal_cdf(torch.tensor(bound / 3.0)))
         ess = float(gb.effective_sample_size(below, ranked=False))
         z = (float(below.mean()) - p) / math.sqrt(p * (1 - p) / ess)
-        assert ess > 300
-        assert abs(z) < limit, f"P(v < {bound}) = {float(below.mean()):.4f}, exact {p:.4f}, z = {z:.1f}, ess {ess:.0f}"
+        told = f"P(v < {bound}) = {float(below.mean()):.4f}, exact {p:.4f}, z = {z:.1f}, ess {ess:.0f}"
+        assert abs(z) < limit, told
+        assert ess > 200, told
 
 
 def test_adjusted_chains_find_the_neck_of_the_funnel():
-    """Jitter over all of the step size brings short steps for the neck and long ones for the mouth."""
-    assert_finds_the_neck(AdjustedMCLMC(0.4, leapfrog=20, jitter=1.0), 150, 600)
+    """Jitter over all of the step size brings short steps for the neck and long ones for the mouth.
+
+    Measured: z = -1.3, 1.1 and 1.9 from 1,000 effective draws and more. Such long trajectories are chaotic, so that
+    another processor draws others; five standard errors are then a false alarm in 2 of 10^6.
+    """
+    assert_finds_the_neck(AdjustedMCLMC(0.4, leapfrog=20, jitter=1.0), 150, 600, limit=5.0)
 
 
 @pytest.mark.slow
 def test_adjusted_chains_know_the_mass_of_the_neck_precisely():
-    assert_finds_the_neck(AdjustedMCLMC(0.3, leapfrog=40, jitter=1.0), 400, 2000)
-    # With one step size for all of it the neck is out of reach, and the test sees that.
-    with pytest.raises(AssertionError, match=r"P\(v < -6.0\) = 0.000. .* z = -"):
-        assert_finds_the_neck(AdjustedMCLMC(0.4, leapfrog=20), 200, 800)
+    """Measured: P(v < -6) = 0.0226 where 0.0228 is exact, from 7,500 effective draws."""
+    assert_finds_the_neck(AdjustedMCLMC(0.3, leapfrog=40, jitter=1.0), 400, 2000, limit=4.0)
+
+
+@pytest.mark.slow
+def test_the_funnel_exposes_a_missing_jacobian():
+    with pytest.raises(AssertionError, match=r"P\(v < "):
+        assert_finds_the_neck(WithoutJacobian(0.2, leapfrog=20), 150, 600, limit=5.0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
+@pytest.mark.parametrize("kernel", [MCLMC(0.3, 1.0, scale=FACTOR), AdjustedMCLMC(0.4, leapfrog=3)], ids=repr)
+def test_inductor_gives_the_same_chains(kernel):
+    start = TARGET.draw(16, seeded())
+    eager, compiled = (
+        gb.sample(TARGET.energy, kernel, start, steps=10, rng=seeded(1), compile=compile) for compile in (False, True)
+    )
+    torch.testing.assert_close(compiled.x, eager.x, rtol=0, atol=1e-10)
