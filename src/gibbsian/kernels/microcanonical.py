@@ -50,8 +50,8 @@ class MCLMC:
     r"""Microcanonical Langevin Monte Carlo: one step of the dynamics, and a direction forgotten bit by bit.
 
     Nothing is rejected, so the law has a bias of second order in the step size; `tune_mclmc` finds the length, and a
-    step size at which the bias is small. The detail ``energy_change`` is W; a step that leaves the numbers has none, and
-    makes it NaN.
+    step size at which the bias is small. The detail ``energy_change`` is W; for a step that leaves the numbers it is
+    NaN.
 
     `Microcanonical Hamiltonian Monte Carlo (Robnik, De Luca, Silverstein & Seljak, 2023)
     <https://arxiv.org/abs/2212.08549>`_; `Fluctuation without dissipation: Microcanonical Langevin Monte Carlo (Robnik
