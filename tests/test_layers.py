@@ -20,6 +20,7 @@ LAYERS = (
     {"energies", "kernels", "diagnostics"},
     {"sampling", "buffers", "data"},
     {"objectives", "partition", "adaptation", "annealing"},
+    {"warm_up", "microcanonical_adaptation"},
     {"bridges"},
     {"training"},
     {"recipes"},

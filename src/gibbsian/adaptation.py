@@ -140,7 +140,7 @@ def tune(
     DivergenceError
         If no step size gives an acceptance on either side of the target.
     """
-    aim = _check(kernel, steps, target)
+    aim = check_tunable(kernel, steps, target)
     size = steps_per_block(kernel)
     rounds = -(-steps // size)
     report, close = reporter(progress, rounds * size, "tuning")
@@ -149,7 +149,7 @@ def tune(
         return sample(energy, with_step_size(kernel, math.exp(log_h)), at, steps=count, rng=rng, compile=compile)
 
     try:
-        log_h, state = _first_step_size(run, math.log(float(kernel.step_size)), start, aim)
+        log_h, state = first_step_size(run, math.log(float(kernel.step_size)), start, aim)
         search = DualAveraging(log_h, aim)
         tried = []
         for _ in range(rounds):
@@ -160,7 +160,11 @@ def tune(
             report(size)
     finally:
         close()
-    check = run(search.log_average, state, max(1, rounds // 5) * size)
+    return measured(run(search.log_average, state, max(1, rounds // 5) * size), tried)
+
+
+def measured(check: Samples, tried: list[float]) -> Tuned:
+    """Report a tuned kernel by the acceptance in fresh steps, and the logarithms of the step sizes tried before."""
     each = torch.where(check.acceptance.isfinite(), check.acceptance, 0.0).double()
     stderr = float(each.std() / len(each) ** 0.5) if len(each) > 1 else math.nan
     return Tuned(check.kernel, check.state, float(each.mean()), stderr, torch.tensor(tried, dtype=torch.float64).exp())
@@ -171,9 +175,10 @@ def mean_acceptance(made: Samples) -> float:
     return float(torch.where(made.acceptance.isfinite(), made.acceptance, 0.0).mean())
 
 
-def _first_step_size(
+def first_step_size(
     run: Callable[[float, Tensor | State], Samples], log_h: float, start: Tensor | State, target: float
 ) -> tuple[float, State]:
+    """Double or halve a step size until the acceptance that ``run`` sees crosses the target; see `tune`."""
     made = run(log_h, start)
     direction = 1 if mean_acceptance(made) > target else -1
     for _ in range(DOUBLINGS):
@@ -197,9 +202,10 @@ def _first_step_size(
     )
 
 
-def _check(kernel: Any, steps: int, target: float | None) -> float:
+def check_tunable(kernel: Any, steps: int, target: float | None) -> float:
+    """Return the acceptance to reach, or refuse a kernel that has none; see `tune`."""
     if isinstance(kernel, type) or not hasattr(kernel, "step_size"):
-        raise ArgumentTypeError(f"tune() sets the step_size of a kernel such as MALA or HMC; got {kernel!r}.")
+        raise ArgumentTypeError(f"Tuning sets the step_size of a kernel such as MALA or HMC; got {kernel!r}.")
     if getattr(kernel, "target_acceptance", None) is None:
         raise ArgumentTypeError(
             f"{type(kernel).__name__} accepts every step, so its acceptance says nothing about its step size. Tune "
