@@ -60,7 +60,11 @@ def wanted() -> bool:
 
 
 def owner_of(energy: object) -> object:
-    """Find the innermost energy: wrappers built anew at each call (``given``, a temperature) share its graphs."""
+    """Find the innermost energy: wrappers built anew at each call (``given``, a temperature) share its graphs.
+
+    So does a plain wrapper that says what it stands before in ``lifts``.
+    """
+    energy = getattr(energy, "lifts", energy)
     while isinstance(energy, nn.Module):
         inner = getattr(energy, "energy", None)
         if inner is None and (several := getattr(energy, "energies", None)) is not None and len(several):
