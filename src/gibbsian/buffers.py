@@ -190,7 +190,7 @@ class ReplayBuffer(nn.Module):
         return Slots(index, self.positions[index], self.ages[index], labels)
 
     def sample(self, n: int, rng: Generator) -> Tensor:
-        """Draw ``n`` different chains as they stand, ``(n, *event)``: the positions of `peek`, which tells labels too."""
+        """Draw ``n`` different chains as they stand, ``(n, *event)``: positions only; `peek` tells their labels."""
         return self.peek(n, rng).x
 
     @torch.no_grad()

@@ -2,8 +2,9 @@ r"""Densities of directions: von Mises on the torus, von Mises-Fisher on the sph
 
 Both say :math:`E(x) = \text{const} - \kappa\,\mu \cdot x` for unit vectors, in the plane as an angle,
 :math:`-\kappa \cos(x - \mu)`. The cosine w with the axis has a density proportional to
-:math:`e^{\kappa w} (1 - w^2)^{(d-3)/2}`; it is drawn by rejection from a transformed symmetric beta variable, at all concentrations, zero included:
-`Simulation of the von Mises Fisher distribution (Wood, 1994) <https://doi.org/10.1080/03610919408813161>`_.
+:math:`e^{\kappa w} (1 - w^2)^{(d-3)/2}`; it is drawn by rejection from a transformed symmetric beta variable, at all
+concentrations, zero included: `Simulation of the von Mises Fisher distribution (Wood, 1994)
+<https://doi.org/10.1080/03610919408813161>`_.
 """
 
 from __future__ import annotations
