@@ -143,7 +143,7 @@ def continue_chains(
     OptionError
         If the buffer is empty or smaller than ``n``, or lacks a label that the energy asks for.
     """
-    slots = buffer.peek(n, rng)
+    energy, slots = Energy.of(energy), buffer.peek(n, rng)
     labels = {name: value for name, value in slots.context.items() if name in energy.context}
     given = energy.given(**labels) if labels else energy
     return sample(given, kernel, slots.x, steps=steps, rng=rng, compile=compile), slots

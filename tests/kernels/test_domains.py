@@ -26,6 +26,7 @@ from contracts import (
     seeded,
 )
 from gibbsian.adaptation import tune
+from gibbsian.compilation import compiled, owner_of
 from gibbsian.energies.directional import VonMises
 from gibbsian.energies.domains import Torus
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
@@ -281,6 +282,19 @@ class Ball:
         x = state.x + self.step_size * state.momentum[0]
         value, grad = evaluate(energy, x)
         return state._replace(x=x, energy=value, grad=grad), Info(torch.ones_like(value), torch.zeros_like(value))
+
+
+def test_a_kernel_that_compiles_a_part_of_its_own_finds_the_graph_again(graphs):
+    """Each step sees the energy through a new `Lifted`, whose graphs belong to the energy inside."""
+    energy, start = gb.Gaussian(2).double(), torch.rand((4, 2), generator=seeded(), dtype=F64)
+    for inner in (energy, energy.forward):
+        assert owner_of(Lifted(inner, IN_BOX[0])) is inner
+    graphs()
+    for kernel in (Reflected(gb.MALA(0.1), 0.0, 1.0), Reflected(gb.MALA(0.2), 0.0, 1.5)) * 2:
+        lifted = Lifted(energy, with_tensor_settings(kernel, start))
+        value, _ = compiled(evaluate, owner_of(lifted))(lifted, start)
+        torch.testing.assert_close(value, energy(start))
+    assert graphs() == 1
 
 
 def test_momenta_are_reflected_with_positions():

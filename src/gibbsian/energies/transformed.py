@@ -83,6 +83,8 @@ def unconstrain(energy: Energy, support: Constraint | None = None) -> Unconstrai
     ------
     DomainError
         If the support is discrete, a torus or a sphere, which no such map covers.
+    ShapeError
+        If the energy's points are none of the support.
     """
     energy = Energy.of(energy)
     inside = energy.support if support is None else support

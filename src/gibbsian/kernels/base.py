@@ -80,7 +80,7 @@ class Kernel(Protocol):
 
     @property
     def domain(self) -> str | tuple[str, ...]:
-        """What the kernel can walk on: ``"real"``, ``"boolean"``, ``"one_hot"``, ``"sphere"``, or several of them."""
+        """What it walks on: ``"real"``, ``"box"``, ``"torus"``, ``"sphere"``, ``"boolean"``, ``"one_hot"``, or several."""
         ...
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
