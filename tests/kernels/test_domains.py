@@ -5,6 +5,8 @@ The Kolmogorov-Smirnov comparisons are those of `contracts`: 1 false alarm in 10
 
 import dataclasses
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -295,6 +297,19 @@ def test_a_kernel_that_compiles_a_part_of_its_own_finds_the_graph_again(graphs):
         value, _ = compiled(evaluate, owner_of(lifted))(lifted, start)
         torch.testing.assert_close(value, energy(start))
     assert graphs() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("kernel", "target"), [(ON_TORUS[2], ANGLES), (IN_BOX[0], BOXED), (Reflected(gb.ULA(0.05), LOW, HIGH), BOXED)]
+)
+def test_inductor_gives_the_eager_chains(kernel, target):
+    start = target.draw(7, seeded())
+    eager, compiled = (
+        gb.sample(target.energy, kernel, start, steps=20, rng=seeded(1), thin=1, compile=c) for c in (False, True)
+    )
+    torch.testing.assert_close(compiled.draws, eager.draws, rtol=0, atol=1e-10)
 
 
 def test_momenta_are_reflected_with_positions():

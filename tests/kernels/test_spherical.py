@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import shutil
 
 import pytest
 import torch
@@ -173,6 +175,17 @@ def test_the_kernel_keeps_the_contracts(graphs):
     assert_leaves_inputs_alone(kernel, energy, start)
     assert_flat_memory(kernel, energy, start)
     assert_one_graph(kernel, TARGETS[0].energy, start, graphs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="no C++ compiler")
+def test_inductor_gives_the_eager_chains():
+    target = TARGETS[0]
+    start = target.draw(7, seeded())
+    eager, compiled = (
+        gb.sample(target.energy, KERNELS[0], start, steps=20, rng=seeded(1), thin=1, compile=c) for c in (False, True)
+    )
+    torch.testing.assert_close(compiled.draws, eager.draws, rtol=0, atol=1e-10)
 
 
 def test_arcs_stay_on_the_sphere_keep_their_speed_and_run_back():

@@ -20,6 +20,7 @@ from gibbsian.energies.tractable import Tractable, batch_rows
 from gibbsian.errors import OptionError, ShapeError
 
 _LOG_TWO_PI = math.log(2.0 * math.pi)
+_TURN = Torus(2.0 * math.pi)
 
 
 class VonMises(Tractable):
@@ -46,7 +47,7 @@ class VonMises(Tractable):
 
     loc: Tensor
     concentration: Tensor
-    support = Torus(2.0 * math.pi)
+    support = _TURN
 
     def __init__(self, loc: Tensor | Sequence[float], concentration: float | Tensor = 1.0) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class VonMises(Tractable):
         angle = 2.0 * torch.atan2(gap.sqrt(), (2.0 - gap).sqrt())
         side = torch.randint(2, angle.shape, generator=rng, device=angle.device) * 2 - 1
         x = self.loc + (side * angle).reshape(n, *self.event_shape).to(self.loc.dtype)
-        return self.support.wrap(x)
+        return _TURN.wrap(x)
 
     def extra_repr(self) -> str:
         """Shape and range of the concentrations."""

@@ -80,7 +80,7 @@ class Kernel(Protocol):
 
     @property
     def domain(self) -> str | tuple[str, ...]:
-        """What it walks on: ``"real"``, ``"box"``, ``"torus"``, ``"sphere"``, ``"boolean"``, ``"one_hot"``, or several."""
+        """Where it walks: ``"real"``, ``"box"``, ``"torus"``, ``"sphere"``, ``"boolean"``, ``"one_hot"``; or some."""
         ...
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:

@@ -258,15 +258,12 @@ class Reflected(Folding):
         at = x.detach()
         low, high = self._corners(at)
         width = high - low
-        finite = torch.isfinite(width)
-        inside = (at >= low) & (at <= high)
-        # Widths from the box, counted from the one that is 0; odd ones are mirrored. A half-line has its mirror image.
-        cell = torch.where(inside, 0.0, torch.where(finite, torch.floor((at - low) / width), 1.0))
-        odd = torch.remainder(cell, 2.0) == 1.0
-        mirrored = torch.where(finite, (low + cell * width) + (high - at), 2.0 * torch.where(at < low, low, high) - at)
-        y = torch.where(inside, at, torch.where(odd, mirrored, at - cell * width))
-        y = torch.where(torch.isfinite(at), y.clamp(low, high), at)  # by rounding it may lie outside
-        sign = torch.where(odd, -1.0, 1.0).to(x.dtype)
+        nearest = at.clamp(low, high)
+        beyond = at - nearest
+        # The way back from the nearest wall, and from the other one if it is that far; infinite widths come out right.
+        far = torch.remainder(beyond.abs(), 2.0 * width)
+        y = (nearest - torch.copysign(torch.minimum(far, 2.0 * width - far), beyond)).clamp(low, high)
+        sign = torch.where((beyond != 0.0) & (far <= width), -1.0, 1.0).to(x.dtype)
         # Worth y, with the slope of the fold and nothing else differentiated, so that no infinite corner enters.
         return y + sign * (x - at), sign
 
