@@ -260,9 +260,11 @@ class Reflected(Folding):
         width = high - low
         nearest = at.clamp(low, high)
         beyond = at - nearest
-        # The way back from the nearest wall, and from the other one if it is that far; infinite widths come out right.
-        far = torch.remainder(beyond.abs(), 2.0 * width)
-        y = (nearest - torch.copysign(torch.minimum(far, 2.0 * width - far), beyond)).clamp(low, high)
+        # The way back from the nearest wall, and from the other one if it is that far. A half-line has no other, and a
+        # period that is finite all the same: compiled, the remainder of an infinite one is NaN.
+        period = (2.0 * width).clamp(max=torch.finfo(x.dtype).max)
+        far = torch.remainder(beyond.abs(), period)
+        y = (nearest - torch.copysign(torch.minimum(far, period - far), beyond)).clamp(low, high)
         sign = torch.where((beyond != 0.0) & (far <= width), -1.0, 1.0).to(x.dtype)
         # Worth y, with the slope of the fold and nothing else differentiated, so that no infinite corner enters.
         return y + sign * (x - at), sign
