@@ -15,7 +15,6 @@ chains is normal to all purposes, and ``Z_LIMIT = 6`` gives a false alarm in 2 o
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import math
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 import gibbsian as gb
-from gibbsian.kernels.base import Kernel, State, map_state
+from gibbsian.kernels.base import Kernel, State, map_state, with_step_size
 
 CHAINS = 50_000
 KS_LIMIT = 3.1
@@ -186,7 +185,7 @@ def assert_one_graph(kernel: Kernel, energy: gb.Energy, start: Tensor, graphs: C
     torch.testing.assert_close(compiled.draws, eager.draws, rtol=0, atol=1e-12)
     torch.testing.assert_close(compiled.acceptance, eager.acceptance, rtol=0, atol=1e-12)
     if hasattr(kernel, "step_size"):
-        kernel = dataclasses.replace(kernel, step_size=0.9 * kernel.step_size)
+        kernel = with_step_size(kernel, 0.9 * kernel.step_size)
     gb.sample(energy, kernel, compiled.state, steps=16, rng=seeded(2), thin=1, compile=True)
     assert graphs() == 0
 

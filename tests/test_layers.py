@@ -15,11 +15,11 @@ import gibbsian
 ROOT = Path(gibbsian.__file__).parent
 
 LAYERS = (
-    {"typing", "errors", "matmul"},
+    {"typing", "errors", "files", "matmul"},
     {"compilation"},
     {"energies", "kernels", "diagnostics"},
     {"sampling", "buffers", "data"},
-    {"objectives", "partition", "adaptation", "annealing"},
+    {"objectives", "partition", "adaptation", "annealing", "short_run"},
     {"warm_up", "microcanonical_adaptation"},
     {"bridges"},
     {"training"},

@@ -229,7 +229,7 @@ def test_a_failed_replacement_leaves_the_old_file_and_no_other(tmp_path, monkeyp
     replace_file(path, b"old")
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"gibbsian.models.os.{name}", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+            patch.setattr(f"gibbsian.files.os.{name}", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
             with pytest.raises(OSError, match="No space"):
                 replace_file(path, b"new")
         assert path.read_bytes() == b"old"

@@ -162,6 +162,38 @@ class ReplayBuffer(nn.Module):
         return Slots(index, x, age, labels)
 
     @torch.no_grad()
+    def peek(self, n: int, rng: Generator) -> Slots:
+        """Copy ``n`` different chains as they stand, with ages and labels; none restarts and nothing is written.
+
+        Drawn without replacement: the chains are a finite sample of the model, and a copy would pass for one more.
+
+        Parameters
+        ----------
+        n
+            How many, ``size`` at most.
+        rng
+            The generator, on the buffer's device.
+
+        Raises
+        ------
+        OptionError
+            If there are no chains yet, ``n`` exceeds the size, or the generator is elsewhere.
+        """
+        self._check_draw(n, rng)
+        if not self.filled:
+            raise OptionError(
+                "This replay buffer holds no chains yet: train with it, load a saved one, or start its chains with "
+                "fill(rng)."
+            )
+        index = torch.randperm(self.size, generator=rng, device=self.positions.device)[:n]
+        labels = {name: value[index] for name, value in self.context.items()}
+        return Slots(index, self.positions[index], self.ages[index], labels)
+
+    def sample(self, n: int, rng: Generator) -> Tensor:
+        """Draw ``n`` different chains as they stand, ``(n, *event)``: positions only; `peek` tells their labels."""
+        return self.peek(n, rng).x
+
+    @torch.no_grad()
     def write(self, slots: Slots, x: Tensor, steps: int) -> None:
         """Put chains back into the slots they came from, ``steps`` older.
 

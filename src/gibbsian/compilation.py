@@ -67,7 +67,11 @@ def seconds_spent() -> float:
 
 
 def owner_of(energy: object) -> object:
-    """Find the innermost energy: wrappers built anew at each call (``given``, a temperature) share its graphs."""
+    """Find the innermost energy: wrappers built anew at each call (``given``, a temperature) share its graphs.
+
+    So does a plain wrapper that says what it stands before in ``lifts``.
+    """
+    energy = getattr(energy, "lifts", energy)
     while isinstance(energy, nn.Module):
         inner = getattr(energy, "energy", None)
         if inner is None and (several := getattr(energy, "energies", None)) is not None and len(several):

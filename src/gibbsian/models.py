@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
+from gibbsian.files import replace_file
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import ULA
 from gibbsian.partition.base import LogZ
@@ -308,16 +308,3 @@ def _fit_weights(energy: Energy, weights: dict[str, Tensor], home: Path) -> None
             "files come from different models."
         )
     energy.load_state_dict(weights)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file beside its place, flush it to the disk, and move it there in one step."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

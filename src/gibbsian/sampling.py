@@ -281,7 +281,7 @@ def run_block(
 
 
 def with_tensor_settings(kernel: K, like: Tensor) -> K:
-    """Turn a kernel's float settings into 0-d tensors, which may change without recompiling.
+    """Turn a kernel's float settings, and those of kernels inside, into 0-d tensors: no recompiling as they change.
 
     Parameters
     ----------
@@ -292,11 +292,13 @@ def with_tensor_settings(kernel: K, like: Tensor) -> K:
     """
     if not dataclasses.is_dataclass(kernel):
         return kernel
-    changed = {
-        f.name: torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        for f in dataclasses.fields(kernel)
-        if isinstance(value := getattr(kernel, f.name), (float, Tensor))
-    }
+    changed = {}
+    for f in dataclasses.fields(kernel):
+        value = getattr(kernel, f.name)
+        if isinstance(value, (float, Tensor)):
+            changed[f.name] = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        elif isinstance(value, Kernel):
+            changed[f.name] = with_tensor_settings(value, like)
     return dataclasses.replace(kernel, **changed)  # type: ignore[type-var]
 
 

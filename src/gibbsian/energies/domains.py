@@ -43,7 +43,9 @@ class Torus(Constraint):
 
     def wrap(self, x: Tensor) -> Tensor:
         """Bring every coordinate into the interval of values, by whole turns."""
-        return self.low + torch.remainder(x - self.low, self.period)
+        y = self.low + torch.remainder(x - self.low, self.period)
+        # A value just below the interval may be rounded to its end, which is its beginning.
+        return torch.where(y == self.low + self.period, self.low, y)
 
     def __repr__(self) -> str:
         return f"Torus(period={self.period:.6g}, low={self.low:.6g})"

@@ -80,7 +80,7 @@ class Kernel(Protocol):
 
     @property
     def domain(self) -> str | tuple[str, ...]:
-        """What the kernel can walk on: ``"real"``, ``"boolean"``, ``"one_hot"``, ``"sphere"``, or several of them."""
+        """Where it walks: ``"real"``, ``"box"``, ``"torus"``, ``"sphere"``, ``"boolean"``, ``"one_hot"``; or some."""
         ...
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
@@ -230,8 +230,19 @@ def has_step_size(kernel: object) -> bool:
 
 
 def with_step_size(kernel: Any, step_size: Scalar) -> Any:
-    """Copy a kernel with another step size."""
+    """Copy a kernel with another step size; that of a wrapper is the step size of the kernel inside."""
+    fields = {f.name for f in dataclasses.fields(kernel)}
+    if "step_size" not in fields and "kernel" in fields:
+        return dataclasses.replace(kernel, kernel=with_step_size(kernel.kernel, step_size))
     return dataclasses.replace(kernel, step_size=step_size)
+
+
+def settings_inside(kernel: object) -> list[Any]:
+    """List the values of a kernel's settings, those of kernels inside it too."""
+    values = []
+    for value in vars(kernel).values():
+        values += settings_inside(value) if isinstance(value, Kernel) else [value]
+    return values
 
 
 def settings_repr(self: Any) -> str:

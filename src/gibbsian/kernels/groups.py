@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbsian.errors import ArgumentTypeError
-from gibbsian.kernels.base import Kernel, State, evaluate, map_state
+from gibbsian.kernels.base import Kernel, State, evaluate, map_state, settings_inside
 from gibbsian.typing import EnergyFn
 
 CACHE = 4.5 * 2**20
@@ -62,7 +62,7 @@ def run_groups(
     """
     n = state.x.shape[0]
     tied = any(z.ndim < 2 or z.shape[1] != n for z in noise) or any(
-        isinstance(value, Tensor) and value.ndim == 1 for value in vars(kernel).values()
+        isinstance(value, Tensor) and value.ndim == 1 for value in settings_inside(kernel)
     )
     if len(groups) == 1 or tied:
         return run(energy, kernel, state, noise, totals, visit)
