@@ -61,7 +61,8 @@ class Lattice(nn.Module):
                 f"coupling is one finite number, or one for each of the {len(self.shape)} axes; got {coupling}."
             )
         self.register_buffer("coupling", j.expand(len(self.shape)).clone())
-        self.register_buffer("even", sum(torch.meshgrid(*map(torch.arange, self.shape), indexing="ij")) % 2 == 0)
+        places = torch.stack(torch.meshgrid(*map(torch.arange, self.shape), indexing="ij"))
+        self.register_buffer("even", places.sum(0) % 2 == 0)
 
     even: Tensor
 
@@ -132,8 +133,8 @@ class Couplings(nn.Module):
         gap, size = float((flat - flat.T).abs().max()), float(flat.abs().max())
         if not gap <= 1e-6 * size:
             raise OptionError(
-                f"Couplings are symmetric, J_ij = J_ji; these differ from their transpose by up to {gap:.3g}, of {size:.3g}"
-                " at most. Use (J + J.T) / 2."
+                f"Couplings are symmetric, J_ij = J_ji; these differ from their transpose by up to {gap:.3g} (largest "
+                f"coupling {size:.3g}). Use (J + J.T) / 2."
             )
         meet = matrix.detach() != 0 if matrix.ndim == 2 else (matrix.detach() != 0).any(3).any(1)
         if bool(meet.diagonal().any()):
@@ -187,7 +188,7 @@ class Ising(Energy):
         self.interaction = Couplings(interaction) if isinstance(interaction, Tensor) else interaction
         if isinstance(self.interaction, Couplings) and self.interaction.matrix.ndim != 2:
             raise ShapeError(
-                f"Couplings of an Ising model are (d, d); got {tuple(self.interaction.matrix.shape)}. Potts takes these."
+                f"Couplings of an Ising model are (d, d); got {tuple(self.interaction.matrix.shape)}, a Potts model's."
             )
         self.event_shape = self.interaction.shape
         self.register_buffer("field", _field(field, self.interaction, self.event_shape))
@@ -212,7 +213,7 @@ class Ising(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy of each row, ``(n, *event) -> (n,)``."""
-        s = 2.0 * batch_rows(x, self.event_shape) - 1.0
+        s = 2.0 * batch_rows(x, self.field.shape) - 1.0
         return -(s * (0.5 * self.interaction(s) + self.field)).flatten(1).sum(1)
 
     def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
@@ -267,7 +268,7 @@ class Potts(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy of each row, ``(n, *sites, K) -> (n,)``."""
-        x = batch_rows(x, self.event_shape)
+        x = batch_rows(x, self.field.shape)
         return -(x * (0.5 * self.interaction(x) + self.field)).flatten(1).sum(1)
 
     def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
@@ -281,7 +282,7 @@ class Potts(Energy):
 
     def extra_repr(self) -> str:
         """Interaction and classes."""
-        return f"{self.interaction.extra_repr()}, classes={self.event_shape[-1]}"
+        return f"{self.interaction.extra_repr()}, classes={self.field.shape[-1]}"
 
 
 def _field(field: float | Tensor, interaction: Lattice | Couplings, shape: torch.Size) -> Tensor:

@@ -9,8 +9,9 @@ The Gaussian proposal of Langevin dynamics, restricted to the states and normali
 
 is a product over sites. On binary states a bit flips with log-odds :math:`d_i / 2 - 1 / (2\alpha)`; on one-hot states,
 where another class is at a squared distance of 2, class k has the logit :math:`d_{sk} / 2 - 1/\alpha` and the present
-one 0. Adjusted, a proposal is accepted with :math:`\min(1, e^{E(x) - E(x')}\, q_\alpha(x \mid x') / q_\alpha(x' \mid x))`.
-Unadjusted, its bias vanishes with :math:`\alpha` where the log-density is quadratic.
+one 0. Adjusted, a proposal is accepted with probability
+:math:`\min(1, e^{E(x) - E(x')}\, q_\alpha(x \mid x') / q_\alpha(x' \mid x))`. Unadjusted, the chain is biased; the bias
+vanishes with :math:`\alpha` where the log-density is quadratic.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Gibbs sampling: sites are drawn from their law given all the others.
 
-**In blocks.** Sites that do not meet in the energy are independent given the rest, and a block of them is drawn at once.
-An energy that knows its conditionals offers
+**In blocks.** Sites that do not meet in the energy are independent given the rest, and a block of them is drawn at
+once. An energy that knows its conditionals offers
 
 ``conditional_logits(x, block)``
     For states ``(n, *event)``, logits of every site given all the others, of the shape of x: the log-odds of a one,
@@ -29,7 +29,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
-from gibbsian.kernels.base import Info, State, check_carried, choose, energy_only, per_chain, row_sum, settings_repr
+from gibbsian.kernels.base import Info, State, choose, energy_only, per_chain, row_sum, settings_repr
 from gibbsian.kernels.discrete import DISCRETE, check_states, gumbel, hot_at, is_one_hot, pick, uniforms
 from gibbsian.typing import EnergyFn
 
@@ -89,6 +89,7 @@ class BlockGibbs:
         """One sweep; undone, and counted, in chains where a conditional is NaN or the energy ends infinite."""
         (u,) = noise
         hot = is_one_hot(energy)
+        state = without_gradient(state)
         x, strange = state.x, torch.zeros_like(state.energy)
         for block in _blocks_of(self, energy):
             logits = _logits(energy, x, block)
@@ -149,11 +150,17 @@ class SingleSiteGibbs:
         """Update some sites; a value whose energy is not finite is not drawn, and counted."""
         which, value = noise
         hot = is_one_hot(energy)
+        state = without_gradient(state)
         moved, lost = torch.zeros_like(state.energy), torch.zeros_like(state.energy)
         for i in range(self.updates):
             state, left, bad = _heat_bath(energy, state, which[:, i], value[:, i], hot)
             moved, lost = moved + left, lost + bad
         return state, Info(moved / self.updates, lost)
+
+
+def without_gradient(state: State) -> State:
+    """Drop the gradient of another kernel's state, which would be out of date after a move."""
+    return State(state.x, state.energy, state.x.new_zeros((state.x.shape[0], 0)))
 
 
 def _heat_bath(energy: EnergyFn, state: State, which: Tensor, value: Tensor, hot: bool) -> tuple[State, Tensor, Tensor]:
@@ -220,8 +227,8 @@ def _check_blocks(energy: EnergyFn, x: Tensor, blocks: Sequence[Block], hot: boo
     for block in blocks:
         if isinstance(block, Tensor) and (block.dtype != torch.bool or block.shape != sites):
             raise OptionError(
-                f"A block is a boolean mask over the sites, of shape {tuple(sites)}, or a slice along the event's first "
-                f"axis; got {block.dtype} of shape {tuple(block.shape)}."
+                f"A block is a boolean mask over the sites, of shape {tuple(sites)}, or a slice along the event's "
+                f"first axis; got {block.dtype} of shape {tuple(block.shape)}."
             )
         times[block] += 1
     if not bool((times == 1).all()):

@@ -8,9 +8,10 @@ without replacement with the locally balanced weights of x, :math:`w_i(x) = e^{d
    P_x(\sigma) = \prod_{r=1}^{R} \frac{w_{\sigma_r}(x)}{\sum_{i \notin \sigma_1 \ldots \sigma_{r-1}} w_i(x)}.
 
 The way back undoes the same changes in reverse order :math:`\bar\sigma` with the weights of the end, so that one
-gradient serves a whole path, and accepting with :math:`\min(1, e^{E(x) - E(x')} P_{x'}(\bar\sigma) / P_x(\sigma))` leaves
-the density invariant. R is uniform on 1 ... 2 length - 1: a fixed even number of flips would never change the parity of
-a binary state. On one-hot states a change is a site with its new class, and all changes of a site leave together.
+gradient serves a whole path. Accepting with probability
+:math:`\min(1, e^{E(x) - E(x')} P_{x'}(\bar\sigma) / P_x(\sigma))` leaves the density invariant. R is uniform on
+1 ... 2 length - 1: a fixed even number of flips would never change the parity of a binary state. On one-hot states a
+change is a site with its new class, and all changes of a site leave together.
 """
 
 from __future__ import annotations
