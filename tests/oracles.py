@@ -102,8 +102,8 @@ def kaufman_log_z(rows: int, columns: int, coupling: Tensor) -> Tensor:
     r"""Log Z of the Ising model on a ``rows`` x ``columns`` torus, differentiable in the coupling K (float64, 0-d).
 
     With :math:`\cosh \gamma_l = \cosh 2K \coth 2K - \cos(l \pi / n)` and :math:`\gamma_0 = 2K + \log \tanh K`, Z is
-    half of :math:`(2 \sinh 2K)^{mn/2}` times the sum of four products over n: of :math:`2 \cosh` and of :math:`2 \sinh` of
-    :math:`m \gamma_l / 2`, for odd l and for even l.
+    half of :math:`(2 \sinh 2K)^{mn/2}` times the sum of four products over n: of :math:`2 \cosh` and of
+    :math:`2 \sinh` of :math:`m \gamma_l / 2`, for odd l and for even l.
 
     `Crystal statistics II (Kaufman, 1949) <https://doi.org/10.1103/PhysRev.76.1232>`_.
     """
