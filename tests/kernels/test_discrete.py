@@ -322,6 +322,17 @@ def test_networks_on_bits_and_classes_are_walked_in_single_precision():
             assert not torch.equal(out.x, start)
 
 
+def test_single_sites_need_nothing_to_differentiate():
+    """Integers, comparisons and tables are fine, on events of any shape."""
+    system = binary_system((2, 2))
+    table = torch.randn(16, generator=seeded(4), dtype=torch.float64)
+    energy = gb.Energy.of(lambda x: table[system.index(x)], (2, 2), constraints.boolean)
+    looked_up = dataclasses.replace(system, energy=energy)
+    assert_transitions(SingleSiteGibbs(), looked_up, single_site(looked_up))
+    with pytest.raises(ArgumentTypeError, match="differentiable"):
+        gb.sample(energy, GibbsWithGradients(), system.states, steps=1, rng=seeded())
+
+
 @pytest.mark.parametrize("kernel", ALL, ids=repr)
 def test_bad_starts_and_energies_are_refused(kernel):
     binary, hot = (system.energy for system in SYSTEMS)

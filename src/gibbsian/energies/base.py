@@ -33,7 +33,9 @@ from gibbsian.typing import Scalar
 class Energy(nn.Module, ABC):
     """An energy, batched over its first axis, with the algebra of densities.
 
-    Subclasses write ``forward(x, **context)`` from ``(n, *event)`` to ``(n,)`` and may set the three attributes.
+    Subclasses write ``forward(x, **context)`` from ``(n, *event)`` to ``(n,)`` and may set the three attributes. Those
+    on discrete states may tell their conditionals, by ``conditional_logits(x, block, **context)`` and ``blocks``, as
+    block Gibbs asks for them.
 
     Attributes
     ----------
@@ -202,10 +204,10 @@ class Combination(Energy):
 
     def conditional_logits(self, x: Tensor, block: Tensor | slice, **context: Tensor) -> Tensor:
         """Sum of weight times the terms' logits: differences of energies add up as energies do."""
-        logits = [
-            weight * conditionals(energy)(x, block, **_context_of(energy, context)) for weight, energy in self.terms
-        ]
-        return torch.stack(logits).sum(0) if len(logits) > 1 else logits[0]
+        total = torch.zeros_like(x)
+        for weight, energy in self.terms:
+            total = total + weight * conditionals(energy)(x, block, **_context_of(energy, context))
+        return total
 
     @property
     def blocks(self) -> Any:

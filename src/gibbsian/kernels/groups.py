@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gibbsian.errors import ArgumentTypeError
 from gibbsian.kernels.base import Kernel, State, evaluate, map_state
 from gibbsian.typing import EnergyFn
 
@@ -87,6 +88,6 @@ def _kept_for_backward(energy: EnergyFn, x: Tensor) -> int | None:
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             value, _ = evaluate(energy, x)
-    except (RuntimeError, IndexError, ValueError):
-        return None  # A label for each of many chains, given beforehand, does not fit one.
+    except (RuntimeError, IndexError, ValueError, ArgumentTypeError):
+        return None  # Nothing to differentiate; or a label for each of many chains, given beforehand, does not fit one.
     return sum(kept.values()) if value.shape == (1,) else None
