@@ -65,10 +65,12 @@ class BlockGibbs:
     domain = DISCRETE
 
     def __post_init__(self) -> None:
-        if self.blocks is not None and not (
-            len(self.blocks) and all(isinstance(b, (Tensor, slice)) for b in self.blocks)
-        ):
+        if self.blocks is None:
+            return
+        if not len(self.blocks) or not all(isinstance(b, (Tensor, slice)) for b in self.blocks):
             raise OptionError(f"blocks is a tuple of boolean masks or slices, one or more; got {self.blocks!r}.")
+        # Not one tensor of masks, which would be turned into floats as settings are.
+        object.__setattr__(self, "blocks", tuple(self.blocks))
 
     def __repr__(self) -> str:
         return "BlockGibbs()" if self.blocks is None else f"BlockGibbs(<{len(self.blocks)} blocks>)"
