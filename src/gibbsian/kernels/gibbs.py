@@ -29,7 +29,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
-from gibbsian.kernels.base import Info, State, choose, energy_only, per_chain, row_sum, settings_repr
+from gibbsian.kernels.base import Info, State, choose, energy_only, is_finite, per_chain, settings_repr
 from gibbsian.kernels.discrete import DISCRETE, check_states, gumbel, hot_at, is_one_hot, pick, uniforms
 from gibbsian.typing import EnergyFn
 
@@ -92,14 +92,14 @@ class BlockGibbs:
         (u,) = noise
         hot = is_one_hot(energy)
         state = without_gradient(state)
-        x, strange = state.x, torch.zeros_like(state.energy)
+        x = state.x
         for block in _blocks_of(self, energy):
             logits = _logits(energy, x, block)
             drawn = hot_at((logits + gumbel(u)).argmax(-1), x) if hot else (u < logits.sigmoid()).to(x.dtype)
-            strange = strange + row_sum(_within(block, torch.isnan(logits).to(x.dtype), torch.zeros_like(x), hot))
-            x = _within(block, drawn, x, hot)
+            # A comparison with NaN would draw a zero without a word.
+            x = _within(block, torch.where(logits.isnan(), logits, drawn), x, hot)
         new = State(x, energy(x).detach(), state.grad)
-        fine = torch.isfinite(new.energy) & (strange == 0)
+        fine = is_finite(new.energy, x)
         sure = fine.to(state.energy.dtype)
         return choose(fine, new, state), Info(sure, 1.0 - sure)
 
