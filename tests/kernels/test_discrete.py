@@ -257,7 +257,7 @@ def test_first_order_changes_are_exact_for_linear_energies():
 
 
 def test_the_unadjusted_bias_vanishes_with_the_step_size_for_quadratic_energies():
-    """The paper's theorem 5.1 says so; the stationary law comes from the matrix."""
+    """The paper proves it; the stationary law comes from the matrix."""
     rng = seeded(3)
     field, pairs = torch.randn(4, generator=rng).double(), torch.randn(4, 4, generator=rng).double()
     system = dataclasses.replace(

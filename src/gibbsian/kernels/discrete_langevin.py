@@ -44,8 +44,8 @@ class DiscreteLangevin:
     r"""Langevin dynamics on binary and one-hot states: DMALA when adjusted, DULA when not.
 
     `A Langevin-like sampler for discrete distributions (Zhang, Liu & Liu, 2022) <https://arxiv.org/abs/2206.09914>`_;
-    the best acceptance of such proposals is about 0.574, `Discrete Langevin sampler via Wasserstein gradient flow
-    (Sun et al., 2023) <https://arxiv.org/abs/2206.14897>`_.
+    the best acceptance of locally balanced proposals is about 0.574, `Optimal scaling for locally balanced proposals
+    in discrete spaces (Sun, Dai & Schuurmans, 2022) <https://arxiv.org/abs/2209.08183>`_.
 
     Parameters
     ----------
