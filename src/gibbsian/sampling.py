@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 
-_DISCRETE = "Discrete states need a discrete kernel: BlockGibbs, GibbsWithGradients, DiscreteLangevin, PathAuxiliary."
+_DISCRETE = (
+    "Discrete states need a discrete kernel: BlockGibbs, GibbsWithGradients, DiscreteLangevin, PathAuxiliary, "
+    "SingleSiteGibbs."
+)
 FITTING = {
     "real": "Kernels over the reals: RandomWalk, MALA, HMC, NUTS, ULA and others.",
     "box": "Kernels over the reals fit a box, as they are, reflected (Reflected), or after unconstrain(energy).",
@@ -44,6 +47,11 @@ FITTING = {
     "discrete": "Discrete states need a discrete kernel, over binary (boolean) or one-hot states.",
 }
 """What walks where, for messages."""
+
+_DECLARE = (
+    "If its states are zeros and ones, declare it: Energy.of(fn, support=constraints.boolean), or constraints.one_hot, "
+    "or add a base such as Bernoulli. " + FITTING["real"]
+)
 
 GRADIENTS_PER_BLOCK = 10
 """Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
@@ -341,7 +349,8 @@ def check_domain(energy: object, kernel: Kernel) -> None:
         return
     name = type(kernel).__name__
     does = "follows gradients over the reals" if walks == ("real",) else f"walks on {' and '.join(walks)} states"
-    raise DomainError(f"{name} {does}, but the energy lives on {support}. {FITTING[kind]}")
+    undeclared = kind == "real" and "boolean" in walks
+    raise DomainError(f"{name} {does}, but the energy lives on {support}. {_DECLARE if undeclared else FITTING[kind]}")
 
 
 def _check_start(x: Tensor, energy: object, rng: Generator) -> None:

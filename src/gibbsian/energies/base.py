@@ -33,7 +33,9 @@ from gibbsian.typing import Scalar
 class Energy(nn.Module, ABC):
     """An energy, batched over its first axis, with the algebra of densities.
 
-    Subclasses write ``forward(x, **context)`` from ``(n, *event)`` to ``(n,)`` and may set the three attributes.
+    Subclasses write ``forward(x, **context)`` from ``(n, *event)`` to ``(n,)`` and may set the three attributes. Those
+    on discrete states may tell their conditionals, by ``conditional_logits(x, block, **context)`` and ``blocks``, as
+    block Gibbs asks for them.
 
     Attributes
     ----------
@@ -200,6 +202,24 @@ class Combination(Energy):
         assert total is not None
         return total
 
+    def conditional_logits(self, x: Tensor, block: Tensor | slice, **context: Tensor) -> Tensor:
+        """Sum of weight times the terms' logits: differences of energies add up as energies do."""
+        total = torch.zeros_like(x)
+        for weight, energy in self.terms:
+            total = total + weight * conditionals(energy)(x, block, **_context_of(energy, context))
+        return total
+
+    @property
+    def blocks(self) -> Any:
+        """Blocks of sites that are independent in every term; ``None`` where two terms have blocks of their own."""
+        told: dict[int, Any] = {}
+        for energy in cast(Iterable[Energy], self.energies):
+            conditionals(energy)
+            own = getattr(energy, "blocks", None)
+            if own is None or len(own) != 1 or own[0] != slice(None):
+                told[id(energy)] = own
+        return next(iter(told.values())) if len(told) == 1 else None if told else (slice(None),)
+
 
 class Mixture(Energy):
     r""":math:`-\log \sum_i w_i e^{-E_i(x)}`: see `mixture`."""
@@ -246,6 +266,19 @@ class Given(Energy):
         ShapeError
             If a context of one value per row has another number of rows than ``x``.
         """
+        return self.energy(x, **self._filled(x, context))
+
+    def conditional_logits(self, x: Tensor, block: Tensor | slice, **context: Tensor) -> Tensor:
+        """Logits of the energy with the fixed context."""
+        return conditionals(cast(Energy, self.energy))(x, block, **self._filled(x, context))
+
+    @property
+    def blocks(self) -> Any:
+        """Those of the energy."""
+        conditionals(cast(Energy, self.energy))
+        return getattr(self.energy, "blocks", None)
+
+    def _filled(self, x: Tensor, context: dict[str, Tensor]) -> dict[str, Tensor]:
         n = x.shape[0]
         for name in self.fixed:
             value = getattr(self, f"fixed_{name}")
@@ -254,7 +287,25 @@ class Given(Energy):
                     f"The fixed {name} has {value.shape[0]} rows and x has {n}; give one value per row, or a 0-d one."
                 )
             context[name] = value.expand(n) if value.ndim == 0 else value
-        return self.energy(x, **context)
+        return context
+
+
+def conditionals(energy: Energy) -> Callable[..., Tensor]:
+    """Return the method by which an energy on discrete states tells the law of each site given the others.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it has none.
+    """
+    method = getattr(energy, "conditional_logits", None)
+    if method is None:
+        raise ArgumentTypeError(
+            f"Block Gibbs needs the conditionals of every term of an energy, and {formula(energy)} has none: write its "
+            "conditional_logits(x, block), or use GibbsWithGradients, DiscreteLangevin or PathAuxiliary, which need a "
+            "gradient only, or SingleSiteGibbs, which needs the energy only."
+        )
+    return method
 
 
 def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[float] | Tensor | None = None) -> Energy:

@@ -73,9 +73,10 @@ def kind_of(support: Constraint) -> str:
         return "torus"
     if isinstance(support, Sphere):
         return "sphere"
-    if support is constraints.boolean:
+    # By type, for a copied energy holds a copy of the constraint.
+    if isinstance(support, type(constraints.boolean)):
         return "boolean"
-    if support is constraints.one_hot:
+    if isinstance(support, type(constraints.one_hot)):
         return "one_hot"
     if isinstance(support, (type(constraints.interval(0.0, 1.0)), type(constraints.half_open_interval(0.0, 1.0)))):
         return "box"

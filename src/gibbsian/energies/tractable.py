@@ -251,6 +251,7 @@ class Bernoulli(Tractable):
     """
 
     support = constraints.boolean
+    blocks = (slice(None),)
     logits: Tensor
 
     def __init__(self, logits: Tensor | None = None, probs: Tensor | None = None) -> None:
@@ -267,6 +268,10 @@ class Bernoulli(Tractable):
         """Draw ``n`` points."""
         p = self.logits.sigmoid().expand(n, *self.event_shape)
         return torch.bernoulli(p, generator=rng)
+
+    def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
+        """The logits, whatever the other sites are, ``(n, *event)``."""
+        return self.logits.expand_as(x)
 
     def extra_repr(self) -> str:
         """Shape."""
@@ -290,6 +295,7 @@ class Categorical(Tractable):
     """
 
     support = constraints.one_hot
+    blocks = (slice(None),)
     logits: Tensor
 
     def __init__(self, logits: Tensor | None = None, probs: Tensor | None = None) -> None:
@@ -307,6 +313,10 @@ class Categorical(Tractable):
         chosen = torch.multinomial(self.logits.exp().reshape(-1, k), n, replacement=True, generator=rng)
         hot = torch.nn.functional.one_hot(chosen.T, k).to(self.logits.dtype)
         return hot.reshape(n, *self.event_shape)
+
+    def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
+        """The logits, whatever the other sites are, ``(n, *event)``."""
+        return self.logits.expand_as(x)
 
     def extra_repr(self) -> str:
         """Shape."""

@@ -226,7 +226,8 @@ def metropolis(
 
 def has_step_size(kernel: object) -> bool:
     """Whether a kernel has a step size that its acceptance can guide."""
-    return dataclasses.is_dataclass(kernel) and hasattr(kernel, "step_size") and hasattr(kernel, "target_acceptance")
+    guided = getattr(kernel, "target_acceptance", None) is not None
+    return dataclasses.is_dataclass(kernel) and hasattr(kernel, "step_size") and guided
 
 
 def with_step_size(kernel: Any, step_size: Scalar) -> Any:

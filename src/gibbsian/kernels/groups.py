@@ -88,8 +88,6 @@ def _kept_for_backward(energy: EnergyFn, x: Tensor) -> int | None:
     try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             value, _ = evaluate(energy, x)
-    except ArgumentTypeError:
-        return None  # Without a gradient there is no backward pass; kernels that need one have refused by now.
-    except (RuntimeError, IndexError, ValueError):
-        return None  # A label for each of many chains, given beforehand, does not fit one.
+    except (RuntimeError, IndexError, ValueError, ArgumentTypeError):
+        return None  # Nothing to differentiate; or a label for each of many chains, given beforehand, does not fit one.
     return sum(kept.values()) if value.shape == (1,) else None

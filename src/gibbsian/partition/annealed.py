@@ -250,10 +250,10 @@ def settle(energy: Energy, base: Tractable, kernel: Kernel | None, path: Path | 
         kernel = HMC(0.1, leapfrog=5)
     if not isinstance(kernel, Kernel):
         raise ArgumentTypeError(f"The kernel needs init, noise and step (HMC, MALA, Gibbs, ...); got {kernel!r}.")
-    if isinstance(kernel, ULA):
+    if isinstance(kernel, ULA) or getattr(kernel, "adjusted", True) is False:
         raise OptionError(
             "Annealed importance sampling needs a kernel that leaves each density invariant; unadjusted Langevin does "
-            "not, and its weights would be biased. Use MALA or HMC."
+            "not, and its weights would be biased. Use MALA or HMC, or on discrete states an adjusted kernel."
         )
     check_domain(base, kernel)
     return kernel, geometric(base, adopted) if path is None else path
