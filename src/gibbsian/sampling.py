@@ -216,17 +216,19 @@ def with_tensor_settings(kernel: K, like: Tensor) -> K:
     Parameters
     ----------
     kernel
-        A frozen dataclass.
+        A frozen dataclass; kernels inside of it are turned too.
     like
         Gives dtype and device.
     """
     if not dataclasses.is_dataclass(kernel):
         return kernel
-    changed = {
-        f.name: torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        for f in dataclasses.fields(kernel)
-        if isinstance(value := getattr(kernel, f.name), (float, Tensor))
-    }
+    changed: dict[str, Any] = {}
+    for f in dataclasses.fields(kernel):
+        value = getattr(kernel, f.name)
+        if isinstance(value, (float, Tensor)):
+            changed[f.name] = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        elif dataclasses.is_dataclass(value) and isinstance(value, Kernel):
+            changed[f.name] = with_tensor_settings(value, like)
     return dataclasses.replace(kernel, **changed)  # type: ignore[type-var]
 
 
