@@ -19,7 +19,7 @@ LAYERS = (
     {"compilation"},
     {"energies", "kernels"},
     {"sampling", "buffers", "diagnostics", "data"},
-    {"objectives", "partition", "adaptation", "annealing"},
+    {"objectives", "partition", "adaptation", "annealing", "ladders"},
     {"bridges"},
     {"training"},
     {"recipes"},

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from gibbsian.compilation import wanting
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, metropolis, settings_repr
-from gibbsian.kernels.tempering import check_exact, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import check_exact, ladder_of, sizes_of, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -76,6 +76,10 @@ class TemperedTransitions:
         object.__setattr__(self, "step_sizes", sizes_of(self.step_sizes, self.betas, self.kernel))
 
     @property
+    def _ladder(self) -> Tensor:
+        return cast(Tensor, self.betas)
+
+    @property
     def gradients(self) -> int:
         """Those of every inner step, up and down."""
         return self._inner_steps * self.kernel.gradients
@@ -92,7 +96,7 @@ class TemperedTransitions:
 
     @property
     def _inner_steps(self) -> int:
-        return 2 * (len(self.betas) - 1) * self.moves
+        return 2 * (len(self._ladder) - 1) * self.moves
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
         """Evaluate at the start.
@@ -124,12 +128,12 @@ class TemperedTransitions:
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """Go up and down, and accept or reject where that led."""
         *inner, uniform = noise
-        levels = len(self.betas)
+        levels = len(self._ladder)
         path = [*range(1, levels), *range(levels - 1, 0, -1)]
         now, log_ratio, acceptance = state, torch.zeros_like(state.energy), torch.zeros_like(state.energy)
         for i, k in enumerate(path):
             up = i < levels - 1
-            gap = self.betas[k - 1] - self.betas[k]
+            gap = self._ladder[k - 1] - self._ladder[k]
             if up:
                 log_ratio = log_ratio + gap * now.energy
             now, accepted = self._moved(energy, now, k, [z[:, i * self.moves : (i + 1) * self.moves] for z in inner])
@@ -140,10 +144,10 @@ class TemperedTransitions:
 
     def _moved(self, energy: EnergyFn, at: State, level: int, noise: list[Tensor]) -> tuple[State, Tensor]:
         """Make the moves of one level; energies and gradients come and go untempered."""
-        beta = self.betas[level]
+        beta = self._ladder[level]
         kernel = self.kernel
         if self.step_sizes is not None:
-            kernel = with_sizes(kernel, self.step_sizes[level].expand(at.x.shape[0]))
+            kernel = with_sizes(kernel, cast(Tensor, self.step_sizes)[level].expand(at.x.shape[0]))
         tempered = _scaled(energy, beta)
         state = at._replace(energy=beta * at.energy, grad=beta * at.grad)
         total = torch.zeros_like(at.energy)

@@ -16,26 +16,17 @@ chosen at random it falls as 1 / K.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
 
 from gibbsian.compilation import wanting
-from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
-from gibbsian.kernels.base import (
-    Info,
-    Kernel,
-    State,
-    check_carried,
-    evaluate,
-    has_step_size,
-    per_chain,
-    settings_repr,
-)
+from gibbsian.errors import ArgumentTypeError, ShapeError
+from gibbsian.kernels.base import Info, State, check_carried, evaluate, per_chain, settings_repr
+from gibbsian.kernels.ladder import check_exact, ladder_of, sizes_of, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -50,8 +41,8 @@ class Replicas(NamedTuple):
         The energy E there and its gradient, at temperature 1: ``(n, K)`` and ``(n, K, *event)``, or ``(n, K, 0)`` for
         kernels that use none.
     ends
-        For round trips, ``(n, K)``: 0 while a point's replica has not been at the target's level, then 1 if it was there
-        last, 2 if it has been at the hottest level since.
+        For round trips, ``(n, K)``: 0 while a replica has not been at the target's level, then 1 if it was there last,
+        2 if it has been at the hottest level since.
     time
         Steps made, ``(n,)``.
     trips
@@ -94,7 +85,7 @@ class ParallelTempering:
     Parameters
     ----------
     kernel
-        How replicas move: any kernel that leaves a density invariant and carries no memory of its own from step to step.
+        How replicas move: any kernel that leaves a density invariant and carries no memory of its own between steps.
     betas
         ``(K,)``, decreasing from 1, two or more. `tune_ladder` finds good ones.
     base
@@ -128,6 +119,10 @@ class ParallelTempering:
         object.__setattr__(self, "step_sizes", sizes_of(self.step_sizes, self.betas, self.kernel))
 
     @property
+    def _ladder(self) -> Tensor:
+        return cast(Tensor, self.betas)
+
+    @property
     def gradients(self) -> int:
         """Those of the inner kernel, each for K times as many rows."""
         return self.kernel.gradients
@@ -144,7 +139,7 @@ class ParallelTempering:
 
     def init(self, energy: EnergyFn, x: Tensor) -> State:
         """Start all replicas of a chain at its point."""
-        levels = len(self.betas)
+        levels = len(self._ladder)
         return self.init_replicas(energy, x.unsqueeze(1).expand(-1, levels, *x.shape[1:]).contiguous())
 
     def init_replicas(self, energy: EnergyFn, x: Tensor) -> State:
@@ -165,8 +160,8 @@ class ParallelTempering:
             If there are not K points per chain, or the base takes points of another shape.
         """
         n, levels = x.shape[:2]
-        if levels != len(self.betas):
-            raise ShapeError(f"The ladder has {len(self.betas)} levels; got points for {levels} of them.")
+        if levels != len(self._ladder):
+            raise ShapeError(f"The ladder has {len(self._ladder)} levels; got points for {levels} of them.")
         shape = getattr(self.base, "event_shape", None)
         if shape is not None and tuple(shape) != tuple(x.shape[2:]):
             raise ShapeError(f"The base takes points of shape {tuple(shape)}; the chains are at {tuple(x.shape[2:])}.")
@@ -190,8 +185,8 @@ class ParallelTempering:
         """The inner kernel's for all replicas, then a uniform number for every pair of neighbours."""
         check_carried(self, state, grad=False, memory=8 if self.base is None else 10)
         n, levels = replicas_of(state).energy.shape
-        if levels != len(self.betas):
-            raise ShapeError(f"The state holds {levels} replicas per chain, and the ladder has {len(self.betas)}.")
+        if levels != len(self._ladder):
+            raise ShapeError(f"The state holds {levels} replicas per chain, and the ladder has {len(self._ladder)}.")
         rows, like = self._rows(state), state.energy
         drawn = []
         for _ in range(steps):
@@ -206,7 +201,7 @@ class ParallelTempering:
         n, levels = old.energy.shape
         kernel = self.kernel
         if self.step_sizes is not None:
-            kernel = with_sizes(kernel, self.step_sizes.expand(n, levels).reshape(-1))
+            kernel = with_sizes(kernel, cast(Tensor, self.step_sizes).expand(n, levels).reshape(-1))
         # A kernel that compiles its own inner part would do so anew for the function that is made here in each step.
         if self.dynamic:
             with wanting(False):
@@ -225,7 +220,7 @@ class ParallelTempering:
     def _order(self, r: Replicas, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whose point each level takes, ``(n, K)``; the acceptance of each pair; and whether it was its turn."""
         difference = r.energy if self.base is None else r.energy - r.base[0]
-        gaps = self.betas[:-1] - self.betas[1:]
+        gaps = self._ladder[:-1] - self._ladder[1:]
         log_ratio = gaps * (difference[:, :-1] - difference[:, 1:])
         probability = torch.where(log_ratio.isnan(), 0.0, log_ratio.clamp(max=0.0).exp())
         pair = torch.arange(gaps.shape[0], device=gaps.device)
@@ -233,14 +228,14 @@ class ParallelTempering:
         tried = (pair % 2 == r.time[0] % 2) | (gaps.shape[0] == 1)
         up = ((uniform < probability) & tried).to(torch.int64)
         shift = torch.nn.functional.pad(up, (0, 1)) - torch.nn.functional.pad(up, (1, 0))
-        return torch.arange(len(self.betas), device=gaps.device) + shift, probability, tried.to(probability.dtype)
+        return torch.arange(len(self._ladder), device=gaps.device) + shift, probability, tried.to(probability.dtype)
 
     def _tempered(self, energy: EnergyFn, n: int) -> Callable[[Tensor], Tensor]:
         """The energy of all replicas as one batch, each row at its level."""
 
         def tempered(x: Tensor) -> Tensor:
             if self.base is None:
-                return self.betas.expand(n, -1).reshape(-1) * energy(x)
+                return self._ladder.expand(n, -1).reshape(-1) * energy(x)
             points = x.unflatten(0, (n, -1))
             # Neither the base at the target's level nor the target at the base's: it may be infinite there.
             own, base = (
@@ -257,13 +252,13 @@ class ParallelTempering:
         return torch.cat((own[:, :1], (1.0 - b) * base[:, :-1] + b * own[:, 1:], base[:, -1:]), 1)
 
     def _inner_betas(self, like: Tensor) -> Tensor:
-        return per_chain(self.betas[1:-1], like[0])
+        return per_chain(self._ladder[1:-1], like[0])
 
     def _rows(self, state: State) -> State:
         """The state of the inner kernel."""
         r = replicas_of(state)
         if self.base is None:
-            own = (r.energy * self.betas, r.grad * per_chain(self.betas, r.grad[0]))
+            own = (r.energy * self._ladder, r.grad * per_chain(self._ladder, r.grad[0]))
         else:
             own = tuple(self._mixed(e[:, :-1], b[:, 1:]) for e, b in zip((r.energy, r.grad), r.base))
         x, energy, grad = (t.flatten(0, 1) for t in (r.x, *own))
@@ -275,7 +270,7 @@ class ParallelTempering:
         value, grad = (t.unflatten(0, (n, levels)) for t in (new.energy, new.grad))
         base = self._at_base(new)
         if self.base is None:
-            pair = value / self.betas, grad / per_chain(self.betas, grad[0])
+            pair = value / self._ladder, grad / per_chain(self._ladder, grad[0])
         else:
             hot = _evaluated(energy, new.x.unflatten(0, (n, levels))[:, -1], bool(new.grad.numel()))
             parts = []
@@ -294,7 +289,7 @@ class ParallelTempering:
         if self.base is None:
             return ()
         found = _evaluated(self.base, rows.x, bool(rows.grad.numel()))
-        return tuple(t.unflatten(0, (-1, len(self.betas))) for t in found)
+        return tuple(t.unflatten(0, (-1, len(self._ladder))) for t in found)
 
 
 def _evaluated(energy: EnergyFn, x: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -324,86 +319,3 @@ def _told(r: Replicas, momentum: tuple[Tensor, ...]) -> State:
     """The state whose chains are the replicas at the target; momenta belong to levels, not to points."""
     x, energy, grad = (t[:, 0].contiguous() for t in r[:3])
     return State(x, energy, grad, momentum=momentum, memory=(*r[:8], *r.base))
-
-
-def with_sizes(kernel: Any, rows: Tensor) -> Any:
-    """Copy a kernel with a step size for every row, without the checks that would wait for the device."""
-    new = object.__new__(type(kernel))
-    for f in dataclasses.fields(kernel):
-        value = getattr(kernel, f.name)
-        if f.name == "step_size":
-            value = rows
-        elif dataclasses.is_dataclass(value) and isinstance(value, Kernel):
-            value = with_sizes(value, rows)
-        object.__setattr__(new, f.name, value)
-    return new
-
-
-def ladder_of(betas: Tensor | Sequence[float], ends_in_zero: bool = False) -> Tensor:
-    """Read a ladder of inverse temperatures.
-
-    Raises
-    ------
-    OptionError
-        If it does not decrease from 1 to something positive, or to 0 with a base.
-    """
-    given = betas if isinstance(betas, Tensor) else torch.tensor([float(b) for b in betas], dtype=torch.float64)
-    if given.ndim != 1 or given.shape[0] < 2:
-        raise OptionError(f"A ladder has two or more inverse temperatures (K,); got {_listed(given)}.")
-    if given.device.type != "cpu":
-        return given  # Looking at numbers on a device would wait for it.
-    if float(given[0]) != 1.0 or not bool((given.diff() < 0).all()):
-        raise OptionError(f"Inverse temperatures decrease from 1, the target's; got {_listed(given)}.")
-    last = float(given[-1])
-    if ends_in_zero and last != 0.0:
-        raise OptionError(f"With a base the ladder ends in 0, where the base is; got {_listed(given)}.")
-    if not ends_in_zero and last <= 0.0:
-        raise OptionError(
-            f"At beta = {last:g} the density is flat and has no normaliser: end the ladder above 0, or give a base; "
-            f"got {_listed(given)}."
-        )
-    return given
-
-
-def sizes_of(sizes: Tensor | Sequence[float] | None, betas: Tensor | Sequence[float], kernel: Any) -> Tensor | None:
-    """Read step sizes, one for each level of a ladder.
-
-    Raises
-    ------
-    ShapeError, OptionError
-        If there is another number of them, one is not positive, or the kernel has no step size.
-    """
-    if sizes is None:
-        return None
-    given = sizes if isinstance(sizes, Tensor) else torch.tensor([float(h) for h in sizes], dtype=torch.float64)
-    if not has_step_size(kernel):
-        raise OptionError(f"{kernel!r} has no step size; leave step_sizes out.")
-    if tuple(given.shape) != (len(betas),):
-        raise ShapeError(f"step_sizes holds one for each of {len(betas)} levels; got shape {tuple(given.shape)}.")
-    if given.device.type == "cpu" and not bool(((given > 0) & (given < torch.inf)).all()):
-        raise OptionError(f"Step sizes are positive numbers; got {_listed(given)}.")
-    return given
-
-
-def check_exact(self: object, kernel: Any, state: State) -> None:
-    """Refuse a kernel that is unadjusted, or whose memory belongs to points that would leave it.
-
-    Raises
-    ------
-    OptionError
-        With the reason.
-    """
-    if state.origin:
-        raise OptionError(
-            f"{type(self).__name__} needs a kernel that leaves each tempered density invariant; {type(kernel).__name__} "
-            "is unadjusted. Use MALA, HMC or another that accepts and rejects."
-        )
-    if state.memory:
-        raise OptionError(
-            f"{type(kernel).__name__} carries a memory from step to step, which does not fit the points that "
-            f"{type(self).__name__} puts in its place. Use a kernel without one, such as MALA or HMC."
-        )
-
-
-def _listed(values: Tensor) -> str:
-    return "[" + ", ".join(f"{v:.4g}" for v in values.flatten().tolist()) + "]"
