@@ -4,9 +4,9 @@ With :math:`r_k` the rate at which swaps between levels k and k + 1 are rejected
 
 .. math:: \Lambda(\beta_k) = \sum_{j < k} r_j
 
-hardly depends on where between its ends the levels lie, as long as they are dense; :math:`\Lambda = \Lambda(\beta_{K-1})`
-is the *global communication barrier*. Levels at equal distances of :math:`\Lambda(\beta)` are rejected equally often, which
-is best: round trips between the ends are then completed, by all replicas of a chain together, at the rate
+hardly depends on where between its ends the levels lie, as long as they are dense; over the whole ladder it is the
+*global communication barrier* :math:`\Lambda`. Levels at equal distances of :math:`\Lambda(\beta)` are rejected equally
+often, which is best: round trips between the ends are then completed, by all replicas of a chain together, at the rate
 
 .. math:: \Bigl(2 + 2 \sum_k \frac{r_k}{1 - r_k}\Bigr)^{-1} \text{ per step},
 
@@ -125,7 +125,7 @@ def tune_ladder(
             at, acceptance = _run(energy, kernel, at, steps * 2**i // BLOCKS, rng, compile)
             if tunable:
                 kernel = _corrected(kernel, acceptance - target, 4.0 / (1 + i))
-        kernel, at = _placed(energy, kernel, at, resize)
+        kernel, at = _placed(energy, kernel, cast(State, at), resize)
     at, acceptance = _run(energy, kernel, at, steps * 2 ** (rounds - 1), rng, compile)
     swaps = swap_acceptance(at)
     rate = predicted_round_trips(swaps)
