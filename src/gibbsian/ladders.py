@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
@@ -114,12 +114,12 @@ def tune_ladder(
         raise OptionError(
             f"tune_ladder makes 1 or more rounds, the first of {2 * BLOCKS} or more steps; got {rounds} and {steps}."
         )
-    inner = kernel.kernel
-    tunable = has_step_size(inner) and inner.target_acceptance is not None
+    inner: Any = kernel.kernel
+    tunable = has_step_size(inner)
     if tunable and kernel.step_sizes is None:
-        first = torch.full((len(kernel.betas),), float(inner.step_size), dtype=torch.float64)
+        first = torch.as_tensor(inner.step_size, dtype=torch.float64).cpu().expand(len(kernel.betas))
         kernel = dataclasses.replace(kernel, step_sizes=first)
-    at, target = start, float(inner.target_acceptance) if tunable else math.nan
+    at, target = start, getattr(inner, "target_acceptance", math.nan)
     for i in range(rounds):
         for _ in range(BLOCKS):
             at, acceptance = _run(energy, kernel, at, steps * 2**i // BLOCKS, rng, compile)
