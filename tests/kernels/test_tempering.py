@@ -295,6 +295,8 @@ def test_what_cannot_be_tempered_is_refused():
     with pytest.raises(ShapeError, match=r"base takes points of shape \(3,\); the chains are at \(2,\)"):
         wide = ParallelTempering(gb.MALA(0.1), [1.0, 0.0], base=gb.Gaussian(3))
         gb.sample(TARGET, wide, x, steps=1, rng=seeded())
+    with pytest.raises(ArgumentTypeError, match="The kernel inside needs init"):
+        ParallelTempering(gb.MALA, [1.0, 0.5])
     with pytest.raises(ArgumentTypeError, match="The base is an energy"):
         ParallelTempering(gb.MALA(0.1), [1.0, 0.0], base=3.0)
     with pytest.raises(ShapeError, match=r"one for each of 2 levels; got shape \(3,\)"):

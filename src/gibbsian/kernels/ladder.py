@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gibbsian.errors import OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State, has_step_size
 
 
@@ -24,6 +24,18 @@ def with_sizes(kernel: Any, rows: Tensor) -> Any:
             value = with_sizes(value, rows)
         object.__setattr__(new, f.name, value)
     return new
+
+
+def check_kernel(kernel: object) -> None:
+    """Refuse what is no kernel, or a class of them.
+
+    Raises
+    ------
+    ArgumentTypeError
+        With what was found.
+    """
+    if isinstance(kernel, type) or not isinstance(kernel, Kernel):
+        raise ArgumentTypeError(f"The kernel inside needs init, noise and step, as MALA(0.1) does; got {kernel!r}.")
 
 
 def ladder_of(betas: Tensor | Sequence[float], ends_in_zero: bool = False) -> Tensor:

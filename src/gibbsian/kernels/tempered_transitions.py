@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from gibbsian.compilation import wanting
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, metropolis, settings_repr
-from gibbsian.kernels.ladder import check_exact, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import check_exact, check_kernel, ladder_of, sizes_of, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -70,6 +70,7 @@ class TemperedTransitions:
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:
+        check_kernel(self.kernel)
         if self.moves < 1:
             raise OptionError(f"moves counts the kernel's steps at each level, 1 or more; got {self.moves}.")
         object.__setattr__(self, "betas", ladder_of(self.betas))

@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from gibbsian.compilation import wanting
 from gibbsian.errors import ArgumentTypeError, ShapeError
 from gibbsian.kernels.base import Info, State, check_carried, evaluate, per_chain, settings_repr
-from gibbsian.kernels.ladder import check_exact, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import check_exact, check_kernel, ladder_of, sizes_of, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -113,6 +113,7 @@ class ParallelTempering:
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:
+        check_kernel(self.kernel)
         if self.base is not None and not callable(self.base):
             raise ArgumentTypeError(f"The base is an energy, from (n, *event) to (n,); got {self.base!r}.")
         object.__setattr__(self, "betas", ladder_of(self.betas, ends_in_zero=self.base is not None))
