@@ -108,7 +108,7 @@ def test_what_cannot_be_tuned_is_refused():
 
 
 def forty_modes():
-    """The mixture of forty planar Gaussians in [-40, 40]^2 of scale softplus(1), and the shares of its nearest centres."""
+    """Forty planar Gaussians in [-40, 40]^2 of scale softplus(1), and the shares of points nearest to each centre."""
     locs = (torch.rand(40, 2, generator=seeded(), dtype=torch.float64) - 0.5) * 80.0
     energy = gb.GaussianMixture(locs, math.log1p(math.e))
     many = energy.sample(1_000_000, seeded(5))

@@ -184,7 +184,9 @@ def _placed(energy: EnergyFn, kernel: ParallelTempering, state: State, resize: b
     levels = max(3, math.ceil(2.0 * barrier) + 1) if resize else old
     places = torch.linspace(0.0, barrier, levels, dtype=torch.float64)
     betas = cast(Tensor, kernel.betas).double().cpu()
-    new = interpolated(places, passed, betas)
+    new = interpolated(places, passed, betas.log()).exp()
+    # Between a base, at 0, and the level before it there is no logarithm to go by.
+    new = torch.where(places > passed[-2], interpolated(places, passed, betas), new) if betas[-1] == 0.0 else new
     new[0], new[-1] = betas[0], betas[-1]
     sizes = kernel.step_sizes
     if sizes is not None:

@@ -86,7 +86,7 @@ def test_it_compiles_to_one_graph(graphs):
 
 
 def test_it_crosses_where_the_kernel_alone_stays():
-    """Two modes eight deviations apart: from one of them both are reached in equal parts, within 5.5 standard errors."""
+    """Two modes eight deviations apart: from one, both are reached in equal parts, within 5.5 standard errors."""
     locs = torch.tensor([[-4.0], [4.0]], dtype=torch.float64)
     energy = gb.GaussianMixture(locs, 1.0, weights=torch.tensor([0.5, 0.5], dtype=torch.float64))
     start = torch.full((500, 1), -4.0, dtype=torch.float64)
@@ -127,7 +127,7 @@ class Persistent:
 
 def test_what_does_not_fit_is_refused():
     x, energy = torch.zeros(3, 1, dtype=torch.float64), two_modes().energy
-    with pytest.raises(OptionError, match="moves counts .* got 0"):
+    with pytest.raises(OptionError, match=r"moves counts .* got 0"):
         TemperedTransitions(gb.MALA(0.1), [1.0, 0.5], moves=0)
     with pytest.raises(OptionError, match="two or more inverse temperatures"):
         TemperedTransitions(gb.MALA(0.1), [1.0])

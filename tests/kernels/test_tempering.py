@@ -1,8 +1,8 @@
 """Parallel tempering: the joint law of all levels, swaps against their closed form, round trips against a slow count.
 
 Levels of a Gaussian N(0, 1) are Gaussians of variance 1 / beta, and so are those between it and a wider one: with the
-base N(0, s^2) the precision at beta is (1 - beta) / s^2 + beta. Replicas start as exact draws of their levels, and every
-level must still be exact afterwards, by the Kolmogorov-Smirnov bound of `contracts` (false alarms 1 in 10^8 each).
+base N(0, s^2) the precision at beta is (1 - beta) / s^2 + beta. Replicas start as exact draws of their levels, and
+every level must still be exact afterwards, by the Kolmogorov-Smirnov bound of `contracts` (false alarms 1 in 10^8 each).
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ class AnyLevel(ParallelTempering):
 
 @pytest.mark.parametrize("broken", [WrongSign, StaleEnergies, AnyLevel])
 def test_broken_swaps_are_caught(broken):
-    with pytest.raises(AssertionError, match="at level|are correlated"):
+    with pytest.raises(AssertionError, match=r"at level|are correlated"):
         assert_levels_are_exact(broken(SCALED.kernel, SCALED.betas))
 
 
@@ -288,12 +288,12 @@ def test_what_is_no_ladder_is_refused(betas, base, message):
 
 def test_what_cannot_be_tempered_is_refused():
     x = torch.zeros(3, 2, dtype=torch.float64)
-    with pytest.raises(OptionError, match="ULA is unadjusted. Use MALA"):
+    with pytest.raises(OptionError, match=r"ULA is unadjusted\. Use MALA"):
         gb.sample(TARGET, ParallelTempering(gb.ULA(0.1), [1.0, 0.5]), x, steps=1, rng=seeded())
     with pytest.raises(OptionError, match="ParallelTempering carries a memory"):
         gb.sample(TARGET, ParallelTempering(SCALED, [1.0, 0.5]), x, steps=1, rng=seeded())
+    wide = ParallelTempering(gb.MALA(0.1), [1.0, 0.0], base=gb.Gaussian(3))
     with pytest.raises(ShapeError, match=r"base takes points of shape \(3,\); the chains are at \(2,\)"):
-        wide = ParallelTempering(gb.MALA(0.1), [1.0, 0.0], base=gb.Gaussian(3))
         gb.sample(TARGET, wide, x, steps=1, rng=seeded())
     with pytest.raises(ArgumentTypeError, match="The kernel inside needs init"):
         ParallelTempering(gb.MALA, [1.0, 0.5])
@@ -301,7 +301,7 @@ def test_what_cannot_be_tempered_is_refused():
         ParallelTempering(gb.MALA(0.1), [1.0, 0.0], base=3.0)
     with pytest.raises(ShapeError, match=r"one for each of 2 levels; got shape \(3,\)"):
         ParallelTempering(gb.MALA(0.1), [1.0, 0.5], step_sizes=[1.0, 2.0, 3.0])
-    with pytest.raises(OptionError, match="Step sizes are positive numbers; got .1, -2"):
+    with pytest.raises(OptionError, match=r"Step sizes are positive numbers; got .1, -2"):
         ParallelTempering(gb.MALA(0.1), [1.0, 0.5], step_sizes=[1.0, -2.0])
     with pytest.raises(OptionError, match="has no step size; leave step_sizes out"):
         ParallelTempering(FlipOne(), [1.0, 0.5], step_sizes=[1.0, 2.0])
