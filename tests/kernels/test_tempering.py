@@ -2,7 +2,7 @@
 
 Levels of a Gaussian N(0, 1) are Gaussians of variance 1 / beta, and so are those between it and a wider one: with the
 base N(0, s^2) the precision at beta is (1 - beta) / s^2 + beta. Replicas start as exact draws of their levels, and
-every level must still be exact afterwards, by the Kolmogorov-Smirnov bound of `contracts` (false alarms 1 in 10^8 each).
+every level must still be exact afterwards, by the Kolmogorov-Smirnov bound of `contracts` (false alarms 1 in 10^8).
 """
 
 import dataclasses
@@ -28,7 +28,9 @@ from contracts import (
 )
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Info, State, metropolis
+from gibbsian.kernels.hmc import leapfrog
 from gibbsian.kernels.ladder import ladder_of
+from gibbsian.kernels.normals import normals_and_uniforms
 from gibbsian.kernels.tempering import ParallelTempering, replicas_of
 from gibbsian.sampling import with_tensor_settings
 
@@ -53,6 +55,8 @@ def run_exact(kernel, steps=6, n=CHAINS, seed=1):
     rng = seeded(seed)
     own = with_tensor_settings(kernel, torch.zeros(1, dtype=torch.float64))
     start = own.init_replicas(TARGET, exact(kernel, n, rng))
+    if start.momentum:
+        start = start._replace(momentum=(torch.randn(start.momentum[0].shape, generator=rng, dtype=torch.float64),))
     return gb.sample(TARGET, kernel, start, steps=steps, rng=rng)
 
 
@@ -72,6 +76,35 @@ def assert_levels_are_exact(kernel):
 @pytest.mark.parametrize("kernel", [SCALED, BRIDGED], ids=["scaled", "bridged"])
 def test_all_levels_together_are_invariant(kernel):
     assert_levels_are_exact(kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class Persistent:
+    """A leapfrog step with a momentum that is only partly drawn anew, and turns back where the step is rejected."""
+
+    gradients, domain = 1, "real"
+    kept = 0.8
+
+    def init(self, energy, x):
+        return State(x, *gb.evaluate(energy, x), momentum=(torch.zeros_like(x),))
+
+    def noise(self, state, steps, rng):
+        return normals_and_uniforms(steps, state.x, rng)
+
+    def step(self, energy, state, noise):
+        v = self.kept * state.momentum[0] + math.sqrt(1.0 - self.kept**2) * noise[0]
+        new, v_new = leapfrog(energy, state, v, 0.7, 1)
+        log_ratio = state.energy - new.energy + 0.5 * (v.square().sum(1) - v_new.square().sum(1))
+        kept, info = metropolis(state, new, log_ratio, noise[1])
+        accepted = (kept.x != state.x).any(1, keepdim=True)
+        return kept._replace(momentum=(torch.where(accepted, v_new, -v),)), info
+
+
+@pytest.mark.parametrize(("last", "base"), [(0.1, None), (0.0, BASE)])
+def test_momenta_stay_at_their_levels(last, base):
+    kernel = ParallelTempering(Persistent(), [1.0, 0.5, 0.2, last], base=base)
+    assert_levels_are_exact(kernel)
+    assert_continues(kernel, TARGET, TARGET.sample(4, seeded()))
 
 
 class WrongSign(ParallelTempering):
