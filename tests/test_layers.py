@@ -19,7 +19,7 @@ LAYERS = (
     {"compilation"},
     {"energies", "kernels", "diagnostics"},
     {"sampling", "buffers", "data"},
-    {"objectives", "partition", "adaptation", "annealing", "short_run"},
+    {"objectives", "partition", "adaptation", "annealing", "short_run", "ladders"},
     {"warm_up", "microcanonical_adaptation"},
     {"bridges"},
     {"training"},

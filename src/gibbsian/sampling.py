@@ -294,13 +294,13 @@ def with_tensor_settings(kernel: K, like: Tensor) -> K:
     Parameters
     ----------
     kernel
-        A frozen dataclass.
+        A frozen dataclass; kernels inside of it are turned too.
     like
         Gives dtype and device.
     """
     if not dataclasses.is_dataclass(kernel):
         return kernel
-    changed = {}
+    changed: dict[str, Any] = {}
     for f in dataclasses.fields(kernel):
         value = getattr(kernel, f.name)
         if isinstance(value, (float, Tensor)):

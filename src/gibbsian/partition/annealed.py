@@ -248,7 +248,7 @@ def settle(energy: Energy, base: Tractable, kernel: Kernel | None, path: Path | 
         if getattr(support, "is_discrete", False):
             raise OptionError(f"The energy lives on {support}; give a discrete kernel: kernel=....")
         kernel = HMC(0.1, leapfrog=5)
-    if not isinstance(kernel, Kernel):
+    if isinstance(kernel, type) or not isinstance(kernel, Kernel):
         raise ArgumentTypeError(f"The kernel needs init, noise and step (HMC, MALA, Gibbs, ...); got {kernel!r}.")
     if isinstance(kernel, ULA) or getattr(kernel, "adjusted", True) is False:
         raise OptionError(

@@ -1,0 +1,259 @@
+r"""Populations carried from a base to a target by sequential Monte Carlo, with temperatures found on the way.
+
+A particle of weight W gains :math:`w = e^{E_\beta(x) - E_{\beta'}(x)}` from the step :math:`\beta \to \beta'`. The
+step is taken as long as leaves the conditional effective sample size
+
+.. math:: \Bigl(\sum_i W_i w_i\Bigr)^2 \Big/ \sum_i W_i w_i^2, \qquad \sum_i W_i = 1,
+
+at a set fraction. Where the weights have become uneven the particles are resampled, systematically, and then moved by a
+kernel that leaves the new density invariant, with a step size that follows its acceptance. Several populations may move
+as one: they share temperatures and step sizes, and nothing else.
+
+`Sequential Monte Carlo samplers (Del Moral et al., 2006) <https://doi.org/10.1111/j.1467-9868.2006.00553.x>`_;
+`Inference for Lévy-driven stochastic volatility models via adaptive sequential Monte Carlo (Jasra et al., 2011)
+<https://doi.org/10.1111/j.1467-9469.2010.00723.x>`_ for the choice of temperatures; `Toward automatic model comparison
+(Zhou, Johansen & Aston, 2016) <https://doi.org/10.1080/10618600.2015.1060885>`_ for the conditional effective size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.energies.tractable import Tractable
+from gibbsian.errors import DivergenceError
+from gibbsian.kernels.base import Kernel, has_step_size, with_step_size
+from gibbsian.partition.base import effective_size
+from gibbsian.partition.paths import Path
+from gibbsian.sampling import with_tensor_settings
+
+SPARE = 0.7
+"""Effective sample size, as a fraction, that a stage leaves to the weights that it gains."""
+
+STAGES = 1000
+"""Stages after which a walk to the target gives up."""
+
+
+@dataclass
+class Walk:
+    """Where populations stand, and how they came there.
+
+    Attributes
+    ----------
+    x
+        Particles, ``(P * n, *event)``, population by population.
+    log_w
+        Log-weights within each population, ``(P, n)``, float64, of mean weight 1.
+    log_z
+        What each population has gained, ``(P,)``: its estimate of log Z.
+    nonfinite
+        Weights of each population that came from a non-finite energy, ``(P,)``.
+    betas, log_sizes
+        Temperatures passed, from 0 on, and the log step size with which each was left.
+    acceptance, ess
+        At each temperature after the first: the mean acceptance of the moves; the effective number of particles, all
+        populations together, before resampling.
+    """
+
+    x: Tensor
+    log_w: Tensor
+    log_z: Tensor
+    nonfinite: Tensor
+    betas: list[float]
+    log_sizes: list[float]
+    acceptance: list[float]
+    ess: list[float]
+
+
+def walk(
+    path: Path,
+    base: Tractable,
+    kernel: Kernel,
+    rng: Generator,
+    *,
+    chains: int,
+    moves: int,
+    populations: int = 1,
+    spare: float = SPARE,
+    resample: float = 1.0,
+    betas: Tensor | None = None,
+    step_sizes: Tensor | None = None,
+) -> Walk:
+    """Carry populations from base to target.
+
+    Parameters
+    ----------
+    path, base, kernel, rng
+        From where to where, and how.
+    chains
+        Particles, all populations together.
+    moves
+        Kernel steps per stage.
+    populations
+        How many of equal size the particles form.
+    spare
+        The fraction of the conditional effective size that a stage leaves.
+    resample
+        A population is resampled when its effective size is at most this fraction of it; 1 for always.
+    betas
+        The temperatures, from 0 to 1, to stop at; found on the way when ``None``.
+    step_sizes
+        One for each of ``betas`` after the first; with given ``betas``, ``None`` leaves the kernel as it is.
+
+    Raises
+    ------
+    DivergenceError
+        If the target is not reached in 1000 stages, or all energies are infinite.
+    """
+    x = base.sample(chains, rng)
+    moving = cast(Any, with_tensor_settings(kernel, x))
+    adapted = has_step_size(kernel) and betas is None
+    log_h = float(moving.step_size.log()) if adapted else 0.0
+    per = chains // populations
+    w = torch.zeros((populations, per), dtype=torch.float64, device=x.device)
+    at = Walk(x, w, w.new_zeros(populations), w.new_zeros(populations), [0.0], [], [], [])
+    stride, start = 1.0, path(x.new_zeros(()))
+    # From a first guess that may be orders of magnitude off: large corrections, then small ones.
+    for gain in (4.0, 1.0) if adapted else ():
+        at.x, log_h, _ = _move(start, moving, at.x, log_h, gain, 4 * moves, rng)
+    at.log_sizes.append(log_h)
+    while at.betas[-1] < 1.0:
+        if betas is None and len(at.betas) > STAGES:
+            raise DivergenceError(
+                f"The population reached only beta={at.betas[-1]:.3g} in {STAGES} stages: the base is too far from the "
+                "energy. Widen or shift the base, or give a path that passes through what lies between."
+            )
+        if betas is None:
+            beta, gained = _farthest(path, at, stride, spare)
+        else:
+            beta = float(betas[len(at.betas)])
+            gained = _gain(path, at.x, at.betas[-1])(beta)
+        stride = beta - at.betas[-1]
+        at.betas.append(beta)
+        _weigh(at, gained, resample, rng)
+        if step_sizes is not None:
+            log_h = math.log(float(step_sizes[len(at.betas) - 2]))
+        gain = 1.0 if adapted else (0.0 if step_sizes is not None else None)
+        at.x, log_h, acceptance = _move(path(x.new_tensor(beta)), moving, at.x, log_h, gain, moves, rng)
+        at.log_sizes.append(log_h)
+        at.acceptance.append(acceptance)
+    return at
+
+
+def _gain(path: Path, x: Tensor, beta: float) -> Any:
+    """The function from a temperature to the log-weights ``(n,)`` that particles gain on the way to it."""
+    here = path(x.new_tensor(beta))(x).double()
+
+    def gained(to: float) -> Tensor:
+        log_w = here - path(x.new_tensor(to))(x).double()
+        return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
+
+    return gained
+
+
+def _farthest(path: Path, at: Walk, stride: float, spare: float) -> tuple[float, Tensor]:
+    """Take the farthest beta whose incremental weights keep their effective sample size; return it with them."""
+    beta, carried = at.betas[-1], at.log_w.flatten()
+    gained = _gain(path, at.x, beta)
+
+    def weights(b: float) -> tuple[Tensor, float]:
+        log_w = gained(b)
+        alive = torch.isfinite(log_w + carried)
+        if not bool(alive.any()):
+            raise DivergenceError(
+                f"The energy is infinite or NaN at all {carried.numel()} points of the population at beta={b:.3g}. "
+                "Choose a base that covers the energy's domain, or look for NaN in the energy."
+            )
+        # Points outside the domain are lost at any beta; the step is judged by those that are left.
+        return log_w, conditional_size(carried[alive], log_w[alive])
+
+    high = min(1.0, beta + 4.0 * stride)
+    log_w, spared = weights(high)
+    if spared >= spare and high < 1.0:
+        high = 1.0
+        log_w, spared = weights(high)
+    low = high
+    while spared < spare and low - beta > 1e-12:
+        high, low = low, beta + 0.5 * (low - beta)
+        log_w, spared = weights(low)
+    if low == high:
+        return high, log_w
+    for _ in range(4):
+        middle = 0.5 * (low + high)
+        at_middle, spared = weights(middle)
+        if spared >= spare:
+            low, log_w = middle, at_middle
+        else:
+            high = middle
+    return low, log_w
+
+
+def conditional_size(carried: Tensor, gained: Tensor) -> float:
+    """Conditional effective size, as a fraction, from log-weights carried and gained; both finite, ``(n,)``."""
+    both = carried + gained
+    log = 2.0 * torch.logsumexp(both, 0) - torch.logsumexp(both + gained, 0) - torch.logsumexp(carried, 0)
+    return float(log.exp())
+
+
+def _weigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> None:
+    """Give populations the weights they gained, and resample those whose weights are uneven."""
+    count, per = at.log_w.shape
+    gained = gained.reshape(count, per)
+    at.nonfinite = at.nonfinite + (gained == -torch.inf).sum(1)
+    log_w = at.log_w + gained
+    mean = torch.logsumexp(log_w, 1) - math.log(per)
+    at.ess.append(float(effective_size((log_w + at.log_z[:, None]).flatten())))
+    at.log_z = at.log_z + mean
+    # A population that has died out weighs nothing, and moves on so that the others may.
+    dead = ~torch.isfinite(mean)
+    log_w = torch.where(dead[:, None], 0.0, log_w - torch.where(dead, 0.0, mean)[:, None])
+    sizes = (2.0 * torch.logsumexp(log_w, 1) - torch.logsumexp(2.0 * log_w, 1)).exp()
+    due = sizes <= resample * per if resample < 1.0 else torch.ones_like(dead)
+    if bool(due.any()):
+        kept = torch.arange(per, device=log_w.device).expand(count, per)
+        chosen = torch.where(due[:, None], systematic(log_w, rng), kept)
+        rows = chosen + per * torch.arange(count, device=log_w.device)[:, None]
+        at.x = at.x[rows.flatten()]
+        log_w = torch.where(due[:, None], 0.0, log_w)
+    at.log_w = log_w
+
+
+def systematic(log_w: Tensor, rng: Generator, count: int | None = None) -> Tensor:
+    """Resample with one uniform number: the indices of ``count`` draws, as many as there are weights when ``None``.
+
+    Parameters
+    ----------
+    log_w
+        Log-weights ``(n,)``, or ``(P, n)`` for each row apart.
+    rng
+        The generator, on their device.
+    count
+        How many to draw.
+    """
+    n = log_w.shape[-1]
+    m = n if count is None else count
+    cumulative = log_w.softmax(-1).cumsum(-1)
+    u = torch.rand((*log_w.shape[:-1], 1), generator=rng, device=log_w.device, dtype=log_w.dtype)
+    ticks = (torch.arange(m, device=log_w.device, dtype=log_w.dtype) + u) / m
+    return torch.searchsorted(cumulative, ticks).clamp(max=n - 1)
+
+
+def _move(
+    energy: Any, moving: Any, x: Tensor, log_h: float, gain: float | None, steps: int, rng: Generator
+) -> tuple[Tensor, float, float]:
+    """Make some kernel steps; the step size follows the acceptance with some gain, and is the kernel's own if None."""
+    state = moving.init(energy, x)
+    total = 0.0
+    for _ in range(steps):
+        kernel = moving if gain is None else with_step_size(moving, x.new_tensor(math.exp(log_h)))
+        noise = kernel.noise(state, 1, rng)
+        state, info = kernel.step(energy, state, tuple(z[0] for z in noise))
+        acceptance = float(info.acceptance.mean())
+        total += acceptance
+        if gain:
+            log_h += gain * (acceptance - moving.target_acceptance)
+    return state.x, log_h, total / steps
