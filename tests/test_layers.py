@@ -18,6 +18,7 @@ LAYERS = (
     {"typing", "errors", "files", "matmul"},
     {"compilation"},
     {"energies", "kernels", "diagnostics"},
+    {"samples"},
     {"sampling", "buffers", "data"},
     {"objectives", "partition", "adaptation", "annealing", "short_run", "ladders"},
     {"warm_up", "microcanonical_adaptation"},

@@ -50,7 +50,8 @@ from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import geometric, noise_levels
 from gibbsian.recipes import Recipe
-from gibbsian.sampling import Samples, sample
+from gibbsian.samples import Samples
+from gibbsian.sampling import sample
 from gibbsian.training.fit import Fit, fit
 from gibbsian.training.settings import TrainingSettings
 

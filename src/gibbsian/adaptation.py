@@ -26,7 +26,8 @@ from torch import Generator, Tensor
 
 from gibbsian.errors import ArgumentTypeError, DivergenceError, OptionError
 from gibbsian.kernels.base import State, with_step_size
-from gibbsian.sampling import Samples, reporter, sample, steps_per_block
+from gibbsian.samples import Samples
+from gibbsian.sampling import reporter, sample, steps_per_block
 from gibbsian.typing import EnergyFn
 
 DOUBLINGS = 40

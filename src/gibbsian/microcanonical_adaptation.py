@@ -29,7 +29,8 @@ from gibbsian.errors import ArgumentTypeError, DivergenceError, OptionError
 from gibbsian.kernels.base import State
 from gibbsian.kernels.microcanonical import MCLMC
 from gibbsian.kernels.scales import is_dense
-from gibbsian.sampling import Samples, reporter, sample, steps_per_block
+from gibbsian.samples import Samples
+from gibbsian.sampling import reporter, sample, steps_per_block
 from gibbsian.typing import EnergyFn
 
 ENERGY_VARIANCE = 5e-4

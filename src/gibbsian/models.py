@@ -32,7 +32,8 @@ from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import Path as EnergyPath
 from gibbsian.partition.paths import noise_levels
 from gibbsian.recipes import Recipe, build_annealing, build_energy, build_kernel, build_noise
-from gibbsian.sampling import Samples, sample
+from gibbsian.samples import Samples
+from gibbsian.sampling import sample
 
 WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
 ROWS_AT_ONCE = 8192

@@ -21,7 +21,8 @@ from gibbsian.buffers import ReplayBuffer, Slots
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.kernels.base import Kernel
-from gibbsian.sampling import Samples, sample
+from gibbsian.samples import Samples
+from gibbsian.sampling import sample
 from gibbsian.typing import EnergyFn
 
 

@@ -30,7 +30,8 @@ from gibbsian.adaptation import DualAveraging, Tuned, check_tunable, first_step_
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError, unknown_name
 from gibbsian.kernels.base import State
 from gibbsian.kernels.scales import is_dense
-from gibbsian.sampling import Samples, reporter, sample, steps_per_block
+from gibbsian.samples import Samples
+from gibbsian.sampling import reporter, sample, steps_per_block
 from gibbsian.typing import EnergyFn
 
 INITIAL, FIRST, FINAL = 75, 25, 50

@@ -9,7 +9,8 @@ from torch.distributions import constraints
 
 import gibbsian as gb
 from contracts import seeded
-from gibbsian.energies.base import Combination, common_support, same_support
+from gibbsian.energies.base import Combination
+from gibbsian.energies.domains import common_support, same_support
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 
 X = torch.randn((7, 2), generator=seeded(), dtype=torch.float64)

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.energies.domains import common_event_shape, common_support
+from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.typing import Scalar
 
 
@@ -333,61 +334,6 @@ def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[fl
     if not w.is_floating_point():
         w = w.to(torch.get_default_dtype())
     return Mixture([Energy.of(e) for e in energies], w)
-
-
-def common_event_shape(energies: Iterable[Energy]) -> torch.Size | None:
-    """Return the one event shape that these energies share; ``None`` stands for any.
-
-    Raises
-    ------
-    ShapeError
-        If two of them differ.
-    """
-    shape: torch.Size | None = None
-    for energy in energies:
-        if energy.event_shape is None:
-            continue
-        if shape is not None and shape != energy.event_shape:
-            raise ShapeError(
-                f"These energies are over points of different shapes, {tuple(shape)} and {tuple(energy.event_shape)}; "
-                "only energies over the same space can be combined."
-            )
-        shape = energy.event_shape
-    return shape
-
-
-def common_support(energies: Iterable[Energy]) -> Constraint:
-    """Return the narrowest domain among these energies, which must not mix discrete and continuous.
-
-    Raises
-    ------
-    DomainError
-        If some are discrete and others declare a bounded continuous domain, or two bounded domains differ.
-    """
-    support: Constraint = constraints.real
-    for energy in energies:
-        if same_support(energy.support, constraints.real) or same_support(energy.support, support):
-            continue
-        if not same_support(support, constraints.real):
-            raise DomainError(f"These energies live on different domains: {support} and {energy.support}.")
-        support = energy.support
-    return support
-
-
-def same_support(a: Constraint, b: Constraint) -> bool:
-    """Whether two constraints describe one domain; ``real`` and ``real_vector`` count as one."""
-    return a is b or _canonical(a) == _canonical(b)
-
-
-def is_real(support: Constraint) -> bool:
-    """Whether a support is all of the reals, of any event shape."""
-    return same_support(support, constraints.real)
-
-
-def _canonical(support: Constraint) -> str:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return repr(support)
 
 
 def formula(energy: nn.Module) -> str:

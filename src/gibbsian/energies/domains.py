@@ -6,12 +6,15 @@ A box is ``constraints.interval(low, high)``, the reals are ``constraints.real``
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from gibbsian.errors import OptionError
+from gibbsian.errors import DomainError, OptionError, ShapeError
 
 
 class Torus(Constraint):
@@ -65,6 +68,20 @@ class Sphere(Constraint):
         return "Sphere()"
 
 
+class Inhabitant(Protocol):
+    """What says where it lives, as an energy does."""
+
+    @property
+    def event_shape(self) -> torch.Size | None:
+        """The shape of one point, or ``None`` for any."""
+        ...
+
+    @property
+    def support(self) -> Constraint:
+        """The domain of a point."""
+        ...
+
+
 def kind_of(support: Constraint) -> str:
     """Tell the kind of a domain: ``"boolean"``, ``"one_hot"``, ``"torus"``, ``"sphere"``, ``"box"`` or ``"real"``."""
     while isinstance(support, constraints.independent):
@@ -81,3 +98,58 @@ def kind_of(support: Constraint) -> str:
     if isinstance(support, (type(constraints.interval(0.0, 1.0)), type(constraints.half_open_interval(0.0, 1.0)))):
         return "box"
     return "discrete" if support.is_discrete else "real"
+
+
+def common_event_shape(energies: Iterable[Inhabitant]) -> torch.Size | None:
+    """Return the one event shape that these energies share; ``None`` stands for any.
+
+    Raises
+    ------
+    ShapeError
+        If two of them differ.
+    """
+    shape: torch.Size | None = None
+    for energy in energies:
+        if energy.event_shape is None:
+            continue
+        if shape is not None and shape != energy.event_shape:
+            raise ShapeError(
+                f"These energies are over points of different shapes, {tuple(shape)} and {tuple(energy.event_shape)}; "
+                "only energies over the same space can be combined."
+            )
+        shape = energy.event_shape
+    return shape
+
+
+def common_support(energies: Iterable[Inhabitant]) -> Constraint:
+    """Return the narrowest domain among these energies, which must not mix discrete and continuous.
+
+    Raises
+    ------
+    DomainError
+        If some are discrete and others declare a bounded continuous domain, or two bounded domains differ.
+    """
+    support: Constraint = constraints.real
+    for energy in energies:
+        if same_support(energy.support, constraints.real) or same_support(energy.support, support):
+            continue
+        if not same_support(support, constraints.real):
+            raise DomainError(f"These energies live on different domains: {support} and {energy.support}.")
+        support = energy.support
+    return support
+
+
+def same_support(a: Constraint, b: Constraint) -> bool:
+    """Whether two constraints describe one domain; ``real`` and ``real_vector`` count as one."""
+    return a is b or _canonical(a) == _canonical(b)
+
+
+def is_real(support: Constraint) -> bool:
+    """Whether a support is all of the reals, of any event shape."""
+    return same_support(support, constraints.real)
+
+
+def _canonical(support: Constraint) -> str:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return repr(support)

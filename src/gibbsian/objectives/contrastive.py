@@ -17,13 +17,15 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.buffers import ReplayBuffer
-from gibbsian.energies.base import Energy, same_support
+from gibbsian.energies.base import Energy
+from gibbsian.energies.domains import same_support
 from gibbsian.energies.layers import dropout_paused
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.sampling import Samples, sample
+from gibbsian.samples import Samples
+from gibbsian.sampling import sample
 from gibbsian.typing import Context
 
 

@@ -23,7 +23,8 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, owner_of, wanting
-from gibbsian.energies.base import Energy, common_support, same_support
+from gibbsian.energies.base import Energy
+from gibbsian.energies.domains import common_support, same_support
 from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError

@@ -21,7 +21,7 @@ from gibbsian.diagnostics.summary import R_HAT_LIMIT, enough
 from gibbsian.errors import OptionError, ShapeError
 from gibbsian.report.canvas import colour, styled, tidy
 from gibbsian.report.curves import curve_limits
-from gibbsian.sampling import Samples
+from gibbsian.samples import Samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
