@@ -6,9 +6,12 @@ from gibbsian.adaptation import Tuned, tune
 from gibbsian.annealing import Annealing, anneal
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.data import Dataset, Scaling, datasets, load
-from gibbsian.diagnostics.chains import chain_mean, effective_sample_size, grid_total_variation, split_r_hat
+from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, grid_total_variation, split_r_hat
 from gibbsian.diagnostics.detection import auroc, false_positive_rate
 from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.diagnostics.mixing import energy_bfmi, round_trips
+from gibbsian.diagnostics.quantiles import chain_quantile, quantile_effective_sample_size, tail_effective_sample_size
+from gibbsian.diagnostics.summary import Summary
 from gibbsian.diagnostics.two_sample import (
     classifier_test,
     energy_distance,
@@ -18,21 +21,37 @@ from gibbsian.diagnostics.two_sample import (
     sliced_wasserstein,
 )
 from gibbsian.energies.base import Energy, mixture
+from gibbsian.energies.directional import VonMises, VonMisesFisher
+from gibbsian.energies.domains import Sphere, Torus
 from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.pairwise import Ising, Lattice, Potts
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
+from gibbsian.energies.transformed import unconstrain
 from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
+from gibbsian.kernels.discrete_langevin import DiscreteLangevin
+from gibbsian.kernels.domains import Reflected, Wrapped
+from gibbsian.kernels.gibbs import BlockGibbs, SingleSiteGibbs
+from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.kernels.microcanonical import MCLMC, AdjustedMCLMC
+from gibbsian.kernels.path_auxiliary import PathAuxiliary
 from gibbsian.kernels.preconditioned import PSGLD
 from gibbsian.kernels.random_walk import RandomWalk
+from gibbsian.kernels.saving import load_kernel, save_kernel
+from gibbsian.kernels.spherical import SphericalHMC
 from gibbsian.kernels.stochastic import SGHMC, SGLD, CyclicalSGLD
 from gibbsian.kernels.svgd import SVGD
+from gibbsian.kernels.tempered_transitions import TemperedTransitions
+from gibbsian.kernels.tempering import ParallelTempering
 from gibbsian.kernels.underdamped import Underdamped
+from gibbsian.ladders import TunedLadder, tune_ladder
+from gibbsian.microcanonical_adaptation import tune_mclmc
 from gibbsian.models import Model, load_model, save_model
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
@@ -49,14 +68,18 @@ from gibbsian.partition.base import LogZ
 from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import geometric, noise_levels
+from gibbsian.partition.smc import Particles, smc
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
+from gibbsian.short_run import ShortRun, continue_chains
 from gibbsian.training.fit import Fit, fit
 from gibbsian.training.settings import TrainingSettings
+from gibbsian.warm_up import warm_up
 
 if TYPE_CHECKING:
     from gibbsian.estimator import EBM
+    from gibbsian.report.mixing import autocorrelation_figure, rank_figure, trace_figure
 
 __version__ = "0.1.0"
 
@@ -64,12 +87,20 @@ CD = ContrastiveDivergence
 PCD = PersistentContrastiveDivergence
 
 
-def __getattr__(name: str) -> Any:
-    # scikit-learn takes longer to import than all of this package: EBM waits until it is asked for.
-    if name == "EBM":
-        from gibbsian.estimator import EBM
+# What takes longer to import than all of this package waits until it is asked for.
+_LATER = {
+    "EBM": "gibbsian.estimator",
+    "autocorrelation_figure": "gibbsian.report.mixing",
+    "rank_figure": "gibbsian.report.mixing",
+    "trace_figure": "gibbsian.report.mixing",
+}
 
-        return EBM
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        import importlib
+
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'gibbsian' has no attribute {name!r}")
 
 
@@ -78,6 +109,7 @@ __all__ = [
     "EBM",
     "HMC",
     "MALA",
+    "MCLMC",
     "MLP",
     "PCD",
     "PSGLD",
@@ -85,10 +117,12 @@ __all__ = [
     "SGLD",
     "SVGD",
     "ULA",
+    "AdjustedMCLMC",
     "Annealing",
     "Barker",
     "Batch",
     "Bernoulli",
+    "BlockGibbs",
     "Categorical",
     "Checkerboard",
     "ContrastiveDivergence",
@@ -96,6 +130,7 @@ __all__ = [
     "CyclicalSGLD",
     "Dataset",
     "DenoisingScoreMatching",
+    "DiscreteLangevin",
     "DoubleWell",
     "EDMWeight",
     "EightGaussians",
@@ -105,8 +140,11 @@ __all__ = [
     "Funnel",
     "Gaussian",
     "GaussianMixture",
+    "GibbsWithGradients",
     "Info",
+    "Ising",
     "Kernel",
+    "Lattice",
     "LogNormal",
     "LogUniform",
     "LogZ",
@@ -118,32 +156,53 @@ __all__ = [
     "NoiseConditional",
     "NoiseContrastiveEstimation",
     "Objective",
+    "ParallelTempering",
+    "Particles",
+    "PathAuxiliary",
     "PersistentContrastiveDivergence",
     "Pinwheel",
+    "Potts",
     "RandomWalk",
     "Recipe",
+    "Reflected",
     "ReplayBuffer",
     "ResidualEnergy",
     "Ring",
     "Rosenbrock",
     "Samples",
     "Scaling",
+    "ShortRun",
+    "SingleSiteGibbs",
+    "Sphere",
+    "SphericalHMC",
     "State",
+    "Summary",
     "Target",
+    "TemperedTransitions",
+    "Torus",
     "Tractable",
     "TrainingSettings",
     "Tuned",
+    "TunedLadder",
     "TwoMoons",
     "Underdamped",
     "Uniform",
+    "VonMises",
+    "VonMisesFisher",
+    "Wrapped",
     "ais",
     "anneal",
     "auroc",
+    "autocorrelation_figure",
     "bracket",
     "chain_mean",
+    "chain_quantile",
+    "chain_sd",
     "classifier_test",
+    "continue_chains",
     "datasets",
     "effective_sample_size",
+    "energy_bfmi",
     "energy_distance",
     "evaluate",
     "false_positive_rate",
@@ -154,15 +213,27 @@ __all__ = [
     "grid_total_variation",
     "kernel_mmd",
     "load",
+    "load_kernel",
     "load_model",
     "memorisation",
     "mixture",
     "noise_levels",
     "quadrature",
+    "quantile_effective_sample_size",
+    "rank_figure",
     "reverse_ais",
+    "round_trips",
     "sample",
+    "save_kernel",
     "save_model",
     "sliced_wasserstein",
+    "smc",
     "split_r_hat",
+    "tail_effective_sample_size",
+    "trace_figure",
     "tune",
+    "tune_ladder",
+    "tune_mclmc",
+    "unconstrain",
+    "warm_up",
 ]
