@@ -11,31 +11,27 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
 import numpy as np
 import torch
-from common import circumstances, generator, table, write
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 import gibbsian as gb
-from gibbsian.kernels.hmc import leapfrog
+from common import circumstances, generator, table, write
 from gibbsian.report.canvas import colour
+from planar import Scene, arrow, corner, density, dots, draw_path, label, shade, walk
 
 GRADIENTS = 200
-"""Gradient evaluations of each chain of the first figure."""
-MASSES = (0.99, 0.9, 0.7, 0.5, 0.3)
-GREYS = ("#f1f3f6", "#e4e7ec", "#d5dae1", "#c5ccd5", "#b3bcc8")
-CLOCK = LinearSegmentedColormap.from_list("clock", ["#8fc1f2", "#2f6db3", "#0b2143"])
+"""Gradient evaluations (of RandomWalk: energy evaluations) of each chain of the first figure."""
 PAPER = LinearSegmentedColormap.from_list("paper", ["#ffffff", "#cfe0f3", "#7fadde", "#2f6db3", "#0b2143"])
 STYLE = {
     "font.size": 9.0,
@@ -54,15 +50,8 @@ STYLE = {
 }
 
 
-@dataclass(frozen=True)
-class Scene:
-    """A target and how to look at it: its box, the length of its narrow direction, and where a chain starts."""
-
-    name: str
-    energy: gb.Energy
-    box: tuple[float, float, float, float]
-    length: float
-    start: tuple[float, float]
+Drawn = tuple[Figure, dict[str, Any], str]
+"""A figure, its numbers, and their table."""
 
 
 BANANA = Scene("Rosenbrock", gb.Rosenbrock(a=0.0, b=6.0, temperature=1.5), (-3.1, 3.1, -1.2, 5.0), 0.24, (-1.4, 2.0))
@@ -90,102 +79,18 @@ KERNELS: list[tuple[str, Callable[[float], gb.Kernel]]] = [
 ]
 
 
-def density(scene: Scene, points: int = 240) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Axes and density of a target on its box, summing to 1."""
-    left, right, low, high = scene.box
-    x, y = torch.linspace(left, right, points), torch.linspace(low, high, points)
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).reshape(-1, 2)
-    with torch.no_grad():
-        logs = -torch.cat([scene.energy(part) for part in grid.split(8192)]).double()
-    return x.numpy(), y.numpy(), logs.softmax(0).reshape(points, points).numpy()
-
-
-def shade(axes: Axes, scene: Scene, lines: bool = False) -> None:
-    """Draw the regions of highest density, filled or as outlines, and frame the box."""
-    x, y, p = density(scene)
-    ranked = np.sort(p, axis=None)[::-1]
-    levels = [ranked[np.searchsorted(ranked.cumsum(), mass)] for mass in MASSES]
-    if lines:
-        axes.contour(x, y, p, levels=[levels[0], levels[1], levels[3]], colors=colour("ink"), linewidths=0.6)
-    else:
-        axes.contourf(x, y, p, levels=[*levels, p.max() * 1.01], colors=GREYS)
-    frame(axes, scene)
-
-
-def frame(axes: Axes, scene: Scene) -> None:
-    """Show exactly the box, both axes at one scale, without ticks."""
-    axes.set(xlim=scene.box[:2], ylim=scene.box[2:], xticks=[], yticks=[], aspect="equal")
-
-
-def corner(axes: Axes, text: str) -> None:
-    """Write into the lower right corner, on a ground that keeps it legible."""
-    ground = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
-    axes.text(0.97, 0.035, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=7.5, bbox=ground)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of one chain: points from start to end (those of a trajectory between them) and whether it moved."""
-
-    points: Tensor
-    grad: Tensor
-    noise: tuple[Tensor, ...]
-    moved: bool
-    acceptance: float
-
-
-def walk(scene: Scene, kernel: gb.Kernel, steps: int, rng: torch.Generator) -> Iterator[Step]:
-    """Step one chain from the scene's start."""
-    state = kernel.init(scene.energy, torch.tensor([scene.start]))
-    for _ in range(steps):
-        noise = tuple(z[0] for z in kernel.noise(state, 1, rng))
-        between = [state.x]
-        if isinstance(kernel, gb.HMC):
-            on, v = state, noise[0]
-            for _ in range(kernel.leapfrog):
-                on, v = leapfrog(scene.energy, on, v, kernel.step_size, 1)
-                between.append(on.x)
-        new, info = kernel.step(scene.energy, state, noise)
-        if not isinstance(kernel, gb.HMC):
-            between.append(new.x)
-        moved = not torch.equal(new.x, state.x)
-        yield Step(torch.cat(between), state.grad, noise, moved, float(info.acceptance))
-        state = new
-
-
-def draw_path(axes: Axes, steps: list[Step], width: float = 0.8) -> None:
-    """Draw a chain from light to dark, with a dot where it stood still, the larger the longer."""
-    pieces, times = [], []
-    stays: dict[tuple[float, ...], int] = {}
-    for i, step in enumerate(steps):
-        if step.moved:
-            places = step.points.numpy()
-            pieces += list(np.stack((places[:-1], places[1:]), axis=1))
-            times += [i / len(steps)] * (len(places) - 1)
-            if len(places) > 2:
-                axes.scatter(*places[-1], s=5, color=CLOCK(times[-1]), linewidth=0, zorder=3)
-        else:
-            place = tuple(step.points[0].tolist())
-            stays[place] = stays.get(place, 0) + 1
-    path = LineCollection(pieces, colors=CLOCK(times), linewidths=width, capstyle="round", joinstyle="round")
-    axes.add_collection(path, autolim=False)
-    if stays:
-        sizes = [3.0 * count for count in stays.values()]
-        axes.scatter(*zip(*stays), s=sizes, color=colour("samples"), edgecolor="white", linewidth=0.25, zorder=3)
-
-
-def one_chain_each(seed: int) -> tuple[Figure, dict[str, Any]]:
+def one_chain_each(seed: int) -> Drawn:
     """Draw targets by kernels, a single chain in each, all with the same number of gradient evaluations."""
     rows, columns = len(SCENES), len(KERNELS)
-    figure = Figure(figsize=(9.0, 9.0 * (rows + 0.45) / (columns + 0.2)))
+    figure = Figure(figsize=(9.0, 9.0 * (rows + 0.33) / (columns + 0.2)))
     grid = figure.subplots(rows, columns)
-    figure.subplots_adjust(left=0.035, right=0.995, top=0.935, bottom=0.005, wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(left=0.035, right=0.995, top=0.948, bottom=0.005, wspace=0.04, hspace=0.04)
     record: dict[str, Any] = {}
     for i, scene in enumerate(SCENES):
         record[scene.name] = {}
         for j, (name, make) in enumerate(KERNELS):
             axes, kernel = grid[i, j], make(scene.length)
-            steps = list(walk(scene, kernel, GRADIENTS // kernel.gradients, generator(seed, i, j)))
+            steps = list(walk(scene, kernel, GRADIENTS, generator(seed, i, j)))
             shade(axes, scene)
             draw_path(axes, steps)
             if hasattr(kernel, "target_acceptance"):
@@ -199,30 +104,14 @@ def one_chain_each(seed: int) -> tuple[Figure, dict[str, Any]]:
         f"One chain, {GRADIENTS} gradient evaluations in every panel. Light to dark: time. "
         "Orange: rejected, larger the longer it stood. Number: acceptance."
     )
-    figure.text(0.035, 0.982, text, fontsize=8.5, color=colour("muted"), va="center")
-    return figure, {"gradients": GRADIENTS, "acceptance": record}
+    figure.text(0.035, 0.987, text, fontsize=8.5, color=colour("muted"), va="center")
+    names = list(record[SCENES[0].name])
+    lines = [(target, *(f"{row[name]:.3f}" for name in names)) for target, row in record.items()]
+    section = f"Acceptance of one chain, {GRADIENTS} gradients.\n\n{table(('target', *names), lines)}"
+    return figure, {"gradients": GRADIENTS, "acceptance": record}, section
 
 
-def arrow(axes: Axes, start: Tensor, end: Tensor, name: str, width: float = 1.6) -> None:
-    """Draw an arrow between two points in a colour of the palette."""
-    look = {"arrowstyle": "-|>", "color": colour(name), "linewidth": width, "shrinkA": 0, "shrinkB": 0}
-    axes.annotate("", end.tolist(), start.tolist(), arrowprops=look | {"mutation_scale": 9})
-
-
-def dots(axes: Axes, points: Tensor, size: float, name: str = "ink", **look: Any) -> None:
-    """Draw points ``(n, 2)`` in a colour of the palette."""
-    axes.scatter(*points.T.tolist(), s=size, color=colour(name), **{"zorder": 4, "linewidth": 0} | look)
-
-
-def label(axes: Axes, at: Tensor, text: str, shift: tuple[float, float], name: str = "ink") -> None:
-    """Write beside a point, ``shift`` points away."""
-    side = "left" if shift[0] >= 0 else "right"
-    ground = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "boxstyle": "square,pad=0.1"}
-    place = {"xytext": shift, "textcoords": "offset points", "ha": side, "va": "center", "bbox": ground}
-    axes.annotate(text, at.tolist(), **place, color=colour(name), fontsize=8.5, zorder=6)
-
-
-def langevin_steps(axes: Axes, rng: torch.Generator) -> tuple[str, str]:
+def langevin_steps(axes: Axes, rng: torch.Generator) -> None:
     """Take MALA's steps apart into the gradient's part and the noise."""
     kernel = gb.MALA(0.16)
     told = False
@@ -241,33 +130,31 @@ def langevin_steps(axes: Axes, rng: torch.Generator) -> tuple[str, str]:
         if i == 0:
             label(axes, start, "start", (-6, 0))
     dots(axes, step.points[-1:], 16)
-    return "MALA", "A step down the gradient (orange), then noise (blue).\nA proposal too unlikely to be undone is rejected."
 
 
-def hmc_steps(axes: Axes, rng: torch.Generator) -> tuple[str, str]:
+def hmc_steps(axes: Axes, rng: torch.Generator) -> None:
     """Show three trajectories, each with its first momentum and its leapfrog points."""
-    kernel = gb.HMC(0.2, leapfrog=14)
-    for i, step in enumerate(walk(WIDE, kernel, 3, rng)):
+    kernel = gb.HMC(0.15, leapfrog=16)
+    for i, step in enumerate(walk(replace(WIDE, start=(-1.1, 0.4)), kernel, 3 * kernel.leapfrog, rng)):
         axes.plot(*step.points.T.tolist(), color=colour("data"), linewidth=1.2)
         dots(axes, step.points[1:-1], 14, "data", edgecolor="white", linewidth=0.5)
         dots(axes, step.points[[0, -1]], 34)
         arrow(axes, step.points[0], step.points[0] + 0.55 * step.noise[0][0], "samples")
         if i == 0:
-            label(axes, step.points[0], "start", (-8, 0))
-    return "HMC", "A random push (orange), then a frictionless glide of 14\nleapfrog steps (blue dots), of which only the end is kept."
+            label(axes, step.points[0], "start", (-2, 12))
 
 
-def barker_steps(axes: Axes, rng: torch.Generator) -> tuple[str, str]:
+def barker_steps(axes: Axes, rng: torch.Generator) -> None:
     """Show the four signs that one normal draw can take, their probabilities, and many proposals from one place."""
     kernel, crowd = gb.Barker(0.6), 500
-    start = torch.tensor([[-1.55, 1.3]])
+    start = torch.tensor([[-1.2, 0.9]])
     state = kernel.init(WIDE.energy, start)
     many = kernel.init(WIDE.energy, start.expand(crowd, 2))
     pair = kernel.noise(many, 1, rng)[0][0]
     w = kernel.step_size * pair[:, 0]
     ends = start + torch.where(torch.special.ndtr(pair[:, 1]) < torch.sigmoid(-w * many.grad), w, -w)
     dots(axes, ends, 5, "data", alpha=0.55, zorder=2)
-    size = torch.tensor([0.8, 0.75])
+    size = torch.tensor([0.7, 0.7])
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     places = start + signs * size
     chances = torch.sigmoid(-signs * size * state.grad).prod(1)
@@ -278,31 +165,62 @@ def barker_steps(axes: Axes, rng: torch.Generator) -> tuple[str, str]:
         label(axes, place, f"{float(chance):.0%}", (9 * float(sign[0]), 8 * float(sign[1])), "samples")
     arrow(axes, start[0], start[0] - 0.9 * state.grad[0] / state.grad.norm(), "ink")
     dots(axes, start, 34)
-    return "Barker", "Noise gives the lengths, the gradient (black) the odds of\neach sign (orange). Blue: 500 proposals from the one place."
 
 
-def underdamped_steps(axes: Axes, rng: torch.Generator) -> tuple[str, str]:
+def underdamped_steps(axes: Axes, rng: torch.Generator) -> None:
     """Show a path with a velocity that lasts."""
     steps = list(walk(WIDE, gb.Underdamped(0.15, friction=0.5), 90, rng))
     draw_path(axes, steps, width=1.4)
     for i, step in enumerate(steps):
         dots(axes, step.points[:1], 34 if i == 0 else 7, zorder=3 if i else 4)
     label(axes, steps[0].points[0], "start", (-8, 0))
-    return "Underdamped Langevin", "90 steps of a velocity that friction slowly\nforgets and noise renews. Light to dark: time. Nothing is rejected."
 
 
-def steps_apart(seed: int) -> tuple[Figure, dict[str, Any]]:
+STEPS = (
+    (
+        "MALA",
+        "A step down the gradient (orange), then noise (blue).",
+        "A rejected proposal (red) leaves the chain where it was.",
+        langevin_steps,
+        100,
+    ),
+    (
+        "HMC",
+        "A random push (orange), then a frictionless glide of 16",
+        "leapfrog steps (blue dots), whose end is accepted or not.",
+        hmc_steps,
+        141,
+    ),
+    (
+        "Barker",
+        "Noise gives the lengths, the gradient (black) the odds of",
+        "each sign (orange). Blue: 500 proposals from the one place.",
+        barker_steps,
+        102,
+    ),
+    (
+        "Underdamped Langevin",
+        "90 steps of a velocity that friction slowly forgets and",
+        "noise renews. Light to dark: time. Nothing is rejected.",
+        underdamped_steps,
+        100,
+    ),
+)
+"""Kind of step, two lines about it, who draws it, and a seed of its own that shows it well."""
+
+
+def steps_apart(seed: int) -> Drawn:
     """Draw what a step of each kind does, on one banana."""
     figure = Figure(figsize=(9.0, 10.15))
     grid = figure.subplots(2, 2)
     figure.subplots_adjust(left=0.005, right=0.995, top=0.93, bottom=0.005, wspace=0.03, hspace=0.17)
-    kinds = (langevin_steps, hmc_steps, barker_steps, underdamped_steps)
-    for i, (axes, draw) in enumerate(zip(grid.flat, kinds)):
+    for i, (axes, (name, first, second, draw, own)) in enumerate(zip(grid.flat, STEPS)):
         shade(axes, WIDE)
-        name, told = draw(axes, generator(seed, 100, i))
+        draw(axes, generator(seed, own, i))
         axes.set_title(name, loc="left", weight="bold", pad=32)
+        told = f"{first}\n{second}"
         axes.text(0.0, 1.015, told, transform=axes.transAxes, color=colour("muted"), linespacing=1.35)
-    return figure, {}
+    return figure, {}, ""
 
 
 CROWD = 1000
@@ -324,12 +242,12 @@ def distance(scene: Scene, draws: Tensor, bins: int = 16) -> tuple[float, float]
     return found.value, found.floor
 
 
-def many_chains(seed: int) -> tuple[Figure, dict[str, Any]]:
+def many_chains(seed: int) -> Drawn:
     """Draw a crowd of chains from a wrong start, after ever more gradient evaluations."""
     rows, columns = len(CROWDS), len(BUDGETS)
-    figure = Figure(figsize=(9.0, 9.0 * (rows + 0.45) / (columns + 0.2)))
+    figure = Figure(figsize=(9.0, 9.0 * (rows + 0.33) / (columns + 0.2)))
     grid = figure.subplots(rows, columns)
-    figure.subplots_adjust(left=0.035, right=0.995, top=0.925, bottom=0.005, wspace=0.04, hspace=0.04)
+    figure.subplots_adjust(left=0.035, right=0.995, top=0.94, bottom=0.005, wspace=0.04, hspace=0.04)
     record: dict[str, Any] = {}
     for i, (scene, place, spread, name, kernel) in enumerate(CROWDS):
         rng, done = generator(seed, 200, i), 0
@@ -351,24 +269,33 @@ def many_chains(seed: int) -> tuple[Figure, dict[str, Any]]:
             if j == 0:
                 axes.set_ylabel(f"{name}", fontsize=10, color=colour("ink"))
         record[scene.name]["exact"] = floor
-    floors = ", ".join(f"{record[s.name]['exact']:.2f} ({s.name})" for s in (PINWHEEL, EIGHT))
-    text = f"{CROWD} chains or particles. Number: total variation to the truth; exact draws would show {floors}."
-    figure.text(0.035, 0.98, text, fontsize=8.5, color=colour("muted"), va="center")
-    return figure, {"gradients": BUDGETS, "total variation": record}
+    floors = "exact draws would show " + ", ".join(
+        f"{record[s.name]['exact']:.2f} ({s.name})" for s in (PINWHEEL, EIGHT)
+    )
+    text = f"{CROWD} chains or particles. Number: total variation to the truth; {floors}."
+    figure.text(0.035, 0.985, text, fontsize=8.5, color=colour("muted"), va="center")
+    lines = [
+        (f"{scene}, {name}", *(f"{v:.3f}" for v in values))
+        for scene, kinds in record.items()
+        for name, values in kinds.items()
+        if name != "exact"
+    ]
+    section = f"Total variation of {CROWD} chains by gradients spent; {floors}.\n\n"
+    return figure, {"gradients": BUDGETS} | record, section + table(("chains", *map(str, BUDGETS)), lines)
 
 
 TITLES = ("too small", "about right", "too large")
 SIZES = {gb.ULA: (0.0003, 0.01, 0.05), gb.MALA: (0.0003, 0.04, 0.4)}
 
 
-def step_sizes(seed: int) -> tuple[Figure, dict[str, Any]]:
+def step_sizes(seed: int) -> Drawn:
     """Draw histograms of ULA and MALA at three step sizes over the truth, and a trace of one of the chains each."""
     chains, steps = 100, 2000
-    figure = Figure(figsize=(9.0, 8.6))
+    figure = Figure(figsize=(9.0, 8.55))
     grid = figure.subplots(4, 3, height_ratios=(3.0, 0.9, 3.0, 0.9))
     figure.subplots_adjust(left=0.06, right=0.99, top=0.92, bottom=0.05, wspace=0.04, hspace=0.08)
     left, right, low, high = BANANA.box
-    record: dict[str, Any] = {}
+    rows: list[tuple[Any, ...]] = []
     for i, (make, sizes) in enumerate(SIZES.items()):
         for j, size in enumerate(sizes):
             axes, strip, kernel = grid[2 * i, j], grid[2 * i + 1, j], make(size)
@@ -384,9 +311,8 @@ def step_sizes(seed: int) -> tuple[Figure, dict[str, Any]]:
             shade(axes, BANANA, lines=True)
             value, floor = distance(replace(BANANA, box=(-4.0, 4.0, -2.0, 10.0)), run.draws.flatten(0, 1), bins=48)
             accepted, restarts = float(run.acceptance.mean()), int(run.nonfinite.sum())
-            record[f"{make.__name__} {size}"] = {"total variation": value, "acceptance": accepted, "floor": floor}
+            rows.append((make.__name__, size, value, accepted, restarts))
             corner(axes, f"TV {value:.2f}\n" + (f"acceptance {accepted:.2f}" if i else f"restarts {restarts}"))
-            print(make.__name__, size, value, floor, accepted, restarts)
             strip.plot(run.draws[:, 0, 0].numpy(), color=colour("data"), linewidth=0.5)
             strip.set(xlim=(0, steps), ylim=(left, right), yticks=[-2, 0, 2] if j == 0 else [])
             strip.set_xticks([500, 1000, 1500], labels=["500", "step 1000", "1500"] if i else [])
@@ -397,10 +323,19 @@ def step_sizes(seed: int) -> tuple[Figure, dict[str, Any]]:
             if j == 0:
                 axes.set_ylabel(make.__name__, fontsize=11, color=colour("ink"))
                 strip.set_ylabel("x₁")
-    return figure, {"steps": record}
+    text = (
+        f"{chains} chains from one place on the left, {steps} steps each; below, x₁ of one of them. "
+        f"Outlines: 99, 90 and 50% of the truth.\n"
+        f"TV: total variation of the draws to the truth; as many exact draws would show {floor:.2f}."
+    )
+    figure.text(0.06, 0.995, text, fontsize=8.5, color=colour("muted"), va="top", linespacing=1.35)
+    names = ("kernel", "h", "total variation", "acceptance", "restarts")
+    record = {"floor": floor, "rows": [dict(zip(names, row)) for row in rows]}
+    lines = [(k, f"{h:g}", f"{v:.3f}", f"{a:.3f}", r) for k, h, v, a, r in rows]
+    return figure, record, f"{chains} chains, {steps} steps; exact draws: {floor:.3f}.\n\n{table(names, lines)}"
 
 
-FIGURES: dict[str, Callable[[int], tuple[Figure, dict[str, Any]]]] = {
+FIGURES: dict[str, Callable[[int], Drawn]] = {
     "one-chain": one_chain_each,
     "steps": steps_apart,
     "many": many_chains,
@@ -409,11 +344,11 @@ FIGURES: dict[str, Callable[[int], tuple[Figure, dict[str, Any]]]] = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 200 dots per inch in 256 colours, a third of the size and the same to the eye."""
+    """Write a PNG of 200 dots per inch in 160 colours, a third of the size and the same to the eye."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=200, facecolor="white")
     image = Image.open(buffer).convert("RGB")
-    image.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(160, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:
@@ -426,15 +361,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
+    records, sections = {}, []
     for name in options.only:
         began = time.perf_counter()
         # Also shields the figures from a user's own matplotlibrc, and gives it back afterwards.
         with matplotlib.style.context(["default", STYLE]):
-            figure, record = FIGURES[name](options.seed)
+            figure, records[name], section = FIGURES[name](options.seed)
             path = options.out / f"gallery-{name}.png"
             save(figure, path)
         print(f"{path}: {path.stat().st_size / 1000:.0f} kB, {time.perf_counter() - began:.1f} s")
-        print(record)
+        if section:
+            print(section, end="\n\n")
+            sections.append(f"## {name}\n\n{section}")
+    if set(options.only) == set(FIGURES):
+        record = circumstances([options.seed], options.threads) | records
+        write("gallery", "What the gallery's chains did", record, sections)
 
 
 if __name__ == "__main__":
