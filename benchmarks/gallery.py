@@ -229,9 +229,9 @@ CROWDS: list[tuple[Scene, tuple[float, float], float, str, gb.Kernel]] = [
     (PINWHEEL, (0.0, 0.0), 0.3, "MALA", gb.MALA(0.02)),
     (PINWHEEL, (0.0, 0.0), 0.3, "HMC", gb.HMC(0.12, leapfrog=10)),
     (PINWHEEL, (0.0, 0.0), 0.3, "SVGD", gb.SVGD(0.2, bandwidth=0.2)),
-    (EIGHT, (3.0, -3.0), 0.5, "MALA", gb.MALA(0.12)),
-    (EIGHT, (3.0, -3.0), 0.5, "HMC", gb.HMC(0.3, leapfrog=10)),
-    (EIGHT, (3.0, -3.0), 0.5, "SVGD", gb.SVGD(0.4, bandwidth=0.4)),
+    (EIGHT, (-3.0, -3.0), 0.5, "MALA", gb.MALA(0.12)),
+    (EIGHT, (-3.0, -3.0), 0.5, "HMC", gb.HMC(0.3, leapfrog=10)),
+    (EIGHT, (-3.0, -3.0), 0.5, "SVGD", gb.SVGD(0.4, bandwidth=0.4)),
 ]
 
 

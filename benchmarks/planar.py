@@ -95,17 +95,15 @@ def walk(scene: Scene, kernel: gb.Kernel, budget: int, rng: torch.Generator) -> 
     state = kernel.init(energy, torch.tensor([scene.start]))
     while energy.count <= budget:
         noise = tuple(z[0] for z in kernel.noise(state, 1, rng))
-        between = [state.x]
-        if isinstance(kernel, gb.HMC):
-            on, v = state, noise[0]
-            for _ in range(kernel.leapfrog):
-                on, v = leapfrog(scene.energy, on, v, kernel.step_size, 1)
-                between.append(on.x)
         new, info = kernel.step(energy, state, noise)
-        if not isinstance(kernel, gb.HMC):
-            between.append(new.x)
+        places = [state.x, new.x]
+        if isinstance(kernel, gb.HMC) and kernel.jitter is None:
+            on, v, places = state, noise[0], [state.x]
+            for _ in range(kernel.leapfrog):
+                on, v = leapfrog(scene.energy, on, v, kernel.step_size, 1, kernel.scale)
+                places.append(on.x)
         moved = not torch.equal(new.x, state.x)
-        yield Step(torch.cat(between), state.grad, noise, moved, float(info.acceptance))
+        yield Step(torch.cat(places), state.grad, noise, moved, float(info.acceptance))
         state = new
 
 
