@@ -28,7 +28,7 @@ from torch import Generator, Tensor
 
 from gibbsian.adaptation import DualAveraging, Tuned, check_tunable, first_step_size, mean_acceptance, measured
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError, unknown_name
-from gibbsian.kernels.base import State
+from gibbsian.kernels.base import State, owner_of_setting, with_setting, with_step_size
 from gibbsian.kernels.scales import is_dense
 from gibbsian.samples import Samples
 from gibbsian.sampling import reporter, sample, steps_per_block
@@ -98,14 +98,16 @@ def warm_up(
         raise OptionError(f"steps is {FEWEST} or more, for three parts of a warm-up; got {steps}. tune() takes fewer.")
     x = start.x if isinstance(start, State) else start
     _check_scale(kernel, scale, x)
-    moving = kernel if scale is None else dataclasses.replace(kernel, scale=first_scale(kernel.scale, scale, x))
+    moving = kernel
+    if scale is not None:
+        moving = with_setting(kernel, "scale", first_scale(owner_of_setting(kernel, "scale").scale, scale, x))
     size = steps_per_block(kernel)
     initial, slow, final = windows(steps, size)
     report, close = reporter(progress, (initial + sum(slow) + final) * size, "warming up")
     tried: list[float] = []
 
     def run(log_h: float, at: Tensor | State, count: int = size) -> Samples:
-        now = dataclasses.replace(moving, step_size=math.exp(log_h))
+        now = with_step_size(moving, math.exp(log_h))
         return sample(energy, now, at, steps=count, rng=rng, thin=1, compile=compile)
 
     def adapt(log_h: float, at: Tensor | State, rounds: int, seen: Moments | None = None) -> tuple[float, State]:
@@ -127,7 +129,7 @@ def warm_up(
             seen = None if scale is None else Moments(dense=scale == "dense")
             log_h, state = adapt(log_h, state, rounds, seen)
             if seen is not None:
-                moving = dataclasses.replace(moving, scale=seen.scale(moving.scale))
+                moving = with_setting(moving, "scale", seen.scale(owner_of_setting(moving, "scale").scale))
         log_h, state = adapt(log_h, state, final)
     finally:
         close()
@@ -209,7 +211,7 @@ def _check_scale(kernel: object, scale: object, x: Tensor) -> None:
         return
     if not isinstance(scale, str) or scale not in ("diagonal", "dense"):
         raise unknown_name("scale", str(scale), ("diagonal", "dense", "None"))
-    if "scale" not in {f.name for f in dataclasses.fields(kernel)}:  # type: ignore[arg-type]
+    if owner_of_setting(kernel, "scale") is None:
         raise ArgumentTypeError(
             f"{type(kernel).__name__} has no scale to warm up; MALA, HMC, NUTS, Barker and AdjustedMCLMC have one. "
             "warm_up(..., scale=None) and tune() set the step size alone."

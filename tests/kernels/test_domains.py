@@ -431,3 +431,27 @@ def test_what_does_not_fit_is_refused(case):
     make, error, message = REFUSED[case]
     with pytest.raises(error, match=message):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_too_far_to_fold_are_not_finite(dtype):
+    """Else a step size tuned on a flat energy grows until rounding puts every point into one corner."""
+    reach = torch.finfo(dtype).eps ** -0.5
+    for kernel in (Wrapped(gb.MALA(0.1), 1.0, 0.0), Reflected(gb.MALA(0.1), 0.0, 1.0)):
+        near, far = (torch.full((1, 1), factor * reach, dtype=dtype) for factor in (0.9, 1.1))
+        assert bool(kernel.fold(near)[0].isfinite())
+        assert bool(kernel.fold(far)[0].isnan())
+        assert bool(kernel.fold(-far)[0].isnan())
+    half_line = Reflected(gb.MALA(0.1), 0.0)
+    assert float(half_line.fold(torch.full((1, 1), -1e12, dtype=dtype))[0]) == pytest.approx(1e12)
+
+
+def test_annealing_in_a_box_from_a_flat_base_finds_log_z():
+    """The pilot run tunes step sizes at beta = 0 first, where every step is accepted."""
+    base = gb.Uniform(2, low=0.0, high=1.0).double()
+    tilted = base + gb.Energy.of(lambda x: 3.0 * x.sum(1), (2,))
+    truth = 2.0 * math.log((1.0 - math.exp(-3.0)) / 3.0)
+    for kernel in (Reflected(gb.MALA(0.05), 0.0, 1.0), Reflected(gb.HMC(0.1, 3), 0.0, 1.0)):
+        found = gb.ais(tilted, base, kernel=kernel, rng=seeded(), chains=512)
+        assert abs(float(found.value) - truth) < 5.0 * float(found.stderr)
+        assert float(found.stderr) < 0.1

@@ -27,7 +27,7 @@ from contracts import (
     tensors_of,
 )
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
-from gibbsian.kernels.base import Info, State, metropolis
+from gibbsian.kernels.base import Info, State, is_adjusted, metropolis
 from gibbsian.kernels.hmc import leapfrog
 from gibbsian.kernels.ladder import ladder_of
 from gibbsian.kernels.normals import normals_and_uniforms
@@ -357,3 +357,35 @@ def test_settings_inside_become_tensors():
     assert made.kernel.step_size.dtype == made.betas.dtype == torch.float32
     assert torch.equal(ladder_of(made.betas), made.betas)
     assert all(t.dtype in (torch.float64, torch.int64) for t in tensors_of(run_exact(SCALED, 1, 5).state))
+
+
+@pytest.mark.parametrize("inner", [gb.GibbsWithGradients(), gb.BlockGibbs(), gb.SingleSiteGibbs(updates=4)], ids=repr)
+def test_discrete_kernels_climb_ladders(inner):
+    """Tempered energies still tell where they live, and their conditionals: exact draws stay exact at each level."""
+    torch.manual_seed(0)
+    couplings = torch.randn(4, 4, dtype=torch.float64)
+    energy = gb.Ising(couplings + couplings.T - torch.diag(2.0 * couplings.diagonal()))
+    states = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4)
+    betas = (1.0, 0.5)
+    laws = [torch.softmax(-b * energy(states), 0) for b in betas]
+    n, rng = 20_000, seeded(3)
+    start = torch.stack([states[torch.multinomial(law, n, replacement=True, generator=rng)] for law in laws], 1)
+    kernel = gb.ParallelTempering(inner, betas)
+    out = gb.sample(energy, kernel, kernel.init_replicas(energy, start), steps=3, rng=rng)
+    at = replicas_of(out.state).x
+    weights = torch.tensor([8.0, 4.0, 2.0, 1.0], dtype=torch.float64)
+    for k, law in enumerate(laws):
+        counts = torch.bincount((at[:, k] @ weights).long(), minlength=16).double()
+        chi2 = float(((counts - n * law).square() / (n * law)).sum())
+        # 15 degrees of freedom: above 72 in 2 of 10^9.
+        assert chi2 < 72.0
+
+
+def test_unadjusted_kernels_say_so():
+    unadjusted = (gb.ULA(0.1), gb.Underdamped(0.1, 1.0), gb.SVGD(0.1), gb.MCLMC(0.1, 1.0), gb.PSGLD(0.1))
+    for kernel in (*unadjusted, gb.DiscreteLangevin(0.1, adjusted=False), gb.Wrapped(gb.ULA(0.1), 1.0)):
+        assert not is_adjusted(kernel)
+        with pytest.raises(OptionError, match="invariant"):
+            gb.ais(gb.Gaussian(2, scale=0.5), gb.Gaussian(2), kernel=kernel, rng=seeded())
+    for kernel in (gb.MALA(0.1), gb.HMC(0.1), gb.RandomWalk(0.1), gb.BlockGibbs(), gb.Wrapped(gb.MALA(0.1), 1.0)):
+        assert is_adjusted(kernel)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -69,8 +69,9 @@ class Kernel(Protocol):
     """How a chain moves one step.
 
     Besides what stands here a kernel may declare ``target_acceptance``, the acceptance to which `tune` brings its step
-    size; ``details``, the names of what its `Info` tells besides acceptance; and ``dynamic = True`` when the length of
-    a step depends on the chains, so that the loop around it cannot be compiled and it compiles its own inner part.
+    size; ``details``, the names of what its `Info` tells besides acceptance; ``adjusted = False`` when it is biased;
+    and ``dynamic = True`` when the length of a step depends on the chains, so that the loop around it cannot be
+    compiled and it compiles its own inner part.
     """
 
     @property
@@ -224,18 +225,36 @@ def metropolis(
     return choose(uniform < probability, new, old), Info(probability, (~finite).to(probability.dtype), details)
 
 
+def is_adjusted(kernel: object) -> bool:
+    """Whether a kernel, and any kernel inside it, leaves densities invariant; those that do not, say so."""
+    inner = getattr(kernel, "kernel", None)
+    return bool(getattr(kernel, "adjusted", True)) and (inner is None or is_adjusted(inner))
+
+
 def has_step_size(kernel: object) -> bool:
     """Whether a kernel has a step size that its acceptance can guide."""
     guided = getattr(kernel, "target_acceptance", None) is not None
     return dataclasses.is_dataclass(kernel) and hasattr(kernel, "step_size") and guided
 
 
+def owner_of_setting(kernel: Any, name: str) -> Any:
+    """Find whose setting it is: the kernel's, or that of the one inside a wrapper; ``None`` where nobody has it."""
+    names = {f.name for f in dataclasses.fields(kernel)} if dataclasses.is_dataclass(kernel) else set()
+    if name in names:
+        return kernel
+    return owner_of_setting(cast(Any, kernel).kernel, name) if "kernel" in names else None
+
+
+def with_setting(kernel: Any, name: str, value: object) -> Any:
+    """Copy a kernel with another value of a setting of its own, or of the kernel inside it."""
+    if (owner := owner_of_setting(kernel, name)) is None or owner is kernel:
+        return dataclasses.replace(kernel, **{name: value})
+    return dataclasses.replace(kernel, kernel=with_setting(kernel.kernel, name, value))
+
+
 def with_step_size(kernel: Any, step_size: Scalar) -> Any:
     """Copy a kernel with another step size; that of a wrapper is the step size of the kernel inside."""
-    fields = {f.name for f in dataclasses.fields(kernel)}
-    if "step_size" not in fields and "kernel" in fields:
-        return dataclasses.replace(kernel, kernel=with_step_size(kernel.kernel, step_size))
-    return dataclasses.replace(kernel, step_size=step_size)
+    return with_setting(kernel, "step_size", step_size)
 
 
 def settings_inside(kernel: object) -> list[Any]:

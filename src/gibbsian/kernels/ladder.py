@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel, State, has_step_size
+from gibbsian.kernels.base import Kernel, State, has_step_size, is_adjusted
+from gibbsian.kernels.scales import over_chains
+from gibbsian.typing import EnergyFn
+
+
+@dataclasses.dataclass(frozen=True)
+class Tempered:
+    """An energy times an inverse temperature, which tells of itself what the energy tells.
+
+    Attributes
+    ----------
+    energy
+        The energy.
+    beta
+        One for all rows, 0-d, or one for each.
+    """
+
+    energy: EnergyFn
+    beta: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Energy of each row."""
+        return self.beta * self.energy(x)
+
+    @property
+    def support(self) -> Any:
+        """Where the energy lives."""
+        return cast(Any, self.energy).support
+
+    @property
+    def blocks(self) -> Any:
+        """Sites that are independent given the others."""
+        return cast(Any, self.energy).blocks
+
+    @property
+    def conditional_logits(self) -> Callable[..., Tensor]:
+        """Logits of each site given the others: they scale as the energy does."""
+        inner = cast(Any, self.energy).conditional_logits
+        return lambda x, block: over_chains(self.beta, x) * inner(x, block)
 
 
 def with_sizes(kernel: Any, rows: Tensor) -> Any:
@@ -92,7 +130,7 @@ def check_exact(self: object, kernel: Any, state: State) -> None:
     OptionError
         With the reason.
     """
-    if state.origin:
+    if not is_adjusted(kernel):
         raise OptionError(
             f"{type(self).__name__} needs a kernel that leaves each tempered density invariant, and "
             f"{type(kernel).__name__} is unadjusted. Use MALA, HMC or another that accepts and rejects."

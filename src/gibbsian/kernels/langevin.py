@@ -74,6 +74,7 @@ class ULA:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:

@@ -80,6 +80,7 @@ class MCLMC:
 
     gradients = 2
     domain = "real"
+    adjusted = False
     details = ("energy_change",)
     __repr__ = settings_repr
 

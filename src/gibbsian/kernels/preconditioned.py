@@ -79,6 +79,7 @@ class PSGLD:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:

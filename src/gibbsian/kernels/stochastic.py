@@ -79,6 +79,7 @@ class SGLD:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:
@@ -148,6 +149,7 @@ class SGHMC:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:
@@ -234,6 +236,7 @@ class CyclicalSGLD:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     details = ("step_size", "sampling")
     __repr__ = settings_repr
 

@@ -65,6 +65,7 @@ class SVGD:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ probability
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 from gibbsian.compilation import wanting
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, metropolis, settings_repr
-from gibbsian.kernels.ladder import check_exact, check_kernel, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import Tempered, check_exact, check_kernel, ladder_of, sizes_of, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -149,7 +149,7 @@ class TemperedTransitions:
         kernel = self.kernel
         if self.step_sizes is not None:
             kernel = with_sizes(kernel, cast(Tensor, self.step_sizes)[level].expand(at.x.shape[0]))
-        tempered = _scaled(energy, beta)
+        tempered = Tempered(energy, beta)
         state = at._replace(energy=beta * at.energy, grad=beta * at.grad)
         total = torch.zeros_like(at.energy)
         for j in range(self.moves):
@@ -161,7 +161,3 @@ class TemperedTransitions:
                 state, info = kernel.step(tempered, state, z)
             total = total + info.acceptance
         return state._replace(energy=state.energy / beta, grad=state.grad / beta), total / self.moves
-
-
-def _scaled(energy: EnergyFn, beta: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda x: beta * energy(x)

@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from gibbsian.compilation import wanting
 from gibbsian.errors import ArgumentTypeError, ShapeError
 from gibbsian.kernels.base import Info, State, check_carried, evaluate, per_chain, settings_repr
-from gibbsian.kernels.ladder import check_exact, check_kernel, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import Tempered, check_exact, check_kernel, ladder_of, sizes_of, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -233,17 +233,18 @@ class ParallelTempering:
 
     def _tempered(self, energy: EnergyFn, n: int) -> Callable[[Tensor], Tensor]:
         """The energy of all replicas as one batch, each row at its level."""
+        base = self.base
+        if base is None:
+            return Tempered(energy, self._ladder.expand(n, -1).reshape(-1))
 
         def tempered(x: Tensor) -> Tensor:
-            if self.base is None:
-                return self._ladder.expand(n, -1).reshape(-1) * energy(x)
             points = x.unflatten(0, (n, -1))
             # Neither the base at the target's level nor the target at the base's: it may be infinite there.
-            own, base = (
+            own, other = (
                 fn(each.flatten(0, 1)).unflatten(0, (n, -1))
-                for fn, each in ((energy, points[:, :-1]), (self.base, points[:, 1:]))
+                for fn, each in ((energy, points[:, :-1]), (base, points[:, 1:]))
             )
-            return self._mixed(own, base).reshape(-1)
+            return self._mixed(own, other).reshape(-1)
 
         return tempered
 

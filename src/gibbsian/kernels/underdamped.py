@@ -77,6 +77,7 @@ class Underdamped:
 
     gradients = 1
     domain = "real"
+    adjusted = False
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:

@@ -28,9 +28,8 @@ from gibbsian.energies.domains import common_support, same_support
 from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel, State, with_step_size
+from gibbsian.kernels.base import Kernel, State, is_adjusted, with_step_size
 from gibbsian.kernels.hmc import HMC
-from gibbsian.kernels.langevin import ULA
 from gibbsian.partition.base import LogZ, from_log_weights, mirrored, warn_if_degenerate
 from gibbsian.partition.paths import Path, geometric
 from gibbsian.partition.schedule import Schedule, pilot
@@ -251,10 +250,10 @@ def settle(energy: Energy, base: Tractable, kernel: Kernel | None, path: Path | 
         kernel = HMC(0.1, leapfrog=5)
     if isinstance(kernel, type) or not isinstance(kernel, Kernel):
         raise ArgumentTypeError(f"The kernel needs init, noise and step (HMC, MALA, Gibbs, ...); got {kernel!r}.")
-    if isinstance(kernel, ULA) or getattr(kernel, "adjusted", True) is False:
+    if not is_adjusted(kernel):
         raise OptionError(
-            "Annealed importance sampling needs a kernel that leaves each density invariant; unadjusted Langevin does "
-            "not, and its weights would be biased. Use MALA or HMC, or on discrete states an adjusted kernel."
+            f"Annealed importance sampling needs a kernel that leaves each density invariant; {kernel!r} is "
+            "unadjusted, and its weights would be biased. Use MALA or HMC, or on discrete states an adjusted kernel."
         )
     check_domain(base, kernel)
     return kernel, geometric(base, adopted) if path is None else path
