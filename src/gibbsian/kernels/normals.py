@@ -76,7 +76,7 @@ def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int
 
 def from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:
     """Return m normals per step by the formula above, ``(steps, m)``; each step has a seed and an odd increment."""
-    w = _mix(seeds + torch.arange((m + 1) // 2) * increments)
+    w = splitmix(seeds + torch.arange((m + 1) // 2) * increments)
     # 31 bits above zero for the radius, so that small u, which make the tails, keep their resolution as floats.
     u = (w >> 33).bitwise_and(2**31 - 1).to(torch.int32).float() * 2.0**-31 + 2.0**-32
     radius = (-2.0 * u.log()).sqrt()
@@ -99,7 +99,7 @@ def _cosine_and_sine(a: Tensor) -> tuple[Tensor, Tensor]:
     return cosine, a * sine
 
 
-def _mix(w: Tensor) -> Tensor:
+def splitmix(w: Tensor) -> Tensor:
     """SplitMix64's function of a 64-bit counter; masks make torch's shifts logical."""
     w = (w ^ ((w >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
     w = (w ^ ((w >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
