@@ -276,15 +276,16 @@ def grow(
     finite = torch.isfinite(log_weights)
     good = finite & (log_weights > -DIVERGENCE)
     middle = sums - 0.5 * vs
-    stop, size = ~good, 2
+    # Reasons to stop at each leaf, as numbers: Inductor cannot write to every other row of a tensor of bools.
+    stop, size = torch.where(good, 0.0, 1.0), 2
     while size <= leaves:
         a, b = slice(None, None, size), slice(size - 1, None, size)
-        stop[b] |= turns(vs[a], vs[b], middle[b] - middle[a], 2)
+        stop[b] += turns(vs[a], vs[b], middle[b] - middle[a], 2)
         size *= 2
-    made = ((stop.cumsum(0) - stop.long()) == 0) & tree.active
+    made = (stop.cumsum(0) == stop) & tree.active
     probability = torch.where(made & good, log_weights.clamp(max=0.0).exp(), 0.0)
     tree = tree._replace(
-        active=tree.active & ~stop.any(0),
+        active=tree.active & (stop.sum(0) == 0),
         leaves=tree.leaves + made.sum(0),
         acceptance=tree.acceptance + probability.sum(0),
         diverging=tree.diverging | (made & ~good).any(0),
