@@ -149,7 +149,7 @@ def tune(
         return sample(energy, with_step_size(kernel, math.exp(log_h)), at, steps=count, rng=rng, compile=compile)
 
     try:
-        log_h, state = _first_step_size(run, math.log(float(kernel.step_size)), start, aim)
+        log_h, state = first_step_size(run, math.log(float(kernel.step_size)), start, aim)
         search = DualAveraging(log_h, aim)
         tried = []
         for _ in range(rounds):
@@ -171,9 +171,16 @@ def mean_acceptance(made: Samples) -> float:
     return float(torch.where(made.acceptance.isfinite(), made.acceptance, 0.0).mean())
 
 
-def _first_step_size(
+def first_step_size(
     run: Callable[[float, Tensor | State], Samples], log_h: float, start: Tensor | State, target: float
 ) -> tuple[float, State]:
+    """Double or halve a step size until the acceptance crosses the target; return its logarithm, and the state there.
+
+    Raises
+    ------
+    DivergenceError
+        If no step size gives an acceptance on either side of the target.
+    """
     made = run(log_h, start)
     direction = 1 if mean_acceptance(made) > target else -1
     for _ in range(DOUBLINGS):
