@@ -293,13 +293,19 @@ def grow(
     )
 
     # What follows matters only where the chain is still building, and there every leaf of the block is good.
-    weight = torch.logsumexp(log_weights, 0)
-    below = (log_weights - weight).exp().cumsum(0) <= uniform(keys, 128 + 2 * number, weight)
-    pick, row = below.sum(0).clamp(max=leaves - 1), torch.arange(len(keys), device=keys.device)
+    pick, weight = draw_leaf(log_weights, uniform(keys, 128 + 2 * number, tree.start))
+    row = torch.arange(len(keys), device=keys.device)
     drawn = State(xs[pick, row], values[pick, row], grads[pick, row])
     both = torch.logaddexp(part.log_weight, weight)
     held = choose(uniform(keys, 129 + 2 * number, weight) < (weight - both).exp(), drawn, part.held)
     return tree, Part(End(x, v, force), part.h, momenta, both, held), (vs[0], middle[0])
+
+
+def draw_leaf(log_weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a leaf of each chain by weight, ``(leaves, n) -> (n,)``; also the log of the sum of the weights."""
+    weight = torch.logsumexp(log_weights, 0)
+    below = (log_weights - weight).exp().cumsum(0) <= u
+    return below.sum(0).clamp(max=len(log_weights) - 1), weight
 
 
 def check_passed(tree: Tree, part: Part, corner: tuple[Tensor, Tensor]) -> Tree:
