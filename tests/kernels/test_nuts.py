@@ -271,7 +271,7 @@ def test_leaves_without_numbers_end_a_tree_and_are_counted(kind):
     assert torch.equal(early.x[same], alone.x[same])
 
 
-@pytest.mark.parametrize("scale", [None, DIAGONAL, FACTOR], ids=["none", "diagonal", "factor"])
+@pytest.mark.parametrize("scale", [None, FACTOR], ids=["none", "factor"])
 def test_compiled_trees_are_the_eager_ones_and_no_step_size_makes_new_graphs(scale, graphs):
     energy = gb.Gaussian(covariance=torch.tensor([[1.0, 0.4], [0.4, 0.64]], dtype=torch.float64))
     start = energy.sample(5, seeded())

@@ -39,7 +39,7 @@ from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, owner_of, wanted
 from gibbsian.errors import OptionError
-from gibbsian.kernels.base import Info, State, check_carried, choose, evaluate, per_chain, row_sum, settings_repr
+from gibbsian.kernels.base import Info, State, check_carried, choose, evaluate, map_state, per_chain, row_sum, settings_repr
 from gibbsian.kernels.langevin import check_positive
 from gibbsian.kernels.normals import normals, splitmix
 from gibbsian.kernels.scales import check_scale, stretch, stretch_gradient
@@ -234,7 +234,9 @@ def begin(tree: Tree, keys: Tensor, depth: int | Tensor, step_size: Scalar) -> P
     end = End(*(torch.where(wide, front, back) for front, back in zip(tree.front, tree.back)))
     size = torch.as_tensor(step_size, dtype=tree.start.dtype, device=tree.start.device)
     h = torch.where(forwards, size, -size)
-    return Part(end, h, torch.zeros_like(end.v), torch.full_like(tree.start, -math.inf), tree.held)
+    # A copy, since a graph is made anew when two of its inputs become one tensor.
+    held = map_state(torch.clone, tree.held)
+    return Part(end, h, torch.zeros_like(end.v), torch.full_like(tree.start, -math.inf), held)
 
 
 def grow(
