@@ -9,7 +9,9 @@ backwards in time at random: doubling j appends :math:`2^j` leapfrog steps, the 
   .. math:: v \cdot s \le 0 \quad\text{or}\quad v' \cdot s \le 0, \qquad s = \rho - (v + v') / 2,
 
   where s is the trapezoidal rule for the way from end to end. The sum alone, without the halves, is half a step too
-  long at either end and misses turns of trajectories that go round in few steps;
+  long at either end and misses turns of trajectories that go round in few steps. The same is asked of the way from
+  each end to the first point of the other half: else a tree whose halves are just short of half a period, and which
+  is itself just longer than a whole one, would go round for ever (as in Stan since 2.21);
 * a leaf has H more than 1000 nats above the start, or no number: the trajectory diverges.
 
 A part that turns or diverges within is thrown away, and the tree is what it was before. Within a new part a leaf is
@@ -131,20 +133,24 @@ class NUTS:
         tree, part = ready(opening)(energy, state, v, keys, self.step_size, self.scale, first)
         grow_more, passed, next_doubling = ready(grow), ready(check_passed), ready(finish_doubling)
         for depth in range(first, self.max_depth):
-            begun: dict[int, tuple[Tensor, Tensor]] = {}
+            begun: dict[int, Corner] = {}
+            ended: dict[int, Corner] = {}
             for block in range(2 ** (depth - OPENING)):
                 if not bool(tree.active.any()):
                     return _finished(state, tree)
                 number = torch.tensor(made + block, device=keys.device)
-                tree, part, corner = grow_more(energy, tree, part, self.scale, keys, number, 2**OPENING)
+                tree, part, begun[0], last = grow_more(energy, tree, part, self.scale, keys, number, 2**OPENING)
+                before, ended[0] = ended.get(0), last
                 # Of the subtrees larger than a block, those that begin or end with this one.
                 for level in range(1, depth - OPENING + 1):
                     if block % 2**level == 0:
-                        begun[level] = corner
+                        begun[level] = begun[0]
                     elif (block + 1) % 2**level == 0:
-                        tree = passed(tree, part, begun[level])
+                        tree = passed(tree, begun[level], before, begun[level - 1], last)
+                        before, ended[level] = ended.get(level), last
             made += 2 ** (depth - OPENING)
-            tree, part = next_doubling(tree, part, keys, torch.tensor(depth, device=keys.device), self.step_size)
+            place = torch.tensor(depth, device=keys.device)
+            tree, part = next_doubling(tree, part, begun[depth - OPENING], keys, place, self.step_size)
         return _finished(state, tree)
 
 
@@ -154,6 +160,13 @@ class End(NamedTuple):
     x: Tensor
     v: Tensor
     force: Tensor
+
+
+class Corner(NamedTuple):
+    """Where a subtree begins or ends: a point's momentum, and the trapezoidal sum of momenta up to it."""
+
+    v: Tensor
+    middle: Tensor
 
 
 class Tree(NamedTuple):
@@ -222,8 +235,8 @@ def opening(
     tree = Tree(end, end, v, zero, state, start, ~no, none, none, zero, no, no)
     part = begin(tree, keys, 0, step_size)
     for j in range(doublings):
-        tree, part, _ = grow(energy, tree, part, scale, keys, j - doublings, 2**j)
-        tree, part = finish_doubling(tree, part, keys, j, step_size)
+        tree, part, first, _ = grow(energy, tree, part, scale, keys, j - doublings, 2**j)
+        tree, part = finish_doubling(tree, part, first, keys, j, step_size)
     return tree, part
 
 
@@ -241,7 +254,7 @@ def begin(tree: Tree, keys: Tensor, depth: int | Tensor, step_size: Scalar) -> P
 
 def grow(
     energy: EnergyFn, tree: Tree, part: Part, scale: Tensor | None, keys: Tensor, number: int | Tensor, leaves: int
-) -> tuple[Tree, Part, tuple[Tensor, Tensor]]:
+) -> tuple[Tree, Part, Corner, Corner]:
     """Append a block of leaves to a part: integrate, judge all of them, draw one, let it compete with the one held.
 
     Parameters
@@ -257,8 +270,8 @@ def grow(
 
     Returns
     -------
-    tree, part, corner
-        Corner: momentum and trapezoidal sum at the first leaf, with which a larger subtree that begins there is judged.
+    tree, part, first, last
+        Corners at the first and the last leaf, with which larger subtrees that begin or end there are judged.
     """
     h = per_chain(part.h, part.end.x)
     x, v, force = part.end
@@ -281,8 +294,10 @@ def grow(
     # Reasons to stop at each leaf, as numbers: Inductor cannot write to every other row of a tensor of bools.
     stop, size = torch.where(good, 0.0, 1.0), 2
     while size <= leaves:
-        a, b = slice(None, None, size), slice(size - 1, None, size)
-        stop[b] += turns(vs[a], vs[b], middle[b] - middle[a], 2)
+        first, left, right, last = (
+            Corner(vs[i::size], middle[i::size]) for i in (0, size // 2 - 1, size // 2, size - 1)
+        )
+        stop[size - 1 :: size] += turns(first, last, 2) if size == 2 else bends(first, left, right, last, 2)
         size *= 2
     made = (stop.cumsum(0) == stop) & tree.active
     probability = torch.where(made & good, log_weights.clamp(max=0.0).exp(), 0.0)
@@ -300,7 +315,8 @@ def grow(
     drawn = State(xs[pick, row], values[pick, row], grads[pick, row])
     both = torch.logaddexp(part.log_weight, weight)
     held = choose(uniform(keys, 129 + 2 * number, weight) < (weight - both).exp(), drawn, part.held)
-    return tree, Part(End(x, v, force), part.h, momenta, both, held), (vs[0], middle[0])
+    part = Part(End(x, v, force), part.h, momenta, both, held)
+    return tree, part, Corner(vs[0], middle[0]), Corner(vs[-1], middle[-1])
 
 
 def draw_leaf(log_weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,22 +326,28 @@ def draw_leaf(log_weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     return below.sum(0).clamp(max=len(log_weights) - 1), weight
 
 
-def check_passed(tree: Tree, part: Part, corner: tuple[Tensor, Tensor]) -> Tree:
-    """Stop chains whose subtree from a corner to the growing end turns back."""
-    v, middle = corner
-    turning = turns(v, part.end.v, part.momenta - 0.5 * part.end.v - middle)
-    return tree._replace(active=tree.active & ~turning)
+def check_passed(tree: Tree, first: Corner, left: Corner, right: Corner, last: Corner) -> Tree:
+    """Stop chains whose subtree between these corners turns back."""
+    return tree._replace(active=tree.active & ~bends(first, left, right, last))
 
 
 def finish_doubling(
-    tree: Tree, part: Part, keys: Tensor, depth: int | Tensor, step_size: Scalar
+    tree: Tree, part: Part, first: Corner, keys: Tensor, depth: int | Tensor, step_size: Scalar
 ) -> tuple[Tree, Part]:
-    """Join a finished part to the tree where the chain is still building, and begin the next one."""
+    """Join a finished part, and its first leaf, to the tree where the chain still builds; begin the next part."""
     accept = tree.active & (uniform(keys, 64 + depth, tree.start) < (part.log_weight - tree.log_weight).exp())
     forwards = per_chain(part.h > 0, part.momenta)
     back = End(*(torch.where(forwards, old, new) for old, new in zip(tree.back, part.end)))
     front = End(*(torch.where(forwards, new, old) for old, new in zip(tree.front, part.end)))
     momenta = tree.momenta + part.momenta
+    # In the order of growth: across the tree to the end where the part begins, then across the part.
+    far, near = torch.where(forwards, back.v, front.v), torch.where(forwards, tree.front.v, tree.back.v)
+    turning = bends(
+        Corner(far, 0.5 * far),
+        Corner(near, tree.momenta - 0.5 * near),
+        Corner(first.v, tree.momenta + first.middle),
+        Corner(part.end.v, momenta - 0.5 * part.end.v),
+    )
     tree = tree._replace(
         back=back,
         front=front,
@@ -333,14 +355,20 @@ def finish_doubling(
         log_weight=torch.logaddexp(tree.log_weight, part.log_weight),
         held=choose(accept, part.held, tree.held),
         depth=tree.depth + tree.active.long(),
-        active=tree.active & ~turns(back.v, front.v, momenta - 0.5 * (back.v + front.v)),
+        active=tree.active & ~turning,
     )
     return tree, begin(tree, keys, depth + 1, step_size)
 
 
-def turns(v: Tensor, v_end: Tensor, way: Tensor, lead: int = 1) -> Tensor:
-    """Whether the momentum at either end points against the way from end to end, ``(n,)`` or with axes in front."""
-    return ~((_inner(v, way, lead) > 0) & (_inner(v_end, way, lead) > 0))
+def turns(a: Corner, b: Corner, lead: int = 1) -> Tensor:
+    """Whether the momentum at either corner points against the way between, ``(n,)`` or with axes in front."""
+    way = b.middle - a.middle
+    return ~((_inner(a.v, way, lead) > 0) & (_inner(b.v, way, lead) > 0))
+
+
+def bends(first: Corner, left: Corner, right: Corner, last: Corner, lead: int = 1) -> Tensor:
+    """Whether a tree turns from end to end, or from an end to where its other half, between left and right, begins."""
+    return turns(first, last, lead) | turns(first, right, lead) | turns(left, last, lead)
 
 
 def at(keys: Tensor, place: int | Tensor) -> Tensor:
