@@ -12,11 +12,11 @@ from gibbsian.compilation import wanting
 from gibbsian.kernels.normals import (
     MANY,
     _cosine_and_sine,
-    splitmix,
     _odd_and_varied,
     from_counters,
     normals,
     normals_and_uniforms,
+    splitmix,
 )
 from gibbsian.sampling import sample
 from kernels.test_compiled import needs_compiler

@@ -1,5 +1,6 @@
 """NUTS: exact, the same tree as a plain recursion builds, turns where it should, and the faults that these expose."""
 
+import itertools
 import math
 
 import pytest
@@ -23,14 +24,21 @@ from gibbsian.energies.targets import Funnel
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
 from gibbsian.kernels import nuts
 from gibbsian.kernels.base import evaluate
-from gibbsian.kernels.nuts import NUTS, at, splitmix, uniform
+from gibbsian.kernels.normals import uniform, word
+from gibbsian.kernels.nuts import NUTS
 from gibbsian.kernels.scales import stretch, stretch_gradient
 from kernels.test_compiled import needs_compiler
 from kernels.test_nonfinite import wall
 
 DIAGONAL = torch.tensor([0.5, 1.5], dtype=torch.float64)
 FACTOR = torch.tensor([[1.0, 0.0], [0.4, 0.7]], dtype=torch.float64)
-KERNELS = (NUTS(0.12, max_depth=6), NUTS(0.35, max_depth=5), NUTS(0.9, max_depth=4), NUTS(1.4, max_depth=4), NUTS(0.5, 2))
+KERNELS = (
+    NUTS(0.12, max_depth=6),
+    NUTS(0.35, max_depth=5),
+    NUTS(0.9, max_depth=4),
+    NUTS(1.4, max_depth=4),
+    NUTS(0.5, 2),
+)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=repr)
@@ -65,7 +73,7 @@ class Recursion:
         tree = [(x, v, grad, 0.0)]
         drawn, depth, number = x, 0, 0
         for depth in range(kernel.max_depth):
-            forwards = int(splitmix(at(key, depth))) < 0
+            forwards = int(word(key, depth)) < 0
             part = self.build(tree[-1] if forwards else tree[0], 1.0 if forwards else -1.0, depth)
             if part is None:
                 break
@@ -174,7 +182,10 @@ def fault(monkeypatch, name):
             "draw_leaf",
             lambda log_w, u: ((u * len(log_w)).long(), torch.logsumexp(log_w, 0)),
         ),
-        "the last leaf": ("draw_leaf", lambda log_w, u: (torch.full_like(u, len(log_w) - 1).long(), log_w.logsumexp(0))),
+        "the last leaf": (
+            "draw_leaf",
+            lambda log_w, u: (torch.full_like(u, len(log_w) - 1).long(), log_w.logsumexp(0)),
+        ),
         "new parts always accepted": (
             "uniform",
             lambda keys, place, like: real_uniform(keys, place, like) * (0 if 64 <= place < 96 else 1),
@@ -219,7 +230,7 @@ def assert_turns_in_half_a_period():
         assert 0.5 < float(way.median()) < math.pi
         assert float(way.max()) < 2 * math.pi + h, "a tree went round the circle"
         means.append(float(kept["leapfrog_steps"].mean()))
-    assert all(abs(b / a - 2.0) < 0.3 for a, b in zip(means, means[1:])), means
+    assert all(abs(b / a - 2.0) < 0.3 for a, b in itertools.pairwise(means)), means
 
 
 def test_the_number_of_leapfrog_steps_follows_the_path():
@@ -242,8 +253,10 @@ def test_leaves_conserve_energy_to_second_order():
     for h in (0.2, 0.1, 0.05, 0.025):
         # Trees of one length of time: the depth is held down where turns would end it.
         depth = round(math.log2(0.8 / h))
-        lost.append(1.0 - float(gb.sample(target.energy, NUTS(h, depth), start, steps=1, rng=seeded(1)).acceptance.mean()))
-    ratios = [a / b for a, b in zip(lost, lost[1:])]
+        lost.append(
+            1.0 - float(gb.sample(target.energy, NUTS(h, depth), start, steps=1, rng=seeded(1)).acceptance.mean())
+        )
+    ratios = [a / b for a, b in itertools.pairwise(lost)]
     assert lost[-1] < 1e-4
     assert all(abs(math.log2(r) - 2.0) < 0.35 for r in ratios), ratios
 
@@ -259,9 +272,13 @@ def test_the_hamiltonian_reported_is_that_of_the_start():
 
 def test_divergences_are_counted_in_the_neck_of_a_funnel():
     energy = Funnel(10).double()
-    neck = torch.cat((torch.full((200, 1), -6.0), torch.exp(torch.tensor(-3.0)) * torch.randn(200, 9, generator=seeded())), 1)
+    neck = torch.cat(
+        (torch.full((200, 1), -6.0), torch.exp(torch.tensor(-3.0)) * torch.randn(200, 9, generator=seeded())), 1
+    )
     counts = [
-        float(gb.sample(energy, NUTS(h, max_depth=5), neck.double(), steps=3, rng=seeded(1)).details["diverging"].mean())
+        float(
+            gb.sample(energy, NUTS(h, max_depth=5), neck.double(), steps=3, rng=seeded(1)).details["diverging"].mean()
+        )
         for h in (1.0, 0.01)
     ]
     assert counts[0] > 0.5
@@ -312,7 +329,8 @@ def test_inductor_builds_the_eager_trees(chains, dtype):
     energy = gb.Gaussian(loc=torch.zeros(20, dtype=dtype), scale=torch.linspace(0.5, 2.0, 20, dtype=dtype))
     start = energy.sample(chains, seeded())
     eager, compiled = (
-        gb.sample(energy, NUTS(0.1), start, steps=1, rng=seeded(1), thin=1, compile=compile) for compile in (False, True)
+        gb.sample(energy, NUTS(0.1), start, steps=1, rng=seeded(1), thin=1, compile=compile)
+        for compile in (False, True)
     )
     close = (compiled.x - eager.x).abs().amax(1) < (1e-3 if dtype == torch.float32 else 1e-9)
     # A turn or a draw may fall the other way by rounding, in few chains and in single precision only.

@@ -151,9 +151,7 @@ def glide(
     return new, v
 
 
-def settle(
-    state: State, new: State, v: Tensor, v_end: Tensor, uniform: Tensor
-) -> tuple[State, Tensor, Tensor, Tensor]:
+def settle(state: State, new: State, v: Tensor, v_end: Tensor, uniform: Tensor) -> tuple[State, Tensor, Tensor, Tensor]:
     """Accept or reject; also the acceptance, what was not finite, and the Hamiltonian at the start, each ``(n,)``."""
     before = state.energy + 0.5 * row_sum(v * v)
     log_ratio = before - new.energy - 0.5 * row_sum(v_end * v_end)

@@ -27,6 +27,9 @@ from gibbsian.compilation import compiled, wanted
 MANY = 2**16
 """Numbers of one step from which the counter-based generator takes over."""
 
+GOLDEN = 0x9E3779B97F4A7C15
+"""SplitMix64's own increment."""
+
 
 def normals(steps: int, like: Tensor, rng: Generator) -> Tensor:
     """Draw the standard normals of a block of steps, ``(steps, n, *event)``.
@@ -104,6 +107,21 @@ def splitmix(w: Tensor) -> Tensor:
     w = (w ^ ((w >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
     w = (w ^ ((w >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
     return w ^ ((w >> 31) & (2**33 - 1))
+
+
+def word(keys: Tensor, place: int | Tensor) -> Tensor:
+    """Return 64 random bits of one place in the stream of each key, which is a seed of SplitMix64; keys ``(n,)``."""
+    if isinstance(place, int):
+        return splitmix(keys + ((place * GOLDEN + 2**63) % 2**64 - 2**63))
+    return splitmix(keys + place * (GOLDEN - 2**64))
+
+
+def uniform(keys: Tensor, place: int | Tensor, like: Tensor) -> Tensor:
+    """Return the uniform number in [0, 1) of that place, ``(n,)``: 53 bits for float64, 24 in float32 otherwise."""
+    bits = word(keys, place)
+    if like.dtype == torch.float64:
+        return ((bits >> 11) & (2**53 - 1)).to(torch.float64) * 2.0**-53
+    return ((bits >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24
 
 
 def _odd_and_varied(increment: int) -> int:

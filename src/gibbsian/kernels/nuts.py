@@ -11,7 +11,7 @@ backwards in time at random: doubling j appends :math:`2^j` leapfrog steps, the 
   where s is the trapezoidal rule for the way from end to end. The sum alone, without the halves, is half a step too
   long at either end and misses turns of trajectories that go round in few steps. The same is asked of the way from
   each end to the first point of the other half: else a tree whose halves are just short of half a period, and which
-  is itself just longer than a whole one, would go round for ever (as in Stan since 2.21);
+  is itself just longer than a whole one, would go round for ever (as in Stan);
 * a leaf has H more than 1000 nats above the start, or no number: the trajectory diverges.
 
 A part that turns or diverges within is thrown away, and the tree is what it was before. Within a new part a leaf is
@@ -41,9 +41,19 @@ from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, owner_of, wanted
 from gibbsian.errors import OptionError
-from gibbsian.kernels.base import Info, State, check_carried, choose, evaluate, map_state, per_chain, row_sum, settings_repr
+from gibbsian.kernels.base import (
+    Info,
+    State,
+    check_carried,
+    choose,
+    evaluate,
+    map_state,
+    per_chain,
+    row_sum,
+    settings_repr,
+)
 from gibbsian.kernels.langevin import check_positive
-from gibbsian.kernels.normals import normals, splitmix
+from gibbsian.kernels.normals import normals, uniform, word
 from gibbsian.kernels.scales import check_scale, stretch, stretch_gradient
 from gibbsian.typing import EnergyFn, Scalar
 
@@ -55,8 +65,6 @@ OPENING = 3
 
 MAX_DEPTH = 24
 """More doublings than that are a mistake: 16 million gradients for one step."""
-
-_GOLDEN = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ class Corner(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """What every chain has built so far, and what it reports.
+    r"""What every chain has built so far, and what it reports.
 
     Attributes
     ----------
@@ -189,7 +197,7 @@ class Tree(NamedTuple):
     depth, leaves
         Doublings kept and leaves made, ``(n,)`` of integers.
     acceptance
-        Sum of :math:`\\min(1, e^{H_0 - H})` over the leaves made, ``(n,)``.
+        Sum of :math:`\min(1, e^{H_0 - H})` over the leaves made, ``(n,)``.
     diverging, nonfinite
         Whether a leaf was too high or no number, ``(n,)`` of bools.
     """
@@ -242,7 +250,7 @@ def opening(
 
 def begin(tree: Tree, keys: Tensor, depth: int | Tensor, step_size: Scalar) -> Part:
     """Choose a direction, and stand at that end of the tree."""
-    forwards = splitmix(at(keys, depth)) < 0
+    forwards = word(keys, depth) < 0
     wide = per_chain(forwards, tree.momenta)
     end = End(*(torch.where(wide, front, back) for front, back in zip(tree.front, tree.back)))
     size = torch.as_tensor(step_size, dtype=tree.start.dtype, device=tree.start.device)
@@ -369,21 +377,6 @@ def turns(a: Corner, b: Corner, lead: int = 1) -> Tensor:
 def bends(first: Corner, left: Corner, right: Corner, last: Corner, lead: int = 1) -> Tensor:
     """Whether a tree turns from end to end, or from an end to where its other half, between left and right, begins."""
     return turns(first, last, lead) | turns(first, right, lead) | turns(left, last, lead)
-
-
-def at(keys: Tensor, place: int | Tensor) -> Tensor:
-    """Counter of a place in SplitMix64's stream of each key."""
-    if isinstance(place, int):
-        return keys + ((place * _GOLDEN + 2**63) % 2**64 - 2**63)
-    return keys + place * (_GOLDEN - 2**64)
-
-
-def uniform(keys: Tensor, place: int | Tensor, like: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1), ``(n,)``, with as many bits as the type has."""
-    word = splitmix(at(keys, place))
-    if like.dtype == torch.float64:
-        return ((word >> 11) & (2**53 - 1)).to(torch.float64) * 2.0**-53
-    return ((word >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24
 
 
 def _inner(a: Tensor, b: Tensor, lead: int = 1) -> Tensor:
