@@ -20,7 +20,7 @@ LAYERS = (
     {"energies", "kernels"},
     {"sampling", "buffers", "diagnostics", "data"},
     {"objectives", "partition", "adaptation", "annealing"},
-    {"bridges"},
+    {"bridges", "path_adaptation"},
     {"training"},
     {"recipes"},
     {"models"},
