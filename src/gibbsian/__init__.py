@@ -35,11 +35,13 @@ from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
 from gibbsian.kernels.discrete_langevin import DiscreteLangevin
 from gibbsian.kernels.domains import Reflected, Wrapped
+from gibbsian.kernels.dynamic_hmc import DynamicHMC
 from gibbsian.kernels.gibbs import BlockGibbs, SingleSiteGibbs
 from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
 from gibbsian.kernels.microcanonical import MCLMC, AdjustedMCLMC
+from gibbsian.kernels.nuts import NUTS
 from gibbsian.kernels.path_auxiliary import PathAuxiliary
 from gibbsian.kernels.preconditioned import PSGLD
 from gibbsian.kernels.random_walk import RandomWalk
@@ -69,6 +71,7 @@ from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import geometric, noise_levels
 from gibbsian.partition.smc import Particles, smc
+from gibbsian.path_adaptation import tune_path
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
@@ -111,6 +114,7 @@ __all__ = [
     "MALA",
     "MCLMC",
     "MLP",
+    "NUTS",
     "PCD",
     "PSGLD",
     "SGHMC",
@@ -132,6 +136,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "DiscreteLangevin",
     "DoubleWell",
+    "DynamicHMC",
     "EDMWeight",
     "EightGaussians",
     "Energy",
@@ -234,6 +239,7 @@ __all__ = [
     "tune",
     "tune_ladder",
     "tune_mclmc",
+    "tune_path",
     "unconstrain",
     "warm_up",
 ]

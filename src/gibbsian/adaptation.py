@@ -179,7 +179,13 @@ def mean_acceptance(made: Samples) -> float:
 def first_step_size(
     run: Callable[[float, Tensor | State], Samples], log_h: float, start: Tensor | State, target: float
 ) -> tuple[float, State]:
-    """Double or halve a step size until the acceptance that ``run`` sees crosses the target; see `tune`."""
+    """Double or halve a step size until the acceptance crosses the target; return its logarithm, and the state there.
+
+    Raises
+    ------
+    DivergenceError
+        If no step size gives an acceptance on either side of the target.
+    """
     made = run(log_h, start)
     direction = 1 if mean_acceptance(made) > target else -1
     for _ in range(DOUBLINGS):

@@ -12,11 +12,11 @@ from gibbsian.compilation import wanting
 from gibbsian.kernels.normals import (
     MANY,
     _cosine_and_sine,
-    _mix,
     _odd_and_varied,
     from_counters,
     normals,
     normals_and_uniforms,
+    splitmix,
 )
 from gibbsian.sampling import sample
 from kernels.test_compiled import needs_compiler
@@ -53,7 +53,7 @@ def assert_independent_normals(z):
 
 def test_words_are_those_of_splitmix():
     seed = torch.tensor(1234567)
-    words = _mix(seed + GOLDEN * torch.arange(1, 6))
+    words = splitmix(seed + GOLDEN * torch.arange(1, 6))
     known = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821)
     assert [int(w) % 2**64 for w in words] == list(known)
 
@@ -76,10 +76,10 @@ def test_what_is_not_normal_or_not_independent_is_caught(monkeypatch):
         with pytest.raises(AssertionError):
             assert_independent_normals(twin)
     # The same bits for radius and angle, and a counter that is not mixed.
-    monkeypatch.setattr("gibbsian.kernels.normals._mix", lambda w: (w >> 32 << 32) | ((w >> 32) & 0xFFFFFFFF))
+    monkeypatch.setattr("gibbsian.kernels.normals.splitmix", lambda w: (w >> 32 << 32) | ((w >> 32) & 0xFFFFFFFF))
     with pytest.raises(AssertionError):
         assert_independent_normals(counted())
-    monkeypatch.setattr("gibbsian.kernels.normals._mix", lambda w: w)
+    monkeypatch.setattr("gibbsian.kernels.normals.splitmix", lambda w: w)
     with pytest.raises(AssertionError):
         assert_independent_normals(counted())
 

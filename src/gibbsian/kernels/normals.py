@@ -27,6 +27,9 @@ from gibbsian.compilation import compiled, wanted
 MANY = 2**13
 """Numbers of one step from which the counter-based generator takes over."""
 
+GOLDEN = 0x9E3779B97F4A7C15
+"""SplitMix64's own increment."""
+
 
 def normals(steps: int, like: Tensor, rng: Generator) -> Tensor:
     """Draw the standard normals of a block of steps, ``(steps, n, *event)``.
@@ -76,7 +79,7 @@ def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int
 
 def from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:
     """Return m normals per step by the formula above, ``(steps, m)``; each step has a seed and an odd increment."""
-    w = _mix(seeds + torch.arange((m + 1) // 2) * increments)
+    w = splitmix(seeds + torch.arange((m + 1) // 2) * increments)
     # 31 bits above zero for the radius, so that small u, which make the tails, keep their resolution as floats.
     u = (w >> 33).bitwise_and(2**31 - 1).to(torch.int32).float() * 2.0**-31 + 2.0**-32
     radius = (-2.0 * u.log()).sqrt()
@@ -99,11 +102,26 @@ def _cosine_and_sine(a: Tensor) -> tuple[Tensor, Tensor]:
     return cosine, a * sine
 
 
-def _mix(w: Tensor) -> Tensor:
+def splitmix(w: Tensor) -> Tensor:
     """SplitMix64's function of a 64-bit counter; masks make torch's shifts logical."""
     w = (w ^ ((w >> 30) & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
     w = (w ^ ((w >> 27) & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
     return w ^ ((w >> 31) & (2**33 - 1))
+
+
+def word(keys: Tensor, place: int | Tensor) -> Tensor:
+    """Return 64 random bits of one place in the stream of each key, which is a seed of SplitMix64; keys ``(n,)``."""
+    if isinstance(place, int):
+        return splitmix(keys + ((place * GOLDEN + 2**63) % 2**64 - 2**63))
+    return splitmix(keys + place * (GOLDEN - 2**64))
+
+
+def uniform(keys: Tensor, place: int | Tensor, like: Tensor) -> Tensor:
+    """Return the uniform number in [0, 1) of that place, ``(n,)``: 53 bits for float64, 24 in float32 otherwise."""
+    bits = word(keys, place)
+    if like.dtype == torch.float64:
+        return ((bits >> 11) & (2**53 - 1)).to(torch.float64) * 2.0**-53
+    return ((bits >> 40) & (2**24 - 1)).to(torch.float32) * 2.0**-24
 
 
 def _odd_and_varied(increment: int) -> int:
