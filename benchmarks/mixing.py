@@ -92,7 +92,7 @@ def main() -> None:
     text = common.table(head, lines)
     note = (
         f"{DRAWS} draws a chain after {WARMUP} steps of warm-up; median of {options.rounds} rounds. gaussian100: 100 "
-        "dimensions, condition number 1e4, axes turned at random. funnel10: Neal's, 10 dimensions; its neck holds 0.159."
+        "dimensions, condition number 1e4, axes turned at random. funnel10: Neal's, in 10; its neck holds 0.159."
     )
     common.write("mixing", "No-U-Turn samplers", record | {"rows": rows}, [note, text])
     print(text)
