@@ -16,6 +16,7 @@ from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeEr
 from gibbsian.kernels.base import Info, State
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.kernels.nuts import NUTS
 from gibbsian.partition.annealed import ais, log_weights, reverse_ais
 from gibbsian.partition.base import from_log_weights
 from gibbsian.partition.paths import geometric, noise_levels
@@ -250,3 +251,11 @@ def test_refusals():
         ais(bits, base, rng=rng)
     with pytest.raises(OptionError, match="discrete kernel"):
         ais(bits, Bernoulli(logits=torch.zeros(2)), rng=rng)
+
+
+def test_kernels_of_changing_length_anneal_compiled_too(graphs, recwarn):
+    """They compile their own inner part: the block around them is left as it is, without a warning."""
+    energy, base = Gaussian(2, scale=0.5), Gaussian(2)
+    found = ais(energy, base, kernel=NUTS(0.5), chains=64, temperatures=20, rng=generator(), compile=True)
+    assert abs(float(found.value)) < 5.0 * float(found.stderr)
+    assert not [w for w in recwarn if "eagerly" in str(w.message)]

@@ -195,15 +195,15 @@ def log_weights(
     gained = torch.zeros(start.shape[0], dtype=torch.float64, device=start.device)
     size = max(1, GRADIENTS_PER_BLOCK // (1 + steps * kernel.gradients))
     inner = betas.numel() - 2
+    fixed = not getattr(kernel, "dynamic", False)
     i = 0
     while i < inner:
         count = size if inner - i >= size else 1
         energies = [path(b) for b in betas[i + 1 : i + 1 + count]]
         kernels = settings[i : i + count]
+        run: Any = compiled(anneal_block, owner_of(energies[0])) if compile and fixed else anneal_block
         with wanting(compile):
-            noise = moving.noise(state, count * steps, rng)
-        run: Any = compiled(anneal_block, owner_of(energies[0])) if compile else anneal_block
-        state, gained = run(energies, kernels, state, noise, gained)
+            state, gained = run(energies, kernels, state, moving.noise(state, count * steps, rng), gained)
         i += count
     last = path(betas[-1])(state.x)
     return sign * (gained + (state.energy - last).double())
