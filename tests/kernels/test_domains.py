@@ -455,3 +455,12 @@ def test_annealing_in_a_box_from_a_flat_base_finds_log_z():
         found = gb.ais(tilted, base, kernel=kernel, rng=seeded(), chains=512)
         assert abs(float(found.value) - truth) < 5.0 * float(found.stderr)
         assert float(found.stderr) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "target"),
+    [(Wrapped(gb.NUTS(0.7, max_depth=3), TURN), "angles"), (Reflected(gb.NUTS(0.4, max_depth=3), LOW, HIGH), "box")],
+    ids=["torus", "box"],
+)
+def test_trajectories_that_find_their_length_are_exact_on_domains_too(kernel, target):
+    assert_invariant(kernel, ANGLES if target == "angles" else BOXED, steps=2)
