@@ -187,8 +187,9 @@ def unsupported(text, numbers):
     return [s for s in said if not any(abs(n - float(s)) <= 0.5001 * 10 ** -len(s.split(".")[1]) for n in numbers)]
 
 
-def test_measured_figures_are_those_of_the_benchmarks():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@every_page
+def test_measured_figures_are_those_of_the_benchmarks(page):
+    text = page.read_text(encoding="utf-8")
     assert text.count("<!-- figures:") == len(FIGURES.findall(text))
     for path, said in FIGURES.findall(text):
         numbers = numbers_in(json.loads((ROOT / path).read_text(encoding="utf-8")))
