@@ -173,3 +173,10 @@ def test_progress_counts_the_rounds():
         TARGETS["wide"], gb.MALA(0.1), TARGETS["wide"].sample(4, seeded()), rng=seeded(), steps=42, progress=made.append
     )
     assert made == [10] * 5
+
+
+def test_a_flat_energy_on_a_bounded_domain_takes_any_step():
+    """There is no far away on bits, so that accepting every step size is no sign of a density that cannot be."""
+    energy = gb.Bernoulli(torch.zeros(6))
+    tuned = gb.tune(energy, gb.DiscreteLangevin(0.2), energy.sample(32, seeded()), steps=20, rng=seeded())
+    assert tuned.acceptance > 0.99

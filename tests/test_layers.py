@@ -21,7 +21,7 @@ LAYERS = (
     {"samples"},
     {"sampling", "buffers", "data"},
     {"objectives", "partition", "adaptation", "annealing", "short_run", "ladders"},
-    {"warm_up", "microcanonical_adaptation", "path_adaptation"},
+    {"warmup", "microcanonical_adaptation", "path_adaptation"},
     {"bridges"},
     {"training"},
     {"recipes"},

@@ -78,7 +78,7 @@ from gibbsian.sampling import sample
 from gibbsian.short_run import ShortRun, continue_chains
 from gibbsian.training.fit import Fit, fit
 from gibbsian.training.settings import TrainingSettings
-from gibbsian.warm_up import warm_up
+from gibbsian.warmup import warm_up
 
 if TYPE_CHECKING:
     from gibbsian.estimator import EBM

@@ -203,6 +203,9 @@ def first_step_size(
             f"{int(made.nonfinite.sum())} of {made.steps * len(made.x)} proposals were not finite. Look for NaN or "
             "infinity in the energy or its gradient near the start, and for a gradient that does not fit the energy."
         )
+    walks = made.kernel.domain
+    if "real" not in ((walks,) if isinstance(walks, str) else walks):
+        return log_h, made.state  # Bits, classes and spheres have no far away: a flat energy there has a density.
     raise DivergenceError(
         f"Every step size is accepted: {last} still gave {acceptance:.3g} where the target is {target:g}. The energy "
         "is flat or falls without end, so it has no normalised density; add a tractable base, as in net + Gaussian."

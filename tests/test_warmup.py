@@ -11,7 +11,7 @@ from contracts import seeded
 from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import row_sum
 from gibbsian.kernels.microcanonical import AdjustedMCLMC
-from gibbsian.warm_up import Moments, first_scale, warm_up, windows
+from gibbsian.warmup import Moments, first_scale, warm_up, windows
 
 DIM = 20
 
@@ -100,7 +100,7 @@ def test_the_recovery_exposes_broken_twins(monkeypatch):
 
     assert error() < 0.2
     for twin in (MomentsThatForgetTheRoot, MomentsOfEachBlock):
-        monkeypatch.setattr("gibbsian.warm_up.Moments", twin)
+        monkeypatch.setattr("gibbsian.warmup.Moments", twin)
         assert error() > 0.5
 
 
