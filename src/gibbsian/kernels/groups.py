@@ -61,10 +61,9 @@ def run_groups(
     a value for each: then all move at once.
     """
     n = state.x.shape[0]
-    tied = any(z.ndim < 2 or z.shape[1] != n for z in noise) or any(
-        isinstance(value, Tensor) and value.ndim == 1 for value in settings_inside(kernel)
-    )
-    if len(groups) == 1 or tied:
+    if len(groups) == 1 or any(z.ndim < 2 or z.shape[1] != n for z in noise):
+        return run(energy, kernel, state, noise, totals, visit)
+    if any(isinstance(value, Tensor) and value.ndim == 1 for value in settings_inside(kernel)):
         return run(energy, kernel, state, noise, totals, visit)
     parts = []
     for rows in groups:
