@@ -252,8 +252,8 @@ def settle(energy: Energy, base: Tractable, kernel: Kernel | None, path: Path | 
         raise ArgumentTypeError(f"The kernel needs init, noise and step (HMC, MALA, Gibbs, ...); got {kernel!r}.")
     if not is_adjusted(kernel):
         raise OptionError(
-            f"Annealed importance sampling needs a kernel that leaves each density invariant; {kernel!r} is "
-            "unadjusted, and its weights would be biased. Use MALA or HMC, or on discrete states an adjusted kernel."
+            f"Chains along a path need a kernel that leaves each density invariant; {kernel!r} is unadjusted, and the "
+            "weights would be biased. Use MALA or HMC, or on discrete states an adjusted kernel."
         )
     check_domain(base, kernel)
     return kernel, geometric(base, adopted) if path is None else path
