@@ -11,6 +11,9 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
+if hasattr(os, "sched_setaffinity"):
+    # Before JAX makes its threads: those that it has would keep to their cores.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 from collections.abc import Callable
 from importlib.metadata import version
