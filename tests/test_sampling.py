@@ -11,6 +11,7 @@ from torch import nn
 
 import gibbsian as gb
 from contracts import seeded
+from gibbsian import sampling
 from gibbsian.errors import ArgumentTypeError, DomainError, InputError, OptionError, ShapeError
 from gibbsian.sampling import with_tensor_settings
 
@@ -250,3 +251,17 @@ def test_peak_memory_is_flat_unless_draws_are_kept():
     flat, kept = map(float, done.stdout.split())
     assert flat < 30.0
     assert kept > 500.0
+
+
+def test_blocks_of_many_chains_are_shorter_and_change_nothing(monkeypatch):
+    start = torch.randn(1000, 2, generator=seeded())
+    assert sampling.steps_per_block(gb.MALA(0.1)) == sampling.steps_per_block(gb.MALA(0.1), start) == 10
+    whole = run(start=start, steps=23)
+    monkeypatch.setattr(sampling, "NOISE_PER_BLOCK", 3 * start.numel() * 4 + 1)
+    assert sampling.steps_per_block(gb.MALA(0.1), start) == 3
+    made = []
+    short = run(start=start, steps=23, progress=made.append)
+    assert max(made) == 3
+    assert torch.equal(short.x, whole.x)
+    monkeypatch.setattr(sampling, "NOISE_PER_BLOCK", 1)
+    assert sampling.steps_per_block(gb.MALA(0.1), start) == 1

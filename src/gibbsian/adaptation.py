@@ -142,7 +142,7 @@ def tune(
         If no step size gives an acceptance on either side of the target.
     """
     aim = check_tunable(kernel, steps, target)
-    size = steps_per_block(kernel)
+    size = steps_per_block(kernel, start.x if isinstance(start, State) else start)
     rounds = -(-steps // size)
     report, close = reporter(progress, rounds * size, "tuning")
 

@@ -51,6 +51,9 @@ _DECLARE = (
 GRADIENTS_PER_BLOCK = 10
 """Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
 
+NOISE_PER_BLOCK = 4 * 2**20
+"""Bytes of noise that a block on a CPU may draw ahead: with more, most of a cheap step is waiting for memory."""
+
 
 @torch.no_grad()
 def sample(
@@ -110,7 +113,7 @@ def sample(
     # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
     wide = torch.promote_types(state.energy.dtype, torch.float32)
     totals = torch.zeros((2 + len(names), n), dtype=wide, device=x.device)
-    size = steps_per_block(kernel)
+    size = steps_per_block(kernel, x)
     fixed = not getattr(kernel, "dynamic", False)
     run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
     report, close = reporter(progress, steps, "sampling")
@@ -154,9 +157,20 @@ def detail_names(kernel: object) -> tuple[str, ...]:
     return tuple(getattr(kernel, "details", ()))
 
 
-def steps_per_block(kernel: Kernel) -> int:
-    """Steps that are compiled, and run, together."""
-    return max(1, GRADIENTS_PER_BLOCK // kernel.gradients)
+def steps_per_block(kernel: Kernel, x: Tensor | None = None) -> int:
+    """Steps that are compiled, and run, together: fewer on a CPU where the noise of many would not fit its caches.
+
+    Parameters
+    ----------
+    kernel
+        Its gradients count.
+    x
+        The chains, where they are known; blocks of any length use the same numbers.
+    """
+    steps = max(1, GRADIENTS_PER_BLOCK // kernel.gradients)
+    if x is None or x.device.type != "cpu":
+        return steps
+    return max(1, min(steps, NOISE_PER_BLOCK // max(1, x.numel() * x.element_size())))
 
 
 def run_block(

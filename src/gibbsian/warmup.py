@@ -101,7 +101,7 @@ def warm_up(
     moving = kernel
     if scale is not None:
         moving = with_setting(kernel, "scale", first_scale(owner_of_setting(kernel, "scale").scale, scale, x))
-    size = steps_per_block(kernel)
+    size = steps_per_block(kernel, x)
     initial, slow, final = windows(steps, size)
     report, close = reporter(progress, (initial + sum(slow) + final) * size, "warming up")
     tried: list[float] = []
