@@ -65,36 +65,49 @@ def measure(library: str, target: str, n: int, python: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, and write ``results/mixing.json`` and ``results/mixing.md``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="target:chains", help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--env-dir", type=Path, default=chains.default_folder())
     options = parser.parse_args()
     pythons = chains.make_environments(options.env_dir, list(LIBRARIES), [])
-    record = common.circumstances((0,), 1) | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    rows, lines = [], []
-    for target in TARGETS:
-        for n in CHAINS:
-            found: dict[str, list[dict[str, Any]]] = {library: [] for library in LIBRARIES}
-            for turn in range(options.rounds):
-                for library in LIBRARIES if turn % 2 == 0 else reversed(LIBRARIES):
-                    found[library].append(measure(library, target, n, pythons[library]))
-            for library, each in found.items():
-                row = {"target": target, "chains": n, "library": library, "version": each[0]["version"]}
-                for name in ("ess_per_second", "us_per_leapfrog", "leapfrogs", "warmup_seconds", "ess", "r_hat"):
-                    row[name] = statistics.median(one[name] for one in each)
-                row["neck"] = statistics.median(one["neck"] for one in each) if target == "funnel10" else None
-                rows.append(row | {"rounds": each})
-                neck = "" if row["neck"] is None else f"{row['neck']:.3f}"
-                numbers = [f"{row['ess_per_second']:,.0f}", f"{row['us_per_leapfrog']:,.0f}", f"{row['leapfrogs']:.0f}"]
-                numbers += [f"{row['warmup_seconds']:.1f}", f"{row['r_hat']:.3f}", neck]
-                lines.append([target, n, f"{library} {row['version']}", *numbers])
+    rows: list[dict[str, Any]] = []
+    for case in options.cases or [f"{target}:{n}" for target in TARGETS for n in CHAINS]:
+        target, n = case.split(":")
+        found: dict[str, list[dict[str, Any]]] = {library: [] for library in LIBRARIES}
+        for turn in range(options.rounds):
+            for library in LIBRARIES if turn % 2 == 0 else reversed(LIBRARIES):
+                found[library].append(measure(library, target, int(n), pythons[library]))
+        rows += [summary(target, int(n), library, each) for library, each in found.items()]
+        # Written after each case, so that an interrupted run leaves what it has.
+        write(rows, options.rounds)
+
+
+def summary(target: str, n: int, library: str, each: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds of one library on one case."""
+    row = {"target": target, "chains": n, "library": library, "version": each[0]["version"]}
+    for name in ("ess_per_second", "us_per_leapfrog", "leapfrogs", "warmup_seconds", "ess", "r_hat"):
+        row[name] = statistics.median(one[name] for one in each)
+    row["neck"] = statistics.median(one["neck"] for one in each) if target == "funnel10" else None
+    return row | {"rounds": each}
+
+
+def write(rows: list[dict[str, Any]], rounds: int) -> None:
+    """Put the rows into ``results/mixing.json`` and ``results/mixing.md``, and print them."""
+    record = common.circumstances((0,), 1) | {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
+    lines = []
+    for row in rows:
+        neck = "" if row["neck"] is None else f"{row['neck']:.3f}"
+        numbers = [f"{row['ess_per_second']:,.0f}", f"{row['us_per_leapfrog']:,.0f}", f"{row['leapfrogs']:.0f}"]
+        numbers += [f"{row['warmup_seconds']:.1f}", f"{row['r_hat']:.3f}", neck]
+        lines.append([row["target"], row["chains"], f"{row['library']} {row['version']}", *numbers])
     head = ["target", "chains", "library", "effective draws a second", "us a leapfrog step of all chains"]
     head += ["leapfrog steps a draw and chain", "warm-up, s", "R-hat", "P(v < -3)"]
     text = common.table(head, lines)
     note = (
-        f"{DRAWS} draws a chain after {WARMUP} steps of warm-up; median of {options.rounds} rounds. gaussian100: 100 "
+        f"{DRAWS} draws a chain after {WARMUP} steps of warm-up; median of {rounds} round(s). gaussian100: 100 "
         "dimensions, condition number 1e4, axes turned at random. funnel10: Neal's, in 10; its neck holds 0.159."
     )
-    common.write("mixing", "No-U-Turn samplers", record | {"rows": rows}, [note, text])
+    common.write("mixing", "No-U-Turn samplers", record, [note, text])
     print(text)
 
 
