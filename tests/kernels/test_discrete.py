@@ -38,6 +38,7 @@ from gibbsian.kernels.base import State, metropolis
 from gibbsian.kernels.discrete_langevin import DiscreteLangevin
 from gibbsian.kernels.gibbs import SingleSiteGibbs
 from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
+from gibbsian.kernels.ladder import Tempered
 from gibbsian.kernels.path_auxiliary import PathAuxiliary, log_path
 
 SYSTEMS = (binary_system(), one_hot_system())
@@ -388,7 +389,11 @@ def test_a_copied_energy_lives_where_it_did():
     import copy
 
     for system in SYSTEMS:
-        gb.sample(copy.deepcopy(system.energy), GibbsWithGradients(), system.states, steps=1, rng=seeded())
+        own, copied = (
+            gb.sample(energy, GibbsWithGradients(), system.states, steps=3, rng=seeded())
+            for energy in (system.energy, copy.deepcopy(system.energy))
+        )
+        assert torch.equal(own.x, copied.x)
 
 
 @pytest.mark.parametrize(
@@ -432,3 +437,20 @@ def test_kernels_print_their_settings():
     assert repr(DiscreteLangevin(0.5)) == "DiscreteLangevin(step_size=0.5, adjusted=True)"
     assert repr(GibbsWithGradients()) == "GibbsWithGradients(flips=1)"
     assert gradient_gibbs.GibbsWithGradients(flips=4).gradients == 4
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Uphill(SingleSiteGibbs):
+    """Sites drawn from the law of minus the energy."""
+
+    def step(self, energy, state, noise):
+        turned = Tempered(energy, -torch.ones((), dtype=torch.float64))
+        new, info = super().step(turned, state._replace(energy=-state.energy), noise)
+        return new._replace(energy=-new.energy), info
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=repr)
+def test_a_heat_bath_with_the_wrong_sign_is_caught(system):
+    assert_transitions(SingleSiteGibbs(), system, single_site(system))
+    with pytest.raises(AssertionError):
+        assert_transitions(Uphill(), system, single_site(system))
