@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gibbsian.compilation import wanting
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel, State, has_step_size, is_adjusted
+from gibbsian.kernels.base import Info, Kernel, State, has_step_size, is_adjusted
 from gibbsian.kernels.scales import over_chains
 from gibbsian.typing import EnergyFn
 
@@ -49,6 +50,17 @@ class Tempered:
         """Logits of each site given the others: they scale as the energy does."""
         inner = cast(Any, self.energy).conditional_logits
         return lambda x, block: over_chains(self.beta, x) * inner(x, block)
+
+
+def step_inside(kernel: Any, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
+    """Step the kernel inside a wrapper whose energy is a new function in each step.
+
+    A dynamic kernel would compile its own inner part anew for each of them, and is kept from it.
+    """
+    if not getattr(kernel, "dynamic", False):
+        return kernel.step(energy, state, noise)
+    with wanting(False):
+        return kernel.step(energy, state, noise)
 
 
 def with_sizes(kernel: Any, rows: Tensor) -> Any:

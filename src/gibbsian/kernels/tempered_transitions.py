@@ -24,10 +24,9 @@ from typing import Any, cast
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.compilation import wanting
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, metropolis, settings_repr
-from gibbsian.kernels.ladder import Tempered, check_exact, check_kernel, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import Tempered, check_exact, check_kernel, ladder_of, sizes_of, step_inside, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -154,10 +153,6 @@ class TemperedTransitions:
         total = torch.zeros_like(at.energy)
         for j in range(self.moves):
             z = tuple(each[:, j] for each in noise)
-            if self.dynamic:
-                with wanting(False):
-                    state, info = kernel.step(tempered, state, z)
-            else:
-                state, info = kernel.step(tempered, state, z)
+            state, info = step_inside(kernel, tempered, state, z)
             total = total + info.acceptance
         return state._replace(energy=state.energy / beta, grad=state.grad / beta), total / self.moves

@@ -23,10 +23,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.compilation import wanting
 from gibbsian.errors import ArgumentTypeError, ShapeError
 from gibbsian.kernels.base import Info, State, check_carried, evaluate, per_chain, settings_repr
-from gibbsian.kernels.ladder import Tempered, check_exact, check_kernel, ladder_of, sizes_of, with_sizes
+from gibbsian.kernels.ladder import Tempered, check_exact, check_kernel, ladder_of, sizes_of, step_inside, with_sizes
 from gibbsian.typing import EnergyFn
 
 
@@ -203,12 +202,7 @@ class ParallelTempering:
         kernel = self.kernel
         if self.step_sizes is not None:
             kernel = with_sizes(kernel, cast(Tensor, self.step_sizes).expand(n, levels).reshape(-1))
-        # A kernel that compiles its own inner part would do so anew for the function that is made here in each step.
-        if self.dynamic:
-            with wanting(False):
-                new, info = kernel.step(self._tempered(energy, n), rows, noise[:-1])
-        else:
-            new, info = kernel.step(self._tempered(energy, n), rows, noise[:-1])
+        new, info = step_inside(kernel, self._tempered(energy, n), rows, noise[:-1])
         acceptance = info.acceptance.unflatten(0, (n, levels))
         moved = self._untempered(energy, old, rows, new)._replace(moved=old.moved + acceptance)
         order, swap, tried = self._order(moved, noise[-1])
