@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import nn
 
 from gibbsian import matmul
@@ -23,6 +24,7 @@ _RECOMPILES = 64
 _cache: weakref.WeakKeyDictionary[Any, dict[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
 _said: set[str] = set()
 _spent = [0.0]
+_trusts = [True]
 _wanted: ContextVar[bool] = ContextVar("compilation is wanted", default=False)
 
 
@@ -88,29 +90,35 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
     import torch._dynamo.utils
     import torch._inductor.exc
 
-    failures = (
+    of_the_compiler = (
         torch._dynamo.exc.BackendCompilerFailed,
-        torch._dynamo.exc.Unsupported,
-        torch._dynamo.exc.FailOnRecompileLimitHit,
-        torch._dynamo.exc.TorchRuntimeError,
         torch._inductor.exc.InductorError,
         torch._inductor.exc.CppCompileError,
         torch._inductor.exc.InvalidCxxCompiler,
     )
-    own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
-    graph = torch.compile(own, fullgraph=True, dynamic=False, options=matmul.options() or None)
+    failures = (
+        *of_the_compiler,
+        torch._dynamo.exc.Unsupported,
+        torch._dynamo.exc.FailOnRecompileLimitHit,
+        torch._dynamo.exc.TorchRuntimeError,
+    )
+    graph, trusted = _graph(fn), _trusts[0]
     broken, counters = False, torch._dynamo.utils.counters
     # Made once: making it takes longer than a short block of steps.
     patient = torch._dynamo.config.patch(recompile_limit=_RECOMPILES)
 
     def run(*arguments: Any) -> Any:
-        nonlocal broken
-        if not broken:
+        nonlocal broken, graph, trusted
+        while not broken:
             before, began = counters["stats"]["unique_graphs"], time.perf_counter()
             try:
                 with patient:
                     return graph(*arguments)
             except failures as error:
+                if trusted and isinstance(error, of_the_compiler):
+                    _distrust()
+                    graph, trusted = _graph(fn), False
+                    continue
                 broken = True
                 _say_eager_once(error)
             finally:
@@ -119,6 +127,24 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn(*arguments)
 
     return run
+
+
+def _graph(fn: Callable[..., Any]) -> Callable[..., Any]:
+    own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
+    # Inductor tries each set of vector instructions that the processor has by compiling and loading a library, which
+    # is half of a first compilation. It is taken for granted here, until something does not compile.
+    trust = {"cpp.vec_isa_ok": True} if _trusts[0] else {}
+    return torch.compile(own, fullgraph=True, dynamic=False, options=(matmul.options() | trust) or None)
+
+
+def _distrust() -> None:
+    """Let Inductor find out itself which instructions the compiler knows."""
+    from torch._inductor import cpu_vec_isa
+
+    _trusts[0] = False
+    forget = getattr(cpu_vec_isa.valid_vec_isa_list, "cache_clear", None)
+    if forget is not None:
+        forget()
 
 
 def _say_eager_once(error: BaseException) -> None:

@@ -22,7 +22,7 @@ from gibbsian.energies.domains import kind_of
 from gibbsian.energies.layers import check_function
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, State
-from gibbsian.kernels.groups import row_groups, run_groups
+from gibbsian.kernels.groups import joined, row_groups, run_groups, split, visited_by_all
 from gibbsian.samples import Samples
 from gibbsian.typing import EnergyFn
 
@@ -107,42 +107,48 @@ def sample(
     state = start if isinstance(start, State) else moving.init(energy, _laid_out(x))
     _check_state(state)
 
-    keep_every = thin or 0
+    keep_every, keep = thin or 0, thin is not None
     kept: list[tuple[Tensor, ...]] = []
-    n, names = x.shape[0], detail_names(kernel)
+    names = detail_names(kernel)
     # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
     wide = torch.promote_types(state.energy.dtype, torch.float32)
-    totals = torch.zeros((2 + len(names), n), dtype=wide, device=x.device)
-    size = steps_per_block(kernel, x)
+    batches = split(energy, moving, state)
+    totals = [torch.zeros((2 + len(names), len(b.x)), dtype=wide, device=x.device) for b in batches]
+    # Noise goes step by step through the batches, so that two runs of five steps are one of ten.
+    size = steps_per_block(kernel, x) if len(batches) == 1 else 1
     fixed = not getattr(kernel, "dynamic", False)
     run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
     report, close = reporter(progress, steps, "sampling")
-    groups = row_groups(energy, state.x)
+    groups = row_groups(energy, batches[0].x)
     done = 0
     try:
         while done < steps:
             count = size if steps - done >= size else 1
-            with wanting(compile):
-                # The noise has no name of its own, so that its memory is free again, and warm, for the next block.
-                state, totals, visited = run_groups(
-                    run, groups, energy, moving, state, moving.noise(state, count, rng), totals, bool(keep_every)
-                )
-            for i, place in enumerate(visited, start=done + 1):
+            visits = []
+            for i, state in enumerate(batches):
+                with wanting(compile):
+                    # The noise has no name of its own: its memory is free again, and warm, for the next block.
+                    batches[i], totals[i], seen = run_groups(
+                        run, groups, energy, moving, state, by_step(moving.noise(state, count, rng)), totals[i], keep
+                    )
+                visits.append(seen)
+            for i, place in enumerate(visited_by_all(visits), start=done + 1):
                 if i > warmup and (i - warmup) % keep_every == 0:
                     kept.append(place)
             done += count
             report(count)
     finally:
         close()
+    total = torch.cat(totals, 1)
     return Samples(
-        state=state,
-        draws=torch.stack([place[0] for place in kept]) if keep_every else None,
-        acceptance=totals[0] / steps,
-        nonfinite=totals[1],
+        state=joined(batches),
+        draws=torch.stack([place[0] for place in kept]) if keep else None,
+        acceptance=total[0] / steps,
+        nonfinite=total[1],
         kernel=kernel,
         steps=steps,
         seconds=time.perf_counter() - began,
-        details={name: totals[2 + i] / steps for i, name in enumerate(names)},
+        details={name: total[2 + i] / steps for i, name in enumerate(names)},
         compilation=seconds_spent() - compiled_before,
         kept={
             name: torch.stack([place[1 + i] for place in kept])
@@ -173,13 +179,22 @@ def steps_per_block(kernel: Kernel, x: Tensor | None = None) -> int:
     return max(1, min(steps, NOISE_PER_BLOCK // max(1, x.numel() * x.element_size())))
 
 
+def by_step(noise: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+    """Take a block's noise apart, step by step.
+
+    It is done before the block is compiled: the code of two steps is then the same to the letter, without a place in
+    the noise written into it, and a compiler makes it once.
+    """
+    return list(zip(*(z.unbind(0) for z in noise)))
+
+
 def run_block(
-    energy: EnergyFn, kernel: Kernel, state: State, noise: tuple[Tensor, ...], totals: Tensor, visit: bool
+    energy: EnergyFn, kernel: Kernel, state: State, noise: list[tuple[Tensor, ...]], totals: Tensor, visit: bool
 ) -> tuple[State, Tensor, list[tuple[Tensor, ...]]]:
     """Make as many steps as there is noise for; a pure function, compiled or not."""
     visited, names = [], detail_names(kernel)
-    for i in range(noise[0].shape[0]):
-        state, info = kernel.step(energy, state, tuple(z[i] for z in noise))
+    for drawn in noise:
+        state, info = kernel.step(energy, state, drawn)
         details = [info.details[name] for name in names]
         totals = totals + torch.stack((info.acceptance, info.nonfinite, *details))
         if visit:

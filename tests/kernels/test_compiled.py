@@ -196,6 +196,34 @@ def test_without_a_compiler_chains_run_eagerly_with_one_warning(cxx, tmp_path):
     assert done.stdout.strip() == "fell back", done.stderr
 
 
+WITH_AN_OLD_COMPILER = """
+import warnings
+import torch
+import gibbsian as gb
+from gibbsian import compilation
+warnings.simplefilter("error", RuntimeWarning)
+rng, energy = torch.Generator().manual_seed(0), gb.Gaussian(32)
+out = gb.sample(energy, gb.ULA(0.1), energy.sample(40, rng), steps=2, rng=rng, compile=True)
+assert torch.isfinite(out.x).all() and out.compilation > 0
+print(compilation._trusts[0])
+"""
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="no AVX-512 to be ignorant of")
+@pytest.mark.parametrize(("ignorant", "trusts"), [("-mavx512", False), ("-mnothing", True)])
+def test_a_compiler_that_lacks_instructions_is_found_out(ignorant, trusts, tmp_path):
+    script = tmp_path / "g++"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *{ignorant}*) echo "unknown option {ignorant}" >&2; exit 1;; esac\nexec g++ "$@"\n'
+    )
+    script.chmod(0o755)
+    env = os.environ | {"CXX": str(script), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", WITH_AN_OLD_COMPILER], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == str(trusts), done.stderr
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=repr)
 def test_groups_of_images_share_one_graph(kernel, graphs, monkeypatch):
     monkeypatch.setattr("gibbsian.sampling.row_groups", lambda *_: [slice(i, i + 2) for i in range(0, 6, 2)])

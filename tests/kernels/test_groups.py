@@ -1,11 +1,13 @@
 """Chains moved in groups: the same chains, whatever the groups; and which groups."""
 
+import math
+
 import pytest
 import torch
 
 import gibbsian as gb
 from contracts import seeded
-from gibbsian.kernels.groups import _kept_for_backward, row_groups
+from gibbsian.kernels.groups import _kept_for_backward, row_groups, split
 
 
 def quadratic(x):
@@ -62,3 +64,71 @@ def test_chains_that_carry_labels_of_their_own_stay_together(classes, monkeypatc
     monkeypatch.setattr("gibbsian.kernels.groups.CACHE", 0)
     assert row_groups(energy, start) == [slice(0, 12)]
     assert gb.sample(energy, gb.ULA(0.01), start, steps=10, rng=seeded()).x.shape == start.shape
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Vectors of 3 numbers in float64 count as very many from the 8th on, and move in fours."""
+    monkeypatch.setattr("gibbsian.kernels.groups.LARGE", 7 * 24)
+    monkeypatch.setattr("gibbsian.kernels.groups.VECTORS", 4 * 24)
+
+
+def vectors(n=12):
+    return torch.randn(n, 3, dtype=torch.float64, generator=seeded())
+
+
+def batch_sizes(energy, kernel, x):
+    return [len(part.x) for part in split(energy, kernel, kernel.init(energy, x))]
+
+
+def test_very_many_vectors_move_in_even_batches(small_batches):
+    sizes = [batch_sizes(quadratic, gb.MALA(0.1), vectors(n)) for n in (7, 8, 9, 11, 12)]
+    assert sizes == [[7], [4, 4], [3, 3, 3], [4, 4, 3], [4, 4, 4]]
+
+
+def test_batches_can_be_told_from_one(small_batches):
+    seen = []
+    gb.sample(lambda x: seen.append(len(x)) or quadratic(x), gb.ULA(0.1), vectors(), steps=2, rng=seeded())
+    assert seen == [12, 1, *[4] * 6]
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        gb.ULA(0.1),
+        gb.MALA(0.3),
+        gb.HMC(0.3, 3),
+        gb.NUTS(0.3),
+        gb.Underdamped(0.2, 1.0),
+        gb.Wrapped(gb.MALA(0.1), 2 * math.pi),
+    ],
+    ids=lambda k: type(k).__name__,
+)
+def test_runs_in_batches_go_on_exactly(kernel, small_batches):
+    energy = gb.VonMises(torch.zeros(3).double(), 1.0) if isinstance(kernel, gb.Wrapped) else quadratic
+    whole = gb.sample(energy, kernel, vectors(), steps=7, thin=1, rng=seeded())
+    rng = seeded()
+    first = gb.sample(energy, kernel, vectors(), steps=3, thin=1, rng=rng)
+    second = gb.sample(energy, kernel, first.state, steps=4, thin=1, rng=rng)
+    assert torch.equal(torch.cat((first.draws, second.draws)), whole.draws)
+    assert torch.equal(second.x, whole.x)
+    assert whole.acceptance.shape == (12,)
+    assert whole.draws.shape == (7, 12, 3)
+
+
+def test_batches_of_exact_draws_stay_exact(small_batches):
+    """Mean square of 4,000 chains of MALA from exact draws: 1 within 5 standard errors, false alarm 6e-7."""
+    x = torch.randn(4000, 3, dtype=torch.float64, generator=seeded())
+    out = gb.sample(quadratic, gb.MALA(0.5), x, steps=3, rng=seeded(1))
+    assert abs(out.x.square().mean() - 1) < 5 * (2 / 12_000) ** 0.5
+    assert (out.x != x).any(1).double().mean() > 0.9
+
+
+def test_chains_that_are_tied_move_in_one_batch(small_batches):
+    x, sizes = vectors(), torch.full((12,), 0.1, dtype=torch.float64)
+    assert batch_sizes(quadratic, gb.SVGD(0.1), x) == [12]
+    assert batch_sizes(quadratic, gb.MALA(sizes), x) == [12]
+    y = torch.arange(12) % 3
+    torch.manual_seed(0)
+    assert batch_sizes(gb.MLP(3, (8,), classes=3).double().given(y=y), gb.MALA(0.1), x) == [12]
+    assert batch_sizes(lambda x: (1.0 + y) * x.square().sum(1), gb.MALA(0.1), x) == [12]
