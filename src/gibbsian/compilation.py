@@ -11,7 +11,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -104,17 +104,20 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
     )
     graph, trusted = _graph(fn), _trusts[0]
     broken, counters = False, torch._dynamo.utils.counters
-    # Made once: making it takes longer than a short block of steps.
-    patient = torch._dynamo.config.patch(recompile_limit=_RECOMPILES)
+    patience: Any = nullcontext()
 
     def run(*arguments: Any) -> Any:
-        nonlocal broken, graph, trusted
+        nonlocal broken, graph, trusted, patience
         while not broken:
             before, began = counters["stats"]["unique_graphs"], time.perf_counter()
             try:
-                with patient:
+                with patience:
                     return graph(*arguments)
             except failures as error:
+                if isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit) and isinstance(patience, nullcontext):
+                    # From here on only, since changing a setting of Dynamo's takes as long as a short step.
+                    patience = torch._dynamo.config.patch(recompile_limit=_RECOMPILES)
+                    continue
                 if trusted and isinstance(error, of_the_compiler):
                     _distrust()
                     graph, trusted = _graph(fn), False
@@ -134,7 +137,9 @@ def _graph(fn: Callable[..., Any]) -> Callable[..., Any]:
     # Inductor tries each set of vector instructions that the processor has by compiling and loading a library, which
     # is half of a first compilation. It is taken for granted here, until something does not compile.
     trust = {"cpp.vec_isa_ok": True} if _trusts[0] else {}
-    return torch.compile(own, fullgraph=True, dynamic=False, options=(matmul.options() | trust) or None)
+    # Dynamo has compared the shapes of arguments already when the compiled code compares them once more.
+    options = {"size_asserts": False} | matmul.options() | trust
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def _distrust() -> None:
@@ -142,9 +147,10 @@ def _distrust() -> None:
     from torch._inductor import cpu_vec_isa
 
     _trusts[0] = False
-    forget = getattr(cpu_vec_isa.valid_vec_isa_list, "cache_clear", None)
-    if forget is not None:
-        forget()
+    answers = [type(isa).__bool__ for isa in cpu_vec_isa.supported_vec_isa_list]
+    for asked in (*answers, cpu_vec_isa.valid_vec_isa_list):
+        if (forget := getattr(asked, "cache_clear", None)) is not None:
+            forget()
 
 
 def _say_eager_once(error: BaseException) -> None:
