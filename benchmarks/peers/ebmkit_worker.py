@@ -28,6 +28,8 @@ def sampler(case: Case) -> Sampler:
 
 def prepare(case: Case, compiled: bool) -> Runner:
     """Runner of a case."""
+    if case.kernel == "CD":
+        return train(case, compiled)
     energy = targets.build(case.target)
     if compiled:
         energy = torch.compile(energy)
@@ -36,6 +38,23 @@ def prepare(case: Case, compiled: bool) -> Runner:
 
     def run(steps: int) -> Tensor:
         return chain.sample(energy, x0, steps=steps)
+
+    return run
+
+
+def train(case: Case, compiled: bool) -> Runner:
+    """Runner of training steps: the library's trainer, quiet, with chains that start at normal draws as it does."""
+    energy = targets.trainable(case.target)
+    step_size = targets.TARGETS[case.target].step_sizes["ULA"]
+    loss = ebm.ContrastiveDivergence(ebm.LangevinDynamics(step_size=step_size, steps=targets.CD_STEPS))
+    if compiled:
+        energy = torch.compile(energy)
+    trainer = ebm.Trainer(energy, loss, lr=targets.LEARNING_RATE)
+    data = targets.start(case.target, targets.CD_ROWS)
+
+    def run(steps: int) -> Tensor:
+        trainer.fit(data, steps=steps, batch_size=case.chains, verbose=False)
+        return torch.cat([p.detach().flatten() for p in energy.parameters()])
 
     return run
 

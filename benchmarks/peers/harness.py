@@ -24,7 +24,8 @@ from torch import Tensor
 Runner = Callable[[int], Tensor]
 """Runs a given number of transitions from the fixed start, and returns the final positions."""
 
-KERNELS = ("ULA", "MALA", "HMC")
+KERNELS = ("ULA", "MALA", "HMC", "CD")
+"""CD is no kernel but a step of training: contrastive divergence with ten Langevin steps, and the optimiser's."""
 
 # On a machine shared with others, the processor time of a process with one thread is what its wall time would be alone.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

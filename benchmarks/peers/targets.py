@@ -112,6 +112,9 @@ TARGETS: dict[str, Target] = {
 
 LEAPFROG = 10
 
+CD_STEPS, CD_ROWS, LEARNING_RATE = 10, 4096, 1e-4
+"""Of training by contrastive divergence: Langevin steps, rows of data, and Adam's learning rate."""
+
 
 def build(name: str) -> nn.Module:
     """Build a named target, the same weights in every process: frozen and in evaluation mode."""
@@ -123,3 +126,8 @@ def start(name: str, chains: int) -> Tensor:
     """Draw standard normal starting positions, the same in every process."""
     rng = torch.Generator().manual_seed(1)
     return torch.randn(chains, *TARGETS[name].event, generator=rng)
+
+
+def trainable(name: str) -> nn.Module:
+    """Build a named target with the same weights, in training mode."""
+    return build(name).train().requires_grad_(True)

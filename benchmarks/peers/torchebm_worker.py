@@ -21,6 +21,7 @@ from harness import Case, Runner, Worker, main
 from targets import Energy
 from torch import Tensor
 from torchebm.core import BaseModel
+from torchebm.losses import ContrastiveDivergence
 from torchebm.samplers import HamiltonianMonteCarlo, LangevinDynamics
 
 
@@ -49,6 +50,8 @@ def sampler(case: Case, model: Model) -> LangevinDynamics | HamiltonianMonteCarl
 
 def prepare(case: Case, compiled: bool) -> Runner:
     """Runner of a case."""
+    if case.kernel == "CD":
+        return train(case, compiled)
     net = targets.build(case.target)
     # The samplers call ``forward`` directly, past the hook of ``nn.Module.compile``, so the inner module is compiled.
     model = Model(torch.compile(net) if compiled else net, targets.TARGETS[case.target].event).eval()
@@ -57,6 +60,29 @@ def prepare(case: Case, compiled: bool) -> Runner:
 
     def run(steps: int) -> Tensor:
         return chain.sample(x=x0, n_steps=steps)
+
+    return run
+
+
+def train(case: Case, compiled: bool) -> Runner:
+    """Runner of training steps: the loop of its documentation, with Adam and batches in random order."""
+    net, target = targets.trainable(case.target), targets.TARGETS[case.target]
+    model = Model(torch.compile(net) if compiled else net, target.event)
+    chain = LangevinDynamics(model, step_size=target.step_sizes["ULA"], noise_scale=1.0)
+    loss = ContrastiveDivergence(model=model, sampler=chain, k_steps=targets.CD_STEPS)
+    optimiser = torch.optim.Adam(model.parameters(), lr=targets.LEARNING_RATE)
+    data = targets.start(case.target, targets.CD_ROWS).flatten(1)
+
+    def run(steps: int) -> Tensor:
+        done = 0
+        while done < steps:
+            for rows in torch.randperm(len(data)).split(case.chains)[: steps - done]:
+                optimiser.zero_grad()
+                value, _ = loss(data[rows])
+                value.backward()
+                optimiser.step()
+                done += 1
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
 
     return run
 
