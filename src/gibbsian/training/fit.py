@@ -155,17 +155,8 @@ def fit(
                 save(state, kept, recorder)
             if interrupts.asked and state.step < settings.steps:
                 raise interrupted(state, kept, recorder)
-        judge(state, recorder, data.x)
     state.use_average()
     return Fit(energy, recorder.history, state.step, state.seconds, home)
-
-
-def judge(state: TrainingState, recorder: Recorder, data: Tensor) -> None:
-    """Record and tell a run that has ended and was useless."""
-    verdict = chains_unlike_data(state, data) if state.settings.health else None
-    if verdict is not None:
-        write(state, recorder, verdict.event("verdict"))
-        warn(verdict)
 
 
 def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: bool) -> None:
@@ -258,8 +249,18 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
     state.pending.clear()
     state.lap = (state.step, seconds)
     alarm = state.health.check(record) if settings.health else None
+    if settings.health and alarm is None and state.step == settings.steps:
+        judge(state, recorder)
     write(state, recorder, record)
     return alarm
+
+
+def judge(state: TrainingState, recorder: Recorder) -> None:
+    """Record and tell a run that has ended and was useless; its event comes before the last record."""
+    verdict = chains_unlike_data(state)
+    if verdict is not None:
+        write(state, recorder, verdict.event("verdict"))
+        warn(verdict)
 
 
 def first_broken(state: TrainingState) -> Alarm:

@@ -14,15 +14,12 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.diagnostics.two_sample import energy_distance
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
-
-ROWS = 500
-"""Chains, base draws and rows of data that are compared, at most."""
 
 CLOSE = 0.01
 """Distances below this part of the data's own mean distance are small, however near the base was to begin with."""
@@ -31,19 +28,18 @@ FEWEST = 16
 """Chains or rows below which nothing can be said."""
 
 
-def chains_unlike_data(state: TrainingState, data: Tensor) -> Alarm | None:
+def chains_unlike_data(state: TrainingState) -> Alarm | None:
     """Compare every replay buffer with the data; return the verdict on the first that is hardly nearer than its base.
 
     Parameters
     ----------
     state
-        At the end of a run; its generator is not touched.
-    data
-        ``(n, *event)``.
+        At the end of a run; its generator is not touched. The data are those of its probe.
     """
+    data = state.probe.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
     for buffer in buffers(state.objective):
-        n = min(ROWS, len(data), buffer.size)
+        n = min(len(data), buffer.size)
         if not buffer.filled or n < FEWEST:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
@@ -69,5 +65,5 @@ def warn(verdict: Alarm) -> None:
         f"Training ended, but its chains are hardly nearer to the data than the base they started from: {verdict}. "
         f"{verdict.remedy}",
         UserWarning,
-        stacklevel=3,
+        stacklevel=5,
     )
