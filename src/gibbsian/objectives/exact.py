@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import Torus, kind_of
 from gibbsian.energies.grids import edge_share, log_trapezoid, states
-from gibbsian.errors import DomainError, OptionError, ShapeError
+from gibbsian.errors import DataError, DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
 
 MOST = 1 << 22
@@ -87,6 +87,8 @@ class ExactLikelihood(Objective):
             If real points have more than two coordinates.
         DomainError
             If the energy lives on a sphere.
+        DataError
+            If the box is to be taken from one row.
         OptionError
             If there are too many states, or too many different conditions.
         """
@@ -149,6 +151,8 @@ class ExactLikelihood(Objective):
         if kind == "box":
             ends = (torch.as_tensor(end, dtype=x.dtype) for end in (support.lower_bound, support.upper_bound))
             return cast(tuple[Tensor, Tensor], tuple(ends))
+        if len(x) < 2:
+            raise DataError("A box cannot be taken from a batch of one row; give low and high.")
         low, high = x.detach().amin(0), x.detach().amax(0)
         reach = self.margin * (high - low)
         return low - reach, high + reach

@@ -164,11 +164,12 @@ class Health:
             "energy_std": self._flat,
             "edge_mass": self._edge,
         }
+        # First, for an energy without gradients may be flat as well, and then no earlier state helps.
+        yield "stalled", self._stalled(record)
         for name, value in record.items():
             detect = detectors.get(last_part(name))
             if detect is not None:
                 yield name, detect(record["step"], name, value)
-        yield "stalled", self._stalled(record)
 
     def _gap(self, step: int, name: str, value: float) -> Alarm | None:
         limit = max(self.settings.gap_limit, self.settings.gap_ratio * self.usual.get(name, math.inf))

@@ -11,6 +11,7 @@ like the data.
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -43,7 +44,10 @@ def chains_unlike_data(state: TrainingState) -> Alarm | None:
         if not buffer.filled or n < FEWEST:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
-        chains = energy_distance(buffer.sample(n, rng), rows)
+        found = buffer.sample(n, rng)
+        if not bool(torch.isfinite(found).all()):
+            return unlike(state.step, math.inf, state.settings.unlike_limit)
+        chains = energy_distance(found, rows)
         before = energy_distance(buffer.base.sample(n, rng), rows)
         scale = float(torch.pdist(rows.flatten(1).double()).mean())
         limit = state.settings.unlike_limit
