@@ -53,7 +53,10 @@ useless; it ended below the bar and said nothing; its weights are no numbers and
 
 @dataclass(frozen=True)
 class Run:
-    """One run and what became of it; ``quality`` is the Frechet distance of its draws."""
+    """One run and what became of it; ``quality`` is the Frechet distance of its draws.
+
+    ``chain_distance`` is the energy distance of its last chains to the data, in units of that of their base.
+    """
 
     name: str
     seed: int
@@ -63,6 +66,7 @@ class Run:
     cause: str
     quality: float
     bar: float
+    chain_distance: float
     steps: int
     rollbacks: int
     cpu: float
@@ -72,7 +76,8 @@ class Run:
     def told(self) -> str:
         """The outcome in a cell of a table."""
         back = f", {self.rollbacks} rollback{'s' * (self.rollbacks != 1)}" if self.rollbacks else ""
-        return f"{self.outcome}{f' ({self.cause})' if self.cause else ''}, FD {self.quality:.3g}{back}"
+        cause = f" ({self.cause})" if self.cause else ""
+        return f"{self.outcome}{cause}, FD {self.quality:.3g}, chains {self.chain_distance:.2g}{back}"
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,9 @@ def train(name: str, dataset: Dataset, judge: Judge, seed: int, rate: float, hea
     rollbacks = sum(record["event"] == "rollback" for record in events)
     found = outcome(quality, judge.bar, finite, done, failed)
     last = max((record["step"] for record in history), default=0)
-    return Run(name, seed, rate, health, found, cause, quality, judge.bar, last, rollbacks, watch.cpu, watch.wall)
+    apart = next((record["chain_distance"] for record in history if "chain_distance" in record), math.nan)
+    times = (watch.cpu, watch.wall)
+    return Run(name, seed, rate, health, found, cause, quality, judge.bar, apart, last, rollbacks, *times)
 
 
 def judged(model: Model, judge: Judge, seed: int, options: Any) -> float:
@@ -197,7 +204,9 @@ NOTES = """Good: the draws' Fréchet distance (FD) to held-out rows, in the last
 the training rows, is at most that of as many draws from a Gaussian with the training rows' mean and covariance (the
 bar, stated with each table); draws are clipped to the pixels' range. Stopped: training raised `DivergenceError` with
 the cause in brackets. Told: it ended and said that its chains were hardly nearer to the data than the base. Useless:
-worse than the bar without a word. Broken: weights that are no numbers, without a word. FD inf: no draws were made."""
+worse than the bar without a word. Broken: weights that are no numbers, without a word. FD inf: no draws were made.
+Chains: the energy distance of the last chains to the data, in units of that of the base they started from; more than
+0.5 is told."""
 
 
 def report(runs: Sequence[Run], options: Any) -> None:

@@ -393,7 +393,7 @@ def test_chains_that_came_no_nearer_are_told():
     assert event["value"] == pytest.approx(1.0, abs=0.1)
     assert run.rollbacks == 0
     assert repr(run).startswith("Fit(chains unlike the data, 4 steps")
-    assert "loss" in run.history[-1]
+    assert run.history[-1]["chain_distance"] == event["value"]
     with pytest.warns(UserWarning, match="was inf"):
         verdict(torch.full((128, 2), math.inf, dtype=torch.float64), far())
 
@@ -404,6 +404,10 @@ def test_chains_that_are_like_the_data_are_not():
     assert verdict(rows(128, seed=7), far()).events == []
     # A base that is the data's own law leaves nothing to come nearer to.
     assert verdict(close.sample(128, seeded(3)), close).events == []
+    assert (
+        fit(Bowl(), rows(300), Held(far().sample(128, seeded(3)), far()), rng=seeded(), steps=4, health=False).events
+        == []
+    )
     half = 0.6 * rows(128, seed=7) + 0.4 * far().sample(128, seeded(3))
     assert verdict(half, far()).events == []
 

@@ -34,7 +34,7 @@ from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import Order, TrainingState
-from gibbsian.training.verdict import chains_unlike_data, warn
+from gibbsian.training.verdict import chain_distance, verdict, warn
 
 
 @dataclass(frozen=True)
@@ -249,18 +249,22 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
     state.pending.clear()
     state.lap = (state.step, seconds)
     alarm = state.health.check(record) if settings.health else None
-    if settings.health and alarm is None and state.step == settings.steps:
-        judge(state, recorder)
+    if alarm is None and state.step == settings.steps:
+        record |= judge(state, recorder)
     write(state, recorder, record)
     return alarm
 
 
-def judge(state: TrainingState, recorder: Recorder) -> None:
-    """Record and tell a run that has ended and was useless; its event comes before the last record."""
-    verdict = chains_unlike_data(state)
-    if verdict is not None:
-        write(state, recorder, verdict.event("verdict"))
-        warn(verdict)
+def judge(state: TrainingState, recorder: Recorder) -> Record:
+    """Measure how far the chains are at the end, for the last record; a verdict goes before it."""
+    distance = chain_distance(state)
+    if distance is None:
+        return {}
+    alarm = verdict(state, distance) if state.settings.health else None
+    if alarm is not None:
+        write(state, recorder, alarm.event("verdict"))
+        warn(alarm)
+    return {"chain_distance": distance.value}
 
 
 def first_broken(state: TrainingState) -> Alarm:

@@ -84,8 +84,7 @@ class TrainingSettings:
     )
     unlike_limit: float = _setting(
         0.5,
-        "Chains that end a run at more than this fraction of their base's distance from the data are unlike it; 1 or "
-        "more is never reached by chains that came nearer at all.",
+        "Chains that end a run at more than this fraction of their base's distance from the data are unlike it.",
     )
 
     def __post_init__(self) -> None:

@@ -18,44 +18,47 @@ import torch
 from torch import nn
 
 from gibbsian.buffers import ReplayBuffer
+from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import energy_distance
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
 
-CLOSE = 0.01
-"""Distances below this part of the data's own mean distance are small, however near the base was to begin with."""
+CLOSE = 0.02
+"""The base's distance counts as this part of the data's own mean distance at least: a base may fit to begin with."""
 
 FEWEST = 16
 """Chains or rows below which nothing can be said."""
 
 
-def chains_unlike_data(state: TrainingState) -> Alarm | None:
-    """Compare every replay buffer with the data; return the verdict on the first that is hardly nearer than its base.
+def chain_distance(state: TrainingState) -> Estimate | None:
+    """Distance of the replay buffer's chains from the data, in units of the base's; of several buffers the largest.
 
     Parameters
     ----------
     state
         At the end of a run; its generator is not touched. The data are those of its probe.
+
+    Returns
+    -------
+    Estimate or None
+        With its standard error; infinite if a chain is not finite, ``None`` without enough chains.
     """
     data = state.probe.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
+    found: list[Estimate] = []
     for buffer in buffers(state.objective):
         n = min(len(data), buffer.size)
         if not buffer.filled or n < FEWEST:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
-        found = buffer.sample(n, rng)
-        if not bool(torch.isfinite(found).all()):
-            return unlike(state.step, math.inf, state.settings.unlike_limit)
-        chains = energy_distance(found, rows)
-        before = energy_distance(buffer.base.sample(n, rng), rows)
+        chains = buffer.sample(n, rng)
+        if not bool(torch.isfinite(chains).all()):
+            return Estimate(math.inf, 0.0)
         scale = float(torch.pdist(rows.flatten(1).double()).mean())
-        limit = state.settings.unlike_limit
-        # Beyond chance, beyond what is small for such data, and then beyond the limit.
-        least = max(limit * before.value, CLOSE * scale) + 3.0 * chains.stderr
-        if chains.value > least:
-            return unlike(state.step, chains.value / max(before.value, CLOSE * scale), limit)
-    return None
+        unit = max(energy_distance(buffer.base.sample(n, rng), rows).value, CLOSE * scale)
+        distance = energy_distance(chains, rows)
+        found.append(Estimate(distance.value / unit, distance.stderr / unit))
+    return max(found, default=None, key=lambda estimate: estimate.value)
 
 
 def buffers(objective: nn.Module) -> list[ReplayBuffer]:
@@ -63,11 +66,17 @@ def buffers(objective: nn.Module) -> list[ReplayBuffer]:
     return [module for module in objective.modules() if isinstance(module, ReplayBuffer)]
 
 
-def warn(verdict: Alarm) -> None:
-    """Tell the caller."""
+def verdict(state: TrainingState, distance: Estimate) -> Alarm | None:
+    """Find a run useless whose chains are farther than the limit beyond chance."""
+    limit = state.settings.unlike_limit
+    return unlike(state.step, distance.value, limit) if distance.value > limit + 3.0 * distance.stderr else None
+
+
+def warn(alarm: Alarm) -> None:
+    """Tell the caller of `fit`."""
     warnings.warn(
-        f"Training ended, but its chains are hardly nearer to the data than the base they started from: {verdict}. "
-        f"{verdict.remedy}",
+        f"Training ended, but its chains are hardly nearer to the data than the base they started from: {alarm}. "
+        f"{alarm.remedy}",
         UserWarning,
         stacklevel=5,
     )
