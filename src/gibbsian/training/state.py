@@ -98,7 +98,6 @@ class TrainingState:
             torch.manual_seed((self.batch_seed * 2_000_003 + self.step) % 2**63)
             yield
 
-    @torch.no_grad()
     def energy_spread(self) -> float | None:
         """Standard deviation of the energies of some data; ``None`` where the data lack what the energy asks for.
 
@@ -113,7 +112,7 @@ class TrainingState:
         finally:
             for module in training:
                 module.training = True
-        return float(values.std())
+        return float(values.detach().std())
 
     def capture(self) -> State:
         """Copy everything that the next step depends on to host memory."""
