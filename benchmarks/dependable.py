@@ -55,7 +55,7 @@ useless; it ended below the bar and said nothing; its weights are no numbers and
 class Run:
     """One run and what became of it; ``quality`` is the Frechet distance of its draws.
 
-    ``chain_distance`` is the energy distance of its last chains to the data, in units of that of their base.
+    ``chain_distance`` is the energy distance of its last chains to the data, in units of that of permuted columns.
     """
 
     name: str
@@ -203,10 +203,10 @@ def count_table(runs: Sequence[Run]) -> str:
 NOTES = """Good: the draws' Fréchet distance (FD) to held-out rows, in the last hidden layer of a small classifier of
 the training rows, is at most that of as many draws from a Gaussian with the training rows' mean and covariance (the
 bar, stated with each table); draws are clipped to the pixels' range. Stopped: training raised `DivergenceError` with
-the cause in brackets. Told: it ended and said that its chains were hardly nearer to the data than the base. Useless:
-worse than the bar without a word. Broken: weights that are no numbers, without a word. FD inf: no draws were made.
-Chains: the energy distance of the last chains to the data, in units of that of the base they started from; more than
-0.5 is told."""
+the cause in brackets. Told: it ended and said that its chains were farther from the data than rows with permuted
+columns. Useless: worse than the bar without a word. Broken: weights that are no numbers, without a word. FD inf: no
+draws were made. Chains: the energy distance of the last chains to the data, in units of that of rows whose columns
+were permuted, each on its own; more than 2 is told."""
 
 
 def report(runs: Sequence[Run], options: Any) -> None:

@@ -386,11 +386,12 @@ def far():
 
 
 def test_chains_that_came_no_nearer_are_told():
-    with pytest.warns(UserWarning, match="hardly nearer to the data.*Train for more steps"):
+    with pytest.warns(UserWarning, match="farther from the data than independent columns.*Train for more steps"):
         run = verdict(far().sample(128, seeded(3)), far())
     (event,) = run.events
     assert (event["event"], event["kind"], event["step"]) == ("verdict", "unlike", 4)
-    assert event["value"] == pytest.approx(1.0, abs=0.1)
+    # Four units of distance along both axes: D = 2 E|x - y| - E|x - x'| - E|y - y'| is about 8.
+    assert event["value"] == pytest.approx(8.0 / (0.01 * 0.5 * math.pi**0.5), rel=0.25)
     assert run.rollbacks == 0
     assert repr(run).startswith("Fit(chains unlike the data, 4 steps")
     assert run.history[-1]["chain_distance"] == event["value"]
@@ -400,16 +401,27 @@ def test_chains_that_came_no_nearer_are_told():
 
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_chains_that_are_like_the_data_are_not():
-    close = Gaussian(loc=torch.ones(2, dtype=torch.float64), scale=torch.full((2,), 0.5, dtype=torch.float64))
     assert verdict(rows(128, seed=7), far()).events == []
-    # A base that is the data's own law leaves nothing to come nearer to.
-    assert verdict(close.sample(128, seeded(3)), close).events == []
-    assert (
-        fit(Bowl(), rows(300), Held(far().sample(128, seeded(3)), far()), rng=seeded(), steps=4, health=False).events
-        == []
-    )
-    half = 0.6 * rows(128, seed=7) + 0.4 * far().sample(128, seeded(3))
-    assert verdict(half, far()).events == []
+    assert verdict(rows(128, seed=7) + 0.05, far()).events == []
+    bad = Held(far().sample(128, seeded(3)), far())
+    run = fit(Bowl(), rows(300), bad, rng=seeded(), steps=4, health=False)
+    assert run.events == []
+    assert run.history[-1]["chain_distance"] > 100
+
+
+def test_the_unit_of_the_chains_distance_is_that_of_permuted_columns():
+    """Where two columns are equal, chains with independent ones are at a distance of one, and no model's are."""
+    x = rows(600, dim=1).expand(600, 8).clone() + 0.01 * rows(600, dim=8, seed=3)
+
+    def distance(chains):
+        objective = Held(chains, Gaussian(8, scale=torch.ones(8, dtype=torch.float64)))
+        objective.exact = Shrinking()
+        return fit(Bowl(8), x, objective, rng=seeded(), steps=2, **QUIET).history[-1]["chain_distance"]
+
+    fresh = rows(128, dim=1, seed=11).expand(128, 8).clone()
+    independent = rows(128, dim=8, seed=12)
+    assert abs(distance(fresh)) < 0.2
+    assert distance(independent) == pytest.approx(1.0, abs=0.4)
 
 
 def test_healthy_training_has_no_events():

@@ -23,8 +23,8 @@ at every record (non-finite numbers as soon as they are seen):
 ``edge``
     Exact likelihood whose model has mass at the edge of its box, and more beyond it.
 ``unlike``
-    A run whose chains, at its end, are hardly nearer to the data than where they started: it was useless. This is not a
-    stop but a verdict, see `gibbsian.training.verdict`.
+    A run whose chains, at its end, are farther from the data than independent columns would be: it was useless. This is
+    not a stop but a verdict, see `gibbsian.training.verdict`.
 
 All but the first and last must last for ``patience`` records in a row. The usual size is the lowest running median so
 far, so that neither outliers nor a slow runaway move the yardstick; where `gibbsian.objectives.combination.Phases` goes

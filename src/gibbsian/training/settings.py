@@ -83,8 +83,8 @@ class TrainingSettings:
         1e-3, "Exact likelihood's box is too small when more than this part of the mass lies at its edge."
     )
     unlike_limit: float = _setting(
-        0.5,
-        "Chains that end a run at more than this fraction of their base's distance from the data are unlike it.",
+        2.0,
+        "Chains that end a run at more than this many times the distance of independent columns are unlike the data.",
     )
 
     def __post_init__(self) -> None:
