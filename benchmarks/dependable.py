@@ -5,7 +5,8 @@ recipe for persistent contrastive divergence on images. A run is good when its d
 distance to held-out rows, in the features of a classifier of the training rows, is at most that of draws from a
 Gaussian with the training rows' mean and covariance. Otherwise it should have said so: stopped with a named cause, or
 ended with the verdict that its chains are unlike the data. What does neither is silently useless. Writes
-``results/dependable.json`` and ``.md`` after every run; MNIST is read from the folder in GIBBSIAN_DATA.
+``results/dependable.json`` and ``.md`` after every run; MNIST is read from the folder in GIBBSIAN_DATA. At full budget
+a run takes about 4 minutes of one core on digits and 8 on MNIST, and there are 80.
 
     GIBBSIAN_DATA=data python benchmarks/dependable.py --threads 2
     python benchmarks/dependable.py --sets digits --budget 0.1
