@@ -57,7 +57,7 @@ def fitted(dataset: Dataset, seed: int) -> tuple[Model, Stopwatch, int]:
     with Stopwatch() as watch:
         energy = initial_weights(recipe, z)
         done = fit(energy, z, build_objective(recipe, z), rng=generator(seed), settings=recipe.training)
-    return Model(energy, recipe, scaling), watch, len(done.events)
+    return Model(energy, recipe, scaling), watch, done.rollbacks
 
 
 def on_grid(model: Model, dataset: Dataset) -> tuple[Tensor, Tensor, Tensor]:

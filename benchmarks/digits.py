@@ -98,7 +98,7 @@ def gibbsian(dataset: Dataset, seed: int, **overrides: Any) -> Fitted:
         energy = initial_weights(recipe, z)
         try:
             done = fit(energy, z, build_objective(recipe, z), rng=generator(seed), settings=recipe.training)
-            facts |= {"rollbacks": len(done.events), "events": done.events}
+            facts |= {"rollbacks": done.rollbacks, "events": done.events}
         except DivergenceError as error:
             facts |= {"rollbacks": recipe.training.max_rollbacks, "diverged": str(error)}
     model = Model(energy, recipe, scaling)

@@ -360,7 +360,7 @@ def build_report(
         held_out=dataset.held_out.numpy(),
         samples=samples.numpy(),
         metrics=metrics,
-        events=[m for m in metrics if "event" in m],
+        events=[m for m in metrics if "event" in m] if model.recipe.training.health else None,
         energies=energy_sets(model, dataset, samples, rng),
         **energy_map(model, dataset),
         chains=None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from training_cases import QUIET, Bowl, Chains, ExactLikelihood, labelled, rows, same
 
-from gibbsian.energies.tractable import Bernoulli
+from gibbsian.energies.tractable import Bernoulli, Gaussian
 from gibbsian.errors import (
     ArgumentTypeError,
     DataError,
@@ -19,7 +19,12 @@ from gibbsian.errors import (
     ShapeError,
     TrainingInterrupted,
 )
+from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from gibbsian.objectives.denoising import DenoisingScoreMatching
+from gibbsian.objectives.exact import ExactLikelihood as Exact
+from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
 from gibbsian.training.fit import fit
 from gibbsian.training.settings import TrainingSettings
 from gibbsian.training.state import Order
@@ -190,6 +195,8 @@ def test_an_unknown_setting_suggests_the_nearest():
         (rows()[:1], DataError, "2 or more"),
         (rows()[:, 0], DataError, r"\(40,\)"),
         (rows(dim=3), ShapeError, r"\(3,\)"),
+        (rows()[:1].expand(40, 2), DataError, "All 40 rows of the data are equal"),
+        (torch.zeros(40, 2), DataError, "All 40 rows"),
         (torch.cat([rows(), torch.full((2, 2), math.nan)]), DataError, "2 of 42 rows"),
         (torch.cat([rows(), torch.full((1, 2), math.inf)]), DataError, "1 of 41 rows"),
     ],
@@ -240,6 +247,63 @@ def test_a_plain_module_is_adopted():
     result = fit(energy, rows(), Square(), rng=seeded(), steps=300, learning_rate=0.05)
     assert result.energy is energy
     assert result.history[-1]["loss"] < 1e-3
+
+
+OBJECTIVES = {
+    "denoising": lambda: DenoisingScoreMatching(0.3),
+    "CD": lambda: ContrastiveDivergence(MALA(0.1)),
+    "PCD": lambda: PersistentContrastiveDivergence(MALA(0.1), wide(), steps=2, buffer_size=8),
+    "NCE": lambda: NoiseContrastiveEstimation(wide()),
+    "exact": lambda: Exact(-6.0, 6.0, points=20),
+    "sum": lambda: DenoisingScoreMatching(0.3) + 2.0 * NoiseContrastiveEstimation(wide()),
+}
+
+
+def wide():
+    return Gaussian(2, scale=torch.full((2,), 2.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_batches_of_one_row(name):
+    run = fit(Bowl(), rows(), OBJECTIVES[name](), rng=seeded(), steps=10, batch_size=1, log_every=2)
+    assert all(math.isfinite(record["loss"]) for record in run.history)
+    assert run.events == []
+
+
+def test_a_box_around_one_row_is_refused():
+    with pytest.raises(DataError, match="one row"):
+        fit(Bowl(), rows(), Exact(), rng=seeded(), steps=10, batch_size=1)
+
+
+def test_precisions_that_do_not_fit_are_told():
+    mixed = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1).double(), nn.Flatten(0))
+    with pytest.raises(
+        OptionError, match=r"energy holds float32 and float64, .*data are float32.*\.to\(device, dtype\)"
+    ):
+        fit(mixed, rows(), DenoisingScoreMatching(0.3), rng=seeded(), steps=1)
+    pcd = PersistentContrastiveDivergence(MALA(0.1), Gaussian(2), buffer_size=64)
+    with pytest.raises(OptionError, match=r"float32.*float64.*move the objective"):
+        fit(Bowl(), rows(), pcd, rng=seeded(), steps=1)
+
+
+def test_an_error_of_the_users_own_is_passed_on():
+    class Broken(Objective):
+        def forward(self, energy, batch, rng):
+            raise RuntimeError("no luck")
+
+    with pytest.raises(RuntimeError, match="no luck"):
+        fit(Bowl(), rows(), Broken(), rng=seeded(), steps=1)
+
+
+def test_tensors_on_several_devices_are_told():
+    energy = Bowl()
+    energy.register_buffer("table", torch.zeros(3, device="meta"))
+    with pytest.raises(OptionError, match=r"energy\.table is on meta and the first on cpu.*\.to\('cpu'\)"):
+        fit(energy, rows(), ExactLikelihood(), rng=seeded(), steps=1)
+    del energy.table
+    energy.log_precision = nn.Parameter(torch.zeros(2, device="meta"))
+    with pytest.raises(OptionError, match=r"energy\.log_precision is on meta"):
+        fit(energy, rows(), ExactLikelihood(), rng=seeded(), steps=1)
 
 
 @pytest.mark.parametrize("value", ["rows", "detached"])

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from training_cases import QUIET, Bowl, Chains, ExactLikelihood, rows, same
 
+from gibbsian.buffers import ReplayBuffer
 from gibbsian.energies.base import Energy
+from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import DivergenceError, DomainError
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.training.fit import fit, take_step
@@ -112,6 +114,40 @@ def test_saturation_is_measured_against_the_data():
 def test_numbers_that_are_none_are_seen_at_once(metric, value):
     alarm = watch([{metric: value}])
     assert (alarm.kind, alarm.metric, alarm.step) == ("nonfinite", metric, 1)
+
+
+@pytest.mark.parametrize("name", ["gap", "ContrastiveDivergence.gap", "Phases.ContrastiveDivergence2.gap"])
+def test_every_part_of_a_sum_is_watched(name):
+    alarm = watch({"gap": 0.1, name: 0.1 if i < 20 else 2000.0} for i in range(40))
+    assert (alarm.kind, alarm.metric, alarm.step) == ("gap", name, 23)
+    assert watch([{"acceptance": 0.5, f"A.{'acceptance'}": 0.0}] * 3).metric == "A.acceptance"
+    assert watch([{"A.loss": math.nan}]).metric == "A.loss"
+
+
+def test_an_energy_that_tells_nothing_apart_is_seen():
+    assert watch([{"energy_std": 1e-7}] * 3).kind == "flat"
+    assert watch([{"energy_std": 1e-3}] * 9) is None
+    assert watch([{"energy_std": 1e-7}] * 9, TrainingSettings(flat_limit=0.0)) is None
+
+
+def test_gradients_that_never_came_are_seen_and_those_that_went_are_not():
+    alarm = watch([{"grad_norm": 0.0}] * 9)
+    assert (alarm.kind, alarm.step) == ("stalled", 3)
+    assert "second derivative" in alarm.remedy
+    assert watch([{"grad_norm": 0.0}] * 2 + [{"grad_norm": 1e-6}] + [{"grad_norm": 0.0}] * 50) is None
+
+
+def test_mass_at_the_edge_of_a_box_is_seen():
+    assert watch([{"edge_mass": 0.01}] * 3).kind == "edge"
+    assert watch([{"edge_mass": 1e-4}] * 9) is None
+
+
+def test_another_phase_has_another_usual_size():
+    norms = [1.0] * 20 + [5000.0] * 20
+    assert watch({"grad_norm": g, "phase": float(i >= 20)} for i, g in enumerate(norms)) is None
+    assert watch({"grad_norm": g, "phase": 0.0} for g in norms).kind == "gradient"
+    # A record across the change has a phase in between.
+    assert watch({"grad_norm": g, "A.phase": min(1.0, max(0.0, i - 19.5))} for i, g in enumerate(norms)) is None
 
 
 def test_the_memory_is_restored():
@@ -257,6 +293,135 @@ def test_a_runaway_gap_ends_a_run_that_nothing_saves():
             checkpoint_every=20,
             max_rollbacks=2,
         )
+
+
+class Shrinking(Objective):
+    """Drives all energies to zero."""
+
+    def forward(self, energy, batch, rng):
+        return Loss(energy(batch.x).square().mean())
+
+
+def test_an_energy_that_becomes_flat_ends_the_run():
+    energy = Cubic()
+    with torch.no_grad():
+        energy.w.fill_(1.0)
+    with pytest.raises(DivergenceError, match=r"energy_std was .*after 1 rollbacks.*tells no points apart"):
+        fit(
+            energy,
+            rows(),
+            Shrinking(),
+            rng=seeded(),
+            steps=3000,
+            log_every=2,
+            learning_rate=0.05,
+            max_rollbacks=1,
+            flat_limit=0.05,
+        )
+
+
+def test_a_run_without_gradients_stops_at_once_with_its_name():
+    net = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0)).double()
+    with torch.no_grad():
+        net[0].bias.fill_(-1000.0)
+        net[2].bias.zero_()
+    with pytest.raises(DivergenceError, match=r"Training stalled: grad_norm was 0 at step 6.*after 0 rollbacks"):
+        fit(net, rows(), Shrinking(), rng=seeded(), steps=500, log_every=2)
+
+
+def test_the_look_at_the_energy_changes_nothing_in_it():
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 1).double())
+    energy = Energy.of(nn.Sequential(layer, nn.Flatten(0)), (2,))
+    state = TrainingState(energy, Shrinking(), Batch(rows()), TrainingSettings(), seeded())
+    before = state.capture()
+    assert state.energy_spread() == pytest.approx(float(energy.eval()(rows()).std().detach()))
+    energy.train()
+    assert same(before["energy"], state.capture()["energy"])
+    assert all(module.training for module in energy.modules())
+    classes = Energy.of(lambda x, y: x.sum(1) * y, (2,), context=("y",))
+    state.energy = classes
+    assert state.energy_spread() is None
+
+
+@pytest.mark.parametrize("where", ["loss", "grad_norm"])
+def test_without_health_a_misfortune_takes_its_course(where):
+    energy = Bowl()
+    run = fit(energy, rows(), Unlucky([33], where), rng=seeded(), steps=60, log_every=10, health=False)
+    assert run.events == []
+    assert run.steps == 60
+    assert [math.isfinite(r["loss"]) for r in run.history] == [True] * 3 + [False] * 3
+    assert bool(energy.mean.isnan().all())
+
+
+def test_without_health_chains_that_cannot_go_on_are_recorded():
+    run = fit(Bowl(), rows(), Unlucky([33], "chains"), rng=seeded(), steps=60, log_every=10, health=False)
+    assert [math.isfinite(r["loss"]) for r in run.history] == [True] * 3 + [False] + [True] * 2
+
+
+def test_rollbacks_are_counted_and_printed():
+    run = fit(Bowl(), rows(), Unlucky([33]), rng=seeded(), steps=60, checkpoint_every=20)
+    assert run.rollbacks == 1
+    assert repr(run).startswith("Fit(1 rollback, 60 steps")
+
+
+class Held(Objective):
+    """Exact likelihood beside a buffer whose chains are where they were put."""
+
+    def __init__(self, chains, base):
+        super().__init__()
+        self.buffer, self.exact = ReplayBuffer(base, 128), ExactLikelihood()
+        self.buffer.fill(seeded(9))
+        self.buffer.positions.copy_(chains)
+
+    def forward(self, energy, batch, rng):
+        return self.exact(energy, batch, rng)
+
+
+def verdict(chains, base):
+    return fit(Bowl(), rows(300), Held(chains, base), rng=seeded(), steps=4, **QUIET)
+
+
+def far():
+    return Gaussian(loc=torch.full((2,), -3.0, dtype=torch.float64))
+
+
+def test_chains_that_came_no_nearer_are_told():
+    with pytest.warns(UserWarning, match="farther from the data than independent columns.*Train for more steps"):
+        run = verdict(far().sample(128, seeded(3)), far())
+    (event,) = run.events
+    assert (event["event"], event["kind"], event["step"]) == ("verdict", "unlike", 4)
+    # Four units of distance along both axes: D = 2 E|x - y| - E|x - x'| - E|y - y'| is about 8.
+    assert event["value"] == pytest.approx(8.0 / (0.01 * 0.5 * math.pi**0.5), rel=0.25)
+    assert run.rollbacks == 0
+    assert repr(run).startswith("Fit(chains unlike the data, 4 steps")
+    assert run.history[-1]["chain_distance"] == event["value"]
+    with pytest.warns(UserWarning, match="was inf"):
+        verdict(torch.full((128, 2), math.inf, dtype=torch.float64), far())
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_chains_that_are_like_the_data_are_not():
+    assert verdict(rows(128, seed=7), far()).events == []
+    assert verdict(rows(128, seed=7) + 0.05, far()).events == []
+    bad = Held(far().sample(128, seeded(3)), far())
+    run = fit(Bowl(), rows(300), bad, rng=seeded(), steps=4, health=False)
+    assert run.events == []
+    assert run.history[-1]["chain_distance"] > 100
+
+
+def test_the_unit_of_the_chains_distance_is_that_of_permuted_columns():
+    """Where two columns are equal, chains with independent ones are at a distance of one, and no model's are."""
+    x = rows(600, dim=1).expand(600, 8).clone() + 0.01 * rows(600, dim=8, seed=3)
+
+    def distance(chains):
+        objective = Held(chains, Gaussian(8, scale=torch.ones(8, dtype=torch.float64)))
+        objective.exact = Shrinking()
+        return fit(Bowl(8), x, objective, rng=seeded(), steps=2, **QUIET).history[-1]["chain_distance"]
+
+    fresh = rows(128, dim=1, seed=11).expand(128, 8).clone()
+    independent = rows(128, dim=8, seed=12)
+    assert abs(distance(fresh)) < 0.2
+    assert distance(independent) == pytest.approx(1.0, abs=0.4)
 
 
 def test_healthy_training_has_no_events():

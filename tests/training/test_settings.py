@@ -43,6 +43,10 @@ def test_the_learning_rate_warms_up_decays_and_halves():
         ("clip_norm", -1.0),
         ("rollback_learning_rate_factor", 0.0),
         ("acceptance_limit", 1.5),
+        ("edge_limit", 1.5),
+        ("flat_limit", -1.0),
+        ("unlike_limit", math.nan),
+        ("health", 1),
     ],
 )
 def test_values_out_of_range_are_refused_with_their_name(name, value):

@@ -66,7 +66,7 @@ def test_a_broken_off_run_goes_on_exactly(tmp_path, case):
     assert_same_run(tmp_path / "a", tmp_path / "b", step=40)
     assert same(plain.energy.state_dict(), again.energy.state_dict())
     assert same(objective.state_dict(), resumed.state_dict())
-    assert plain.events == []
+    assert plain.rollbacks == 0
     if "PCD" in case:
         assert objective.buffer.filled
         assert plain.history[-1]["buffer_age"] > 0

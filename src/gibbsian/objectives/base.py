@@ -1,19 +1,24 @@
-"""What every objective shares: batches, losses, and the protocol.
+"""What every objective shares: batches, losses, the protocol, and sums with weights.
 
 An objective is a module, because it may own what a checkpoint must hold: a replay buffer, a learned constant, a
-generator network. Its ``forward`` returns a `Loss` of tensors; nothing in it waits for the device.
+generator network. Its ``forward`` returns a `Loss` of tensors; nothing in it waits for the device. Objectives add up
+as energies do: ``2.0 * a + b``, ``a - 0.1 * b``, ``Ramp(0.0, 1.0, 1000) * a + b``.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
-from gibbsian.errors import OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,230 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Compute the loss of one batch; everything random comes from ``rng``."""
+
+    def __add__(self, other: Objective) -> Objective:
+        return WeightedSum([(1.0, self), (1.0, other)])
+
+    def __radd__(self, other: object) -> Objective:
+        # The built-in sum starts from 0.
+        return self if isinstance(other, int) and other == 0 else WeightedSum([(1.0, cast(Objective, other))]) + self
+
+    def __sub__(self, other: Objective) -> Objective:
+        return WeightedSum([(1.0, self), (-1.0, other)])
+
+    def __mul__(self, weight: float | Ramp) -> Objective:
+        return WeightedSum([(weight, self)])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Objective:
+        return WeightedSum([(-1.0, self)])
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that goes linearly from ``start`` to ``end`` over so many training calls, and then stays.
+
+    Parameters
+    ----------
+    start, end
+        Weights at the first call, and from call ``steps`` on.
+    steps
+        Calls in between.
+
+    Raises
+    ------
+    OptionError
+        If a weight is not finite or ``steps`` is below 1.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise OptionError(f"A ramp goes between finite weights; got {self.start} and {self.end}.")
+        check_steps(self.steps, "A ramp")
+
+    def at(self, call: int) -> float:
+        """Weight of a call, counted from 0."""
+        return self.start + (self.end - self.start) * min(call / self.steps, 1.0)
+
+    def __str__(self) -> str:
+        return f"ramp({self.start:.4g} to {self.end:.4g} in {self.steps})"
+
+
+class Counting(Objective):
+    """An objective that knows how many training calls it has had; the count is in its ``state_dict``.
+
+    A call counts when gradients are on and the module is in training mode, so that an evaluation under
+    ``torch.no_grad()`` changes nothing. The count is a number of the host: to choose by it never waits for the device.
+    """
+
+    calls: int = 0
+
+    def next_call(self) -> int:
+        """Number of this call, from 0; counts it."""
+        now = self.calls
+        if self.training and torch.is_grad_enabled():
+            self.calls = now + 1
+        return now
+
+    def get_extra_state(self) -> int:
+        """The count, for ``state_dict``."""
+        return self.calls
+
+    def set_extra_state(self, state: int) -> None:
+        """Take a saved count."""
+        self.calls = int(state)
+
+    def __repr__(self) -> str:
+        return formula(self)
+
+
+class Term(nn.Module):
+    """An objective in a sum, and its weight."""
+
+    def __init__(self, weight: float | Ramp, objective: Objective) -> None:
+        super().__init__()
+        if not isinstance(objective, Objective):
+            raise ArgumentTypeError(f"Only objectives add up to an objective; got {objective!r}.")
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not (number or isinstance(weight, Ramp)):
+            raise ArgumentTypeError(f"The weight of an objective is a number or a Ramp; got {weight!r}.")
+        if number and not math.isfinite(cast(float, weight)):
+            raise OptionError(f"The weight of an objective is finite; got {weight}.")
+        self.weight = weight if isinstance(weight, Ramp) else float(weight)
+        self.objective = objective
+
+    def at(self, call: int) -> float:
+        """Weight of a call."""
+        return self.weight.at(call) if isinstance(self.weight, Ramp) else self.weight
+
+
+class WeightedSum(Counting):
+    r"""A weighted sum of objectives, :math:`\sum_i w_i L_i`; what ``2.0 * a + b`` makes. Sums in it are flattened.
+
+    Every part sees the same batch and draws from the generator in turn. A negative weight is allowed, and climbs. A
+    part of weight 0 is computed all the same, as a monitor. An objective may stand in a sum twice: it is then called
+    twice per step, and a replay buffer in it moves twice.
+
+    The parts' metrics keep their names where only one part has them. Otherwise the first part keeps those of the
+    chains (``gap``, ``acceptance``, ...), and all others get the part's name in front, as in
+    ``DenoisingScoreMatching.energy_data``; training watches both. ``<part>.loss`` is each part's own value, and
+    ``<part>.weight`` the present weight where it changes.
+
+    Parameters
+    ----------
+    terms
+        Pairs of weight and objective; a weight is a number or a `Ramp`.
+
+    Raises
+    ------
+    OptionError
+        If there is no term or a weight is not finite.
+    ArgumentTypeError
+        If something is not an objective, or its weight not a number or a `Ramp`.
+    """
+
+    def __init__(self, terms: Iterable[tuple[float | Ramp, Objective]]) -> None:
+        super().__init__()
+        flat: list[Term] = []
+        for weight, objective in terms:
+            term = Term(weight, objective)
+            inner = objective.parts if isinstance(objective, WeightedSum) else []
+            # The product of two ramps is none, so such a sum stays whole, as a part.
+            if inner and not (isinstance(weight, Ramp) and any(isinstance(t.weight, Ramp) for t in inner)):
+                flat += [Term(_times(term.weight, t.weight), t.objective) for t in inner]
+            else:
+                flat.append(term)
+        if not flat:
+            raise OptionError("A sum of objectives has one term or more; got none.")
+        self.terms = nn.ModuleList(flat)
+
+    @property
+    def parts(self) -> list[Term]:
+        """The terms."""
+        return [cast(Term, term) for term in self.terms]
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Sum of weight times loss."""
+        call = self.next_call()
+        names = _labels([term.objective for term in self.parts])
+        total: Tensor | None = None
+        told: list[tuple[str, dict[str, Tensor]]] = []
+        own: dict[str, Tensor] = {}
+        for name, term in zip(names, self.parts):
+            loss, weight = term.objective(energy, batch, rng), term.at(call)
+            value = loss.value if weight == 1.0 else weight * loss.value
+            total = value if total is None else total + value
+            told.append((name, loss.metrics))
+            if len(names) > 1:
+                own[f"{name}.loss"] = loss.value.detach()
+            if isinstance(term.weight, Ramp):
+                own[f"{name}.weight"] = loss.value.detach().new_full((), weight)
+        assert total is not None
+        return Loss(total, merged(told) | own)
+
+
+CHAIN_METRICS = ("energy_data", "energy_samples", "gap", "acceptance", "nonfinite", "buffer_age", "moved", "saturated")
+"""Metrics whose plain name stays with the first part of a sum that reports them."""
+
+
+def merged(told: Sequence[tuple[str, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+    """Put the metrics of several parts, with the parts' names, into one dict; see `WeightedSum`."""
+    often = Counter(name for _, metrics in told for name in metrics)
+    found: dict[str, Tensor] = {}
+    for part, metrics in told:
+        for name, value in metrics.items():
+            plain = often[name] == 1 or (name in CHAIN_METRICS and name not in found)
+            found[name if plain else f"{part}.{name}"] = value
+    return found
+
+
+def formula(objective: nn.Module) -> str:
+    """Print an objective as it was built, for example ``2*ContrastiveDivergence(...) + ExactLikelihood(...)``."""
+    if not isinstance(objective, WeightedSum):
+        return f"{type(objective).__name__}({objective.extra_repr()})"
+    text = ""
+    for term in objective.parts:
+        weight = 1.0 if isinstance(term.weight, Ramp) else term.weight
+        sign = ("-" if weight < 0 else "") if not text else (" - " if weight < 0 else " + ")
+        factor = f"{term.weight}*" if isinstance(term.weight, Ramp) else f"{abs(weight):.4g}*"
+        inner = formula(term.objective)
+        inner = f"({inner})" if isinstance(term.objective, WeightedSum) else inner
+        text += f"{sign}{'' if factor == '1*' else factor}{inner}"
+    return text
+
+
+def check_steps(steps: object, what: str) -> None:
+    """Refuse a number of steps that is not a whole number from 1.
+
+    Raises
+    ------
+    OptionError
+        With the value.
+    """
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise OptionError(f"{what} takes a whole number of steps, 1 or more; got {steps!r}.")
+
+
+def _times(a: float | Ramp, b: float | Ramp) -> float | Ramp:
+    if isinstance(b, Ramp):
+        a, b = b, a
+    b = cast(float, b)
+    return Ramp(a.start * b, a.end * b, a.steps) if isinstance(a, Ramp) else a * b
+
+
+def _labels(objectives: Sequence[nn.Module]) -> list[str]:
+    """Name every part by its class; parts of one class are numbered."""
+    names = [type(objective).__name__ for objective in objectives]
+    often, seen = Counter(names), Counter()
+    for i, name in enumerate(names):
+        seen[name] += 1
+        names[i] = name if often[name] == 1 else f"{name}{seen[name]}"
+    return names
 
 
 def context_of(energy: Energy, batch: Batch, besides: Sequence[str] = ()) -> dict[str, Tensor]:

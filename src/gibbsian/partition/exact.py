@@ -1,7 +1,7 @@
 """log Z by quadrature, for points of one or two numbers.
 
-The trapezoidal rule on a uniform grid converges faster than any power of the spacing for a smooth density that
-vanishes at the edges of its box. The error is judged by leaving out every other point; a density that does not vanish
+The trapezoidal rule converges fast for a smooth density that vanishes at the edges of its box (see
+`gibbsian.energies.grids`). The error is judged by leaving out every other point; a density that does not vanish
 at the edge is refused, since what lies beyond the box would be missing without a trace.
 """
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.grids import edge_share, log_trapezoid
 from gibbsian.errors import DivergenceError, DomainError, OptionError, ShapeError
 from gibbsian.partition.base import LogZ
 
@@ -89,9 +90,9 @@ def quadrature(
     axes = _axes(energy, low, high, points, shape[0])
     log_p = _evaluate(energy, axes)
     cell = math.prod(float(a[1] - a[0]) for a in axes)
-    value = _trapezoid(log_p) + math.log(cell)
+    value = log_trapezoid(log_p) + math.log(cell)
     every_other = log_p[(slice(None, None, 2),) * len(axes)]
-    half = _trapezoid(every_other) + math.log(cell * 2.0 ** len(axes))
+    half = log_trapezoid(every_other) + math.log(cell * 2.0 ** len(axes))
     _check_edge(log_p - torch.logsumexp(log_p.flatten(), 0), axes, edge)
     error = (value - half).abs()
     share = (log_p - torch.logsumexp(log_p.flatten(), 0)).exp()
@@ -119,21 +120,8 @@ def _evaluate(energy: Energy, axes: tuple[Tensor, ...]) -> Tensor:
     return -value.reshape(tuple(a.numel() for a in axes))
 
 
-def _trapezoid(log_p: Tensor) -> Tensor:
-    """Log of the trapezoidal sum in units of a cell."""
-    for axis in range(log_p.ndim):
-        weight = torch.zeros(log_p.shape[axis], dtype=log_p.dtype, device=log_p.device)
-        weight[0] = weight[-1] = -math.log(2.0)
-        log_p = log_p + weight.reshape([-1 if i == axis else 1 for i in range(log_p.ndim)])
-    return torch.logsumexp(log_p.flatten(), 0)
-
-
 def _check_edge(log_share: Tensor, axes: tuple[Tensor, ...], edge: float) -> None:
-    inside = log_share
-    for axis in range(log_share.ndim):
-        rim = max(1, (log_share.shape[axis] - 1) // 100)
-        inside = inside.narrow(axis, rim, log_share.shape[axis] - 2 * rim)
-    outer = max(0.0, 1.0 - float(inside.exp().sum()))
+    outer = float(edge_share(log_share))
     if outer > edge:
         box = " x ".join(f"[{float(a[0]):.4g}, {float(a[-1]):.4g}]" for a in axes)
         raise DomainError(

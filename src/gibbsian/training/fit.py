@@ -25,24 +25,16 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from gibbsian.energies.base import Energy
-from gibbsian.energies.layers import check_independent_rows, dropout
-from gibbsian.energies.tractable import require_support
-from gibbsian.errors import (
-    ArgumentTypeError,
-    DataError,
-    DivergenceError,
-    DomainError,
-    OptionError,
-    ShapeError,
-    TrainingInterrupted,
-)
-from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.energies.layers import dropout
+from gibbsian.errors import DivergenceError, DomainError, OptionError, TrainingInterrupted
+from gibbsian.objectives.base import Batch, Objective
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
+from gibbsian.training.checks import checked, checked_loss, dtypes_of
 from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
-from gibbsian.training.state import Order, TrainingState, trained_parameters
+from gibbsian.training.state import Order, TrainingState
+from gibbsian.training.verdict import chain_distance, verdict, warn
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,8 @@ class Fit:
     energy
         The energy that was given, now with its averaged weights (those of the last step are in the last checkpoint).
     history
-        One dict of numbers per record (means over ``log_every`` steps), and one with the key ``event`` per rollback.
+        One dict of numbers per record (means over ``log_every`` steps), and one with the key ``event`` per rollback
+        and for the verdict on a run that was useless.
     steps
         Steps done in all, those before a resumption included.
     seconds
@@ -71,12 +64,19 @@ class Fit:
 
     @property
     def events(self) -> list[Record]:
-        """The rollbacks: what was wrong, and where the run went back to."""
+        """What was wrong: each rollback, with where the run went back to, and the verdict at the end, if any."""
         return [record for record in self.history if "event" in record]
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back to an earlier state."""
+        return sum(record["event"] == "rollback" for record in self.events)
 
     def __repr__(self) -> str:
         """Lead with what went wrong, if anything did."""
-        warning = f"{len(self.events)} rollbacks, " if self.events else ""
+        told = [f"{self.rollbacks} rollback{'s' * (self.rollbacks != 1)}"] if self.rollbacks else []
+        told += [f"chains {e['kind']} the data" for e in self.events if e["event"] == "verdict"]
+        warning = "".join(f"{words}, " for words in told)
         last = next((record for record in reversed(self.history) if "loss" in record), None)
         loss = "" if last is None else f", loss {last['loss']:.4g}"
         where = "" if self.folder is None else f", in {self.folder}"
@@ -178,11 +178,18 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
 
 
 def take_step(state: TrainingState, batch: Batch) -> None:
-    """Move the weights by one step; a gradient that is not finite moves nothing and is remembered."""
+    """Move the weights by one step; a gradient that is not finite moves nothing (unless health is off)."""
     settings, optimizer = state.settings, state.optimizer
     try:
         with state.seeded():
             loss = checked_loss(state.objective(state.energy, batch, state.rng))
+    except RuntimeError as error:
+        if state.step == 0 and any(word in str(error) for word in ("dtype", "same device")):
+            raise OptionError(
+                f"Energy, objective and data do not fit together: {dtypes_of(state.energy, state.objective, batch)} on "
+                f"{batch.x.device} ({error}). Bring them to one with .to(device, dtype), or .float() and .double()."
+            ) from error
+        raise
     except DomainError:
         if state.step == 0:
             raise
@@ -200,7 +207,8 @@ def take_step(state: TrainingState, batch: Batch) -> None:
     # The fused optimiser divides gradients by the first and does nothing where the second is 1, all on the device.
     if settings.clip_norm > 0:
         optimizer.grad_scale = (norm / settings.clip_norm).clamp(min=1.0).to(torch.float32)  # type: ignore[attr-defined]
-    optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]
+    held = broken if settings.health else torch.zeros_like(broken)
+    optimizer.found_inf = held.to(torch.float32)  # type: ignore[attr-defined]
     optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step, state.rollbacks)
     optimizer.step()
     # It changes the weights behind autograd's back; energies that keep what they derive from them look at the version.
@@ -221,7 +229,7 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
     """
     settings = state.settings
     due = state.step % settings.log_every == 0 or state.step == settings.steps
-    if state.device.type == "cpu" or due or state.step % settings.checkpoint_every == 0:
+    if settings.health and (state.device.type == "cpu" or due or state.step % settings.checkpoint_every == 0):
         alarm = first_broken(state) if bool(state.broken) else None
         if alarm is not None:
             return alarm
@@ -229,18 +237,34 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
         return None
     seconds = state.seconds
     steps, since = state.step - state.lap[0], seconds - state.lap[1]
+    spread = state.energy_spread()
     record: Record = {
         "step": state.step,
         **mean_metrics(state.pending, state.broken),
+        **({} if spread is None else {"energy_std": spread}),
         "learning_rate": settings.learning_rate_at(state.step - 1, state.rollbacks),
         "seconds": seconds,
         "steps_per_second": steps / since,
     }
     state.pending.clear()
     state.lap = (state.step, seconds)
-    alarm = state.health.check(record)
+    alarm = state.health.check(record) if settings.health else None
+    if alarm is None and state.step == settings.steps:
+        record |= judge(state, recorder)
     write(state, recorder, record)
     return alarm
+
+
+def judge(state: TrainingState, recorder: Recorder) -> Record:
+    """Measure how far the chains are at the end, for the last record; a verdict goes before it."""
+    distance = chain_distance(state)
+    if distance is None:
+        return {}
+    alarm = verdict(state, distance) if state.settings.health else None
+    if alarm is not None:
+        write(state, recorder, alarm.event("verdict"))
+        warn(alarm)
+    return {"chain_distance": distance.value}
 
 
 def first_broken(state: TrainingState) -> Alarm:
@@ -259,16 +283,18 @@ def roll_back(state: TrainingState, kept: Checkpoints, recorder: Recorder, alarm
     Raises
     ------
     DivergenceError
-        If that has been done ``max_rollbacks`` times already.
+        If that has been done ``max_rollbacks`` times already, or cannot help.
     """
     target = kept.rollback_target(state.last_target)
     state.restore_model(target)
-    if state.rollbacks >= state.settings.max_rollbacks:
+    # Where no gradient ever came, no earlier state is better.
+    if state.rollbacks >= state.settings.max_rollbacks or alarm.kind == "stalled":
         write(state, recorder, {**alarm.event("divergence"), "to_step": state.step})
         state.use_average()
         where = "" if kept.last_file is None else f" The last good checkpoint is {kept.last_file}."
         raise DivergenceError(
-            f"Training diverged: {alarm}, after {state.rollbacks} rollbacks. {alarm.remedy} The energy holds the "
+            f"Training {'stalled' if alarm.kind == 'stalled' else 'diverged'}: {alarm}, after {state.rollbacks} "
+            f"rollbacks. {alarm.remedy} The energy holds the "
             f"averaged weights of step {state.step}.{where}"
         )
     state.rollbacks += 1
@@ -327,69 +353,3 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         if self.installed:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def checked(energy: nn.Module, data: Tensor | Batch, objective: Objective, rng: Generator) -> tuple[Energy, Batch]:
-    """Check the arguments of `fit`; return the energy, and the data on its device."""
-    if not isinstance(energy, nn.Module):
-        raise ArgumentTypeError(f"fit trains the parameters of a module; got {energy!r}.")
-    if not isinstance(objective, Objective):
-        raise ArgumentTypeError(
-            f"The objective must be an Objective, such as DenoisingScoreMatching; got {objective!r}."
-        )
-    model = Energy.of(energy)
-    params = trained_parameters(model, objective)
-    if not params:
-        raise OptionError(
-            "Neither energy nor objective has a parameter that asks for gradients; nothing can be trained."
-        )
-    like = next(iter(params.values()))
-    objective.to(like.device)
-    strays = [name for name, p in params.items() if p.device != like.device]
-    if strays:
-        raise OptionError(
-            f"The parameters are on several devices: {strays[0]} is not on {like.device}, like the first."
-        )
-    if rng.device.type != like.device.type:
-        raise OptionError(
-            f"The generator is on {rng.device} and the parameters are on {like.device}; "
-            f"use torch.Generator({str(like.device)!r})."
-        )
-    check_independent_rows(model)
-    check_independent_rows(objective)
-    return model, checked_data(model, data, like)
-
-
-def checked_data(energy: Energy, data: Tensor | Batch, like: Tensor) -> Batch:
-    """Check the data; return them on the parameters' device, in their precision."""
-    batch = Batch.of(data)
-    x = batch.x
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(
-            f"The data must be a floating-point tensor (n, *event); got {found}. Convert and scale them first."
-        )
-    if x.ndim < 2 or x.shape[0] < 2:
-        raise DataError(f"The data must be a tensor (n, *event) with n of 2 or more; got shape {tuple(x.shape)}.")
-    if energy.event_shape is not None and x.shape[1:] != energy.event_shape:
-        raise ShapeError(
-            f"The energy is over points of shape {tuple(energy.event_shape)}; the data's {tuple(x.shape[1:])}."
-        )
-    bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
-    if bad:
-        raise DataError(f"{bad} of {x.shape[0]} rows of data hold NaN or infinite values; drop or fill them first.")
-    require_support(x, energy, "data")
-    context = {name: value.detach().to(like.device) for name, value in batch.context.items()}
-    return Batch(x.detach().to(like.device, like.dtype), context)
-
-
-def checked_loss(loss: Loss) -> Loss:
-    """Refuse what cannot be differentiated."""
-    if not isinstance(loss, Loss):
-        raise ArgumentTypeError(f"An objective's forward returns a Loss(value, metrics); got {type(loss).__name__}.")
-    if loss.value.ndim != 0 or not loss.value.requires_grad:
-        raise ShapeError(
-            f"A loss is a 0-d tensor that depends on the parameters; got shape {tuple(loss.value.shape)}, "
-            f"requires_grad={loss.value.requires_grad}. Take the mean over rows, and do not detach it."
-        )
-    return loss

@@ -1,7 +1,8 @@
 r"""When a run is ill: detectors that read the training record.
 
 The gradient of maximum likelihood is a difference of two averages, over data and over chains, so training fails in ways
-that a falling loss does not show. Five are looked for, at every record (non-finite numbers as soon as they are seen):
+that a falling loss does not show; other objectives have no such difference, and fail in silence. These are looked for,
+at every record (non-finite numbers as soon as they are seen):
 
 ``nonfinite``
     A loss or gradient that is NaN or infinite. The step that made it was not applied.
@@ -15,9 +16,19 @@ that a falling loss does not show. Five are looked for, at every record (non-fin
     Chains that accept almost nothing, or do not move on the scale of the data.
 ``saturated``
     Chains of a box-bound kernel that sit at its edge with almost all coordinates, unlike the data.
+``flat``
+    An energy that has one value at all data: a network whose units have died, or whose base is everything.
+``stalled``
+    Gradients that have been zero ever since the run (or its phase) began: nothing is learned.
+``edge``
+    Exact likelihood whose model has mass at the edge of its box, and more beyond it.
+``unlike``
+    A run whose chains, at its end, are farther from the data than independent columns would be: it was useless. This is
+    not a stop but a verdict, see `gibbsian.training.verdict`.
 
-All but the first must last for ``patience`` records in a row. The usual size is the lowest running median so far, so
-that neither outliers nor a slow runaway move the yardstick.
+All but the first and last must last for ``patience`` records in a row. The usual size is the lowest running median so
+far, so that neither outliers nor a slow runaway move the yardstick; where `gibbsian.objectives.combination.Phases` goes
+on to another objective, it is found anew. Of a sum of objectives every part's metrics are watched.
 """
 
 from __future__ import annotations
@@ -39,6 +50,12 @@ WINDOW = 50
 ENOUGH = 5
 """Records before a running median is used."""
 
+NO_GRADIENT = 1e-10
+"""Gradient norms below this, far below AdamW's epsilon of 1e-8, move nothing."""
+
+FINITE = ("loss", "grad_norm", "energy_data", "energy_samples", "gap")
+"""Metrics that must be finite, of the whole and of every part."""
+
 _REMEDY = {
     "nonfinite": "Lower learning_rate, keep the energy bounded below (network + Gaussian), or check the data's scale.",
     "gap_high": "The chains have found states far deeper than the data: lower learning_rate, penalise large energies, "
@@ -48,6 +65,12 @@ _REMEDY = {
     "gradient": "Lower learning_rate or clip_norm, or penalise large energies.",
     "rejecting": "Nearly every proposal is rejected: use a smaller step_size, or tune the kernel.",
     "still": "The chains hardly move: use a larger step_size, more steps, or tune the kernel.",
+    "flat": "The energy tells no points apart: use other initial weights or a smooth activation (SiLU), lower "
+    "learning_rate, or a smaller weight_decay or penalty.",
+    "stalled": "No gradient reaches the weights: check that the objective fits the energy (a piecewise-linear network "
+    "has no second derivative to match, noise far from the data teaches nothing) and that nothing is detached.",
+    "edge": "Widen low and high (or margin), or add a Gaussian to the energy so that its mass stays inside.",
+    "unlike": "Train for more steps, raise learning_rate, or use more chain steps or another step_size.",
     "saturated": "The chains are pressed against the box: use a smaller step_size, lower learning_rate, or penalise "
     "large energies.",
 }
@@ -97,76 +120,116 @@ class Health:
     def __init__(self, settings: TrainingSettings, data: DataScale) -> None:
         self.settings = settings
         self.data = data
-        self.windows: dict[str, list[float]] = {"gap": [], "grad_norm": []}
+        self.phases: dict[str, float] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew: nothing is usual yet."""
+        self.windows: dict[str, list[float]] = {}
         self.usual: dict[str, float] = {}
         self.streaks: dict[str, int] = {}
+        self.moved = False
 
     def check(self, record: Mapping[str, Any]) -> Alarm | None:
         """Read one record; return an alarm if the run is ill."""
-        for name in ("loss", "grad_norm", "energy_data", "energy_samples", "gap"):
-            if name in record and not math.isfinite(record[name]):
-                return nonfinite(record["step"], name, record[name])
+        for name, value in record.items():
+            if last_part(name) in FINITE and not math.isfinite(value):
+                return nonfinite(record["step"], name, value)
+        phases = {name: value for name, value in record.items() if last_part(name) == "phase"}
+        if phases != self.phases:
+            self.forget()
+            self.phases = phases
+        self.moved = self.moved or record.get("grad_norm", math.inf) >= NO_GRADIENT
         alarm: Alarm | None = None
         for kind, suspicion in self._suspicions(record):
             self.streaks[kind] = self.streaks.get(kind, 0) + 1 if suspicion else 0
             if suspicion and self.streaks[kind] >= self.settings.patience:
                 alarm = alarm or suspicion
-        for name, window in self.windows.items():
-            if name in record:
-                window.append(abs(record[name]))
+        for name, value in record.items():
+            if last_part(name) in ("gap", "grad_norm"):
+                window = self.windows.setdefault(name, [])
+                window.append(abs(value))
                 del window[:-WINDOW]
-            if len(window) >= ENOUGH:
-                self.usual[name] = min(statistics.median(window), self.usual.get(name, math.inf))
+                if len(window) >= ENOUGH:
+                    self.usual[name] = min(statistics.median(window), self.usual.get(name, math.inf))
         return alarm
 
     def _suspicions(self, record: Mapping[str, Any]) -> Iterable[tuple[str, Alarm | None]]:
-        yield "gap", self._gap(record)
-        yield "gradient", self._gradient(record)
-        yield "dead", self._dead(record)
-        yield "saturated", self._saturated(record)
+        detectors = {
+            "gap": self._gap,
+            "grad_norm": self._gradient,
+            "acceptance": self._rejecting,
+            "moved": self._still,
+            "saturated": self._saturated,
+            "energy_std": self._flat,
+            "edge_mass": self._edge,
+        }
+        # First, for an energy without gradients may be flat as well, and then no earlier state helps.
+        yield "stalled", self._stalled(record)
+        for name, value in record.items():
+            detect = detectors.get(last_part(name))
+            if detect is not None:
+                yield name, detect(record["step"], name, value)
 
-    def _gap(self, record: Mapping[str, Any]) -> Alarm | None:
-        value = record.get("gap", 0.0)
-        limit = max(self.settings.gap_limit, self.settings.gap_ratio * self.usual.get("gap", math.inf))
+    def _gap(self, step: int, name: str, value: float) -> Alarm | None:
+        limit = max(self.settings.gap_limit, self.settings.gap_ratio * self.usual.get(name, math.inf))
         remedy = _REMEDY["gap_high" if value > 0 else "gap_low"]
-        return Alarm("gap", record["step"], "gap", value, limit, remedy) if abs(value) > limit else None
+        return Alarm("gap", step, name, value, limit, remedy) if abs(value) > limit else None
 
-    def _gradient(self, record: Mapping[str, Any]) -> Alarm | None:
-        value = record.get("grad_norm", 0.0)
-        limit = max(self.settings.gradient_limit, self.settings.gradient_ratio * self.usual.get("grad_norm", math.inf))
-        return (
-            Alarm("gradient", record["step"], "grad_norm", value, limit, _REMEDY["gradient"]) if value > limit else None
-        )
+    def _gradient(self, step: int, name: str, value: float) -> Alarm | None:
+        limit = max(self.settings.gradient_limit, self.settings.gradient_ratio * self.usual.get(name, math.inf))
+        return Alarm("gradient", step, name, value, limit, _REMEDY["gradient"]) if value > limit else None
 
-    def _dead(self, record: Mapping[str, Any]) -> Alarm | None:
-        acceptance, moved = record.get("acceptance", 1.0), record.get("moved", math.inf)
-        if acceptance < self.settings.acceptance_limit:
-            return Alarm(
-                "dead", record["step"], "acceptance", acceptance, self.settings.acceptance_limit, _REMEDY["rejecting"]
-            )
+    def _rejecting(self, step: int, name: str, value: float) -> Alarm | None:
+        limit = self.settings.acceptance_limit
+        return Alarm("dead", step, name, value, limit, _REMEDY["rejecting"]) if value < limit else None
+
+    def _still(self, step: int, name: str, value: float) -> Alarm | None:
         limit = self.settings.movement_limit * self.data.deviation
-        return Alarm("dead", record["step"], "moved", moved, limit, _REMEDY["still"]) if moved < limit else None
+        return Alarm("dead", step, name, value, limit, _REMEDY["still"]) if value < limit else None
 
-    def _saturated(self, record: Mapping[str, Any]) -> Alarm | None:
+    def _saturated(self, step: int, name: str, value: float) -> Alarm | None:
         # Of images with much plain background the edge is the natural place, so what counts is the share off the edge.
-        value, limit = record.get("saturated", 0.0), 1.0 - self.settings.saturation_limit * self.data.interior
-        return (
-            Alarm("saturated", record["step"], "saturated", value, limit, _REMEDY["saturated"])
-            if value > limit
-            else None
-        )
+        limit = 1.0 - self.settings.saturation_limit * self.data.interior
+        return Alarm("saturated", step, name, value, limit, _REMEDY["saturated"]) if value > limit else None
+
+    def _flat(self, step: int, name: str, value: float) -> Alarm | None:
+        limit = self.settings.flat_limit
+        return Alarm("flat", step, name, value, limit, _REMEDY["flat"]) if value < limit else None
+
+    def _edge(self, step: int, name: str, value: float) -> Alarm | None:
+        limit = self.settings.edge_limit
+        return Alarm("edge", step, name, value, limit, _REMEDY["edge"]) if value > limit else None
+
+    def _stalled(self, record: Mapping[str, Any]) -> Alarm | None:
+        if self.moved:
+            return None
+        value = record.get("grad_norm", 0.0)
+        return Alarm("stalled", record["step"], "grad_norm", value, NO_GRADIENT, _REMEDY["stalled"])
 
     def state_dict(self) -> dict[str, Any]:
         """Copy the memory."""
         windows = {name: list(window) for name, window in self.windows.items()}
-        return {"windows": windows, "usual": dict(self.usual), "streaks": dict(self.streaks)}
+        memory = {"windows": windows, "usual": dict(self.usual), "streaks": dict(self.streaks)}
+        return memory | {"phases": dict(self.phases), "moved": self.moved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a memory that `state_dict` copied."""
         self.windows = {k: list(v) for k, v in state["windows"].items()}
         self.usual, self.streaks = dict(state["usual"]), dict(state["streaks"])
+        self.phases, self.moved = dict(state.get("phases", {})), bool(state.get("moved", True))
+
+
+def last_part(name: str) -> str:
+    """The metric's own name, without that of the part of a sum which reports it."""
+    return name.rpartition(".")[2]
 
 
 def nonfinite(step: int, metric: str, value: float) -> Alarm:
     """Build the alarm of a number that is none."""
     return Alarm("nonfinite", step, metric, value, math.inf, _REMEDY["nonfinite"])
+
+
+def unlike(step: int, value: float, limit: float) -> Alarm:
+    """Build the verdict on a run whose chains ended far from the data."""
+    return Alarm("unlike", step, "chain_distance", value, limit, _REMEDY["unlike"])

@@ -241,7 +241,7 @@ class Display:
 def event_line(record: Record) -> str:
     """Say an event in one line."""
     was = f"step {record['step']}: {record['metric']} was {record['value']:.4g}"
-    return f"{was}; {record['event']}, back to step {record['to_step']}"
+    return f"{was}; {record['event']}" + (f", back to step {record['to_step']}" if "to_step" in record else "")
 
 
 def clock(seconds: float) -> str:

@@ -56,6 +56,9 @@ class TrainingSettings:
     checkpoint_every: int = _setting(500, "Steps between checkpoints, on disk when there is a folder, else in memory.")
     keep_checkpoints: int = _setting(3, "Checkpoints kept on disk, 2 or more.")
     tensorboard: bool = _setting(True, "Write TensorBoard files into the folder too, when TensorBoard is installed.")
+    health: bool = _setting(
+        True, "Watch the run, roll back when it falls ill and stop with a named cause; without, it goes on as it is."
+    )
     max_rollbacks: int = _setting(3, "Returns to the last good checkpoint before training gives up.")
     rollback_learning_rate_factor: float = _setting(0.5, "The learning rate is multiplied by this at every rollback.")
     patience: int = _setting(3, "Records in a row that must look ill before it counts (non-finite numbers: at once).")
@@ -73,6 +76,16 @@ class TrainingSettings:
         0.1,
         "Chains are saturated when their share of coordinates off the box's edge is below this fraction of the data's.",
     )
+    flat_limit: float = _setting(
+        1e-5, "An energy whose values at the data have a smaller standard deviation than this, in nats, is flat."
+    )
+    edge_limit: float = _setting(
+        1e-3, "Exact likelihood's box is too small when more than this part of the mass lies at its edge."
+    )
+    unlike_limit: float = _setting(
+        2.0,
+        "Chains that end a run at more than this many times the distance of independent columns are unlike the data.",
+    )
 
     def __post_init__(self) -> None:
         for name, low in _LEAST.items():
@@ -81,13 +94,20 @@ class TrainingSettings:
             )
         for name in ("learning_rate", "gap_ratio", "gradient_ratio"):
             _require(self, name, _number(getattr(self, name)) and getattr(self, name) > 0, "a positive number")
-        for name in ("weight_decay", "clip_norm", "gap_limit", "gradient_limit"):
+        for name in ("weight_decay", "clip_norm", "gap_limit", "gradient_limit", "flat_limit", "unlike_limit"):
             _require(self, name, _number(getattr(self, name)) and getattr(self, name) >= 0, "zero or a positive number")
-        for name in ("final_learning_rate_factor", "acceptance_limit", "movement_limit", "saturation_limit"):
+        for name in (
+            "final_learning_rate_factor",
+            "acceptance_limit",
+            "movement_limit",
+            "saturation_limit",
+            "edge_limit",
+        ):
             _require(self, name, _number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "between 0 and 1")
         factor = self.rollback_learning_rate_factor
         _require(self, "rollback_learning_rate_factor", _number(factor) and 0 < factor <= 1, "above 0, up to 1")
         _require(self, "ema_decay", _number(self.ema_decay) and 0 <= self.ema_decay < 1, "from 0 to below 1")
+        _require(self, "health", isinstance(self.health, bool), "True or False")
         good = len(self.betas) == 2 and all(_number(b) and 0 <= b < 1 for b in self.betas)
         _require(self, "betas", good, "two numbers from 0 to below 1")
         _require(self, "decay", self.decay in ("cosine", "constant"), "'cosine' or 'constant'")

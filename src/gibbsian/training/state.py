@@ -18,11 +18,14 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.base import Energy
 from gibbsian.energies.layers import dropout_layers
 from gibbsian.errors import ModelFileError
-from gibbsian.objectives.base import Batch, Objective
+from gibbsian.objectives.base import Batch, Objective, context_of
 from gibbsian.training.health import DataScale, Health
 from gibbsian.training.settings import TrainingSettings
 
 FORMAT = 1
+
+PROBE = 256
+"""Rows of data at which the energy's spread is looked at."""
 
 State = dict[str, Any]
 
@@ -56,6 +59,9 @@ class TrainingState:
             self.params, settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         self.health = Health(settings, DataScale.of(data.x))
+        # Evenly spread, for data may come sorted.
+        n = len(data)
+        self.probe = data.rows(torch.linspace(0, n - 1, min(n, PROBE), device=self.device).long())
         self.drops = bool(dropout_layers(energy))
         self.step = 0
         self.pending: list[dict[str, Tensor | float]] = []
@@ -91,6 +97,22 @@ class TrainingState:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed((self.batch_seed * 2_000_003 + self.step) % 2**63)
             yield
+
+    def energy_spread(self) -> float | None:
+        """Standard deviation of the energies of some data; ``None`` where the data lack what the energy asks for.
+
+        Modules are in evaluation mode meanwhile: looking at an energy changes nothing in it.
+        """
+        if any(name not in self.probe.context for name in self.energy.context):
+            return None
+        training = [module for module in self.energy.modules() if module.training]
+        self.energy.eval()
+        try:
+            values = self.energy(self.probe.x, **context_of(self.energy, self.probe))
+        finally:
+            for module in training:
+                module.training = True
+        return float(values.detach().std())
 
     def capture(self) -> State:
         """Copy everything that the next step depends on to host memory."""

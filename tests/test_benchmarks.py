@@ -1,0 +1,57 @@
+"""The benchmark of training left alone runs, judges and goes on; its numbers are none of the tests'."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from gibbsian.errors import DivergenceError
+from gibbsian.training.fit import Fit
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def dependable(monkeypatch, tmp_path):
+    pytest.importorskip("sklearn")
+    if not FOLDER.is_dir():
+        pytest.skip("the benchmarks are not here")
+    monkeypatch.syspath_prepend(str(FOLDER))
+    common, found = importlib.import_module("common"), importlib.import_module("dependable")
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.delenv("GIBBSIAN_DATA", raising=False)
+    yield found
+    for name in ("common", "dependable"):
+        sys.modules.pop(name, None)
+
+
+def test_a_tiny_run_writes_after_every_model_and_goes_on(dependable, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dependable, "FEWEST_DRAWS", 32)
+    monkeypatch.setitem(dependable.SETS, "digits", {"steps": 1500, "width": 4, "sample_steps": 20, "chain_steps": 2})
+    tiny = ["--runs", "2", "--budget", "0.003"]
+    first = dependable.main([*tiny, "--health", "on", "--sets", "digits"])
+    assert [run.learning_rate for run in first] == pytest.approx([dependable.LOWEST, dependable.HIGHEST])
+    assert {run.outcome for run in first} <= set(dependable.OUTCOMES) - {"useless", "broken"}
+    runs = dependable.main([*tiny, "--resume"])
+    assert "mnist is left out" in capsys.readouterr().out
+    assert [(run.seed, run.health) for run in runs] == [(0, True), (1, True), (0, False), (1, False)]
+    assert runs[:2] == first
+    assert all(math.isfinite(run.quality) and run.bar == first[0].bar for run in runs)
+    record = json.loads((tmp_path / "dependable.json").read_text())
+    assert len(record["runs"]) == 4
+    assert "| digits, health off | 2 |" in (tmp_path / "dependable.md").read_text()
+    with pytest.raises(SystemExit, match="another budget"):
+        dependable.main(["--runs", "3", "--resume"])
+
+
+def test_outcomes(dependable):
+    silent, told = Fit(None, [], 1, 0.0, None), Fit(None, [{"event": "verdict", "kind": "unlike"}], 1, 0.0, None)
+    assert dependable.outcome(1.0, 2.0, True, silent, None) == "good"
+    assert dependable.outcome(3.0, 2.0, True, silent, None) == "useless"
+    assert dependable.outcome(math.inf, 2.0, True, told, None) == "told"
+    assert dependable.outcome(1.0, 2.0, True, None, DivergenceError("gap")) == "stopped"
+    assert dependable.outcome(math.inf, 2.0, False, silent, None) == "broken"
+    assert dependable.rates(3) == pytest.approx([3e-5, 3e-4, 3e-3])
