@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from gibbsian.energies.base import Energy, formula
@@ -83,7 +83,7 @@ def tether(u: Tensor) -> Tensor:
 
 def spreads(levels: Sequence[float]) -> list[float]:
     """Standard deviations of the noise that leads from each level to the next, one fewer than levels."""
-    return [math.sqrt((high - low) * (high + low)) for low, high in zip(levels, levels[1:])]
+    return [math.sqrt((high - low) * (high + low)) for low, high in pairwise(levels)]
 
 
 def check_levels(levels: Sequence[float] | Tensor) -> tuple[float, ...]:
@@ -95,8 +95,8 @@ def check_levels(levels: Sequence[float] | Tensor) -> tuple[float, ...]:
         Unless they are two or more positive finite numbers, each larger than the one before.
     """
     told = tuple(float(level) for level in levels)
-    rise = all(low < high for low, high in zip(told, told[1:]))
-    if len(told) < 2 or not rise or not 0.0 < told[0] or not told[-1] < math.inf:
+    rise = all(low < high for low, high in pairwise(told))
+    if len(told) < 2 or not rise or not (told[0] > 0.0 and told[-1] < math.inf):
         raise OptionError(
             f"levels are two or more positive noise levels, rising; got {told}. Annealing(sigma_max, sigma_min)"
             ".sigmas() lists some from the top; reverse them with [::-1]."
@@ -124,9 +124,9 @@ def check_noise_conditional(energy: Energy, x: Tensor) -> None:
     if "sigma" not in energy.context:
         takes = ", ".join(energy.context) or "none"
         raise OptionError(
-            f"Recovery from one noise level to the next needs an energy with the context sigma, called as "
-            f"energy(x, sigma=sigma); this one's context is: {takes}. Use NoiseConditional, or adopt a function of both "
-            'by Energy.of(fn, context=("sigma",)).'
+            "Recovery from one noise level to the next needs an energy with the context sigma, called as "
+            f"energy(x, sigma=sigma); this one's context is: {takes}. Use NoiseConditional, or adopt a function of "
+            'both by Energy.of(fn, context=("sigma",)).'
         )
     if not x.is_floating_point():
         raise ArgumentTypeError(f"Noise is added to floating-point numbers; got {x.dtype}.")

@@ -1,8 +1,8 @@
 r"""Diffusion recovery likelihood: learn to recover each noise level from the next.
 
 Data with noise :math:`\sigma_1 < \dots < \sigma_T` form a chain :math:`x_{t+1} = x_t + s_t\,\epsilon`, with
-:math:`s_t^2 = \sigma_{t+1}^2 - \sigma_t^2`. In the place of the likelihood of :math:`x_t`, whose gradient needs draws of
-the whole model, that of :math:`x_t` given :math:`x_{t+1}` is maximised, whose model is the energy with a tether,
+:math:`s_t^2 = \sigma_{t+1}^2 - \sigma_t^2`. The likelihood of :math:`x_t` needs draws of the whole model for its
+gradient; that of :math:`x_t` given :math:`x_{t+1}`, which is maximised here, needs draws of the energy with a tether:
 
 .. math:: -\log p(x_t \mid x_{t+1}) = E(x_t, \sigma_t) + \frac{|x_{t+1} - x_t|^2}{2 s_t^2} + \log Z(x_{t+1}).
 
