@@ -57,6 +57,8 @@ class RecoveryEnergy(Energy):
         super().__init__()
         self.energy = energy
         self.event_shape = energy.event_shape
+        # What is still open, for `sample` to ask for.
+        self.context = energy.context
         self.register_buffer("noisy", noisy, persistent=False)
         # Aligned here once, not at every step of a chain.
         self.register_buffer("spread", spread.reshape(-1, *[1] * (noisy.ndim - 1)), persistent=False)
