@@ -272,4 +272,4 @@ def test_labels_that_do_not_fit_are_refused():
         objective(Bernoulli(probs=torch.full((1,), 0.5)), Batch(x, {"y": torch.zeros(4, dtype=torch.int64)}), rng)
     wrong = ClassifierEnergy(Quadratics(), 3)
     with pytest.raises(ShapeError, match=r"returned \(4, 2\)"):
-        objective(wrong, Batch(x, {"y": torch.zeros(4, dtype=torch.int64)}), rng)
+        JointEnergyModel(DenoisingScoreMatching(0.1))(wrong, Batch(x, {"y": torch.zeros(4, dtype=torch.int64)}), rng)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import recovery as families
-from gibbsian import MALA, ULA, Bernoulli, Energy, Gaussian, NoiseConditional, fit
+from gibbsian import MALA, ULA, Bernoulli, EightGaussians, Energy, Gaussian, NoiseConditional, fit
+from gibbsian.annealing import ancestral_sample
 from gibbsian.energies import recovery
 from gibbsian.energies.recovery import RecoveryEnergy
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
@@ -421,3 +422,23 @@ def test_what_does_not_fit_is_refused():
         objective(Normals(), Batch.of(torch.zeros(4, 2, 2, dtype=torch.int64)), rng)
     with pytest.raises(ShapeError, match=r"\(4, 2, 2\).*\(1, 2, 2\)"):
         RecoveryEnergy(Normals().given(sigma=0.3), torch.zeros(4, 2, 2), torch.ones(4))(torch.zeros(1, 2, 2))
+
+
+@pytest.mark.slow
+def test_a_network_learns_eight_modes_and_draws_them():
+    """Walked down from noise, draws lie where the density has mass, an eighth of them or nearly so in each mode."""
+    rng, ring = seeded(), EightGaussians()
+    data = ring.sample(2000, rng)
+    levels = [0.05 * 200 ** (i / 14) for i in range(15)]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        energy = NoiseConditional(2, width=64, blocks=2, frequencies=2, gain=0.0).calibrate(data)
+    objective = RecoveryLikelihood(levels, MALA(0.3), steps=10)
+    fit(energy, data, objective, rng=rng, steps=400, batch_size=256, learning_rate=2e-3)
+    start = energy.base(levels[-1]).sample(2000, rng)
+    x = ancestral_sample(energy, start, levels, MALA(0.3), steps=10, rng=rng)
+    turns = (torch.atan2(x[:, 1], x[:, 0]) / (math.pi / 4)).round().long() % 8
+    shares = torch.bincount(turns, minlength=8) / len(x)
+    assert bool(((shares > 0.06) & (shares < 0.19)).all())
+    # The median is that of two coordinates' energies, and their constant; noise without a walk lies tens higher.
+    assert abs(float(ring(x).median() - ring(ring.sample(2000, rng)).median())) < 1.5
