@@ -251,7 +251,8 @@ def test_bad_options_are_refused():
 
 
 def test_labels_that_do_not_fit_are_refused():
-    objective, energy, x, rng = JointEnergyModel(Likelihood()), model(), torch.zeros(4, 1).double(), seeded()
+    objective, energy, rng = JointEnergyModel(Likelihood()), model(), seeded()
+    x = torch.arange(4.0).double()[:, None]
     with pytest.raises(OptionError, match=r"labels, y.*context: none.*-1"):
         objective(energy, Batch(x), rng)
     with pytest.raises(OptionError, match=r"context: label"):
