@@ -49,6 +49,22 @@ def test_a_librarys_network_has_the_energies_of_its_classes():
     assert energy.event_shape == energy.joint.event_shape == (3, 4, 4)
 
 
+class Headed(nn.Module):
+    """A network whose last layer is called as the library's networks call all their outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.outputs = nn.Linear(2, 2), nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.outputs(self.body(x).tanh())
+
+
+def test_a_layer_named_outputs_is_not_taken_for_the_network():
+    net, x = Headed(), torch.randn((5, 2), generator=seeded())
+    torch.testing.assert_close(ClassifierEnergy(net, 3).logits(x), net(x))
+
+
 def test_the_joint_shares_its_weights_and_names_itself():
     energy = ClassifierEnergy(nn.Linear(2, 3), 3, 2)
     joint = energy.joint

@@ -60,7 +60,8 @@ class ClassifierEnergy(Energy):
             raise ArgumentTypeError(f"A classifier is a module from (n, *event) to logits (n, {classes}); got {net!r}.")
         self.net = net
         self.classes = classes
-        self.event_shape = getattr(net, "event_shape", None) if event_shape is None else shape_of(event_shape)
+        told = net.event_shape if isinstance(net, Energy) else None
+        self.event_shape = told if event_shape is None else shape_of(event_shape)
 
     def logits(self, x: Tensor) -> Tensor:
         """The classifier's outputs: ``(n, *event) -> (n, K)``.
@@ -70,8 +71,10 @@ class ClassifierEnergy(Energy):
         ShapeError
             If the network's output is of another shape.
         """
-        # The library's networks are energies, which pick one of their outputs; here all are wanted.
-        values = getattr(self.net, "outputs", self.net)(x)
+        # The library's networks are energies, which pick one of their outputs; here all are wanted. Another module's
+        # "outputs" may be anything, such as its last layer.
+        all_outputs = getattr(self.net, "outputs", self.net) if isinstance(self.net, Energy) else self.net
+        values = all_outputs(x)
         if not isinstance(values, Tensor) or tuple(values.shape) != (x.shape[0], self.classes):
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ShapeError(
