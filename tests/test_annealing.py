@@ -8,8 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gibbsian import Annealing, Energy, Gaussian, anneal
+from gibbsian import MALA, Annealing, Bernoulli, Energy, Gaussian, anneal
 from gibbsian import annealing as module
+from gibbsian.annealing import ancestral_sample
+from gibbsian.energies.recovery import RecoveryEnergy, tether
 from gibbsian.errors import DivergenceError, DomainError, OptionError
 from oracles import P_LIMIT, Z_LIMIT, ks_p_value
 
@@ -230,3 +232,107 @@ def test_an_energy_without_levels_is_refused():
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(OptionError):
         Annealing(**{"sigma_max": 8.0, "sigma_min": 0.05, **options})
+
+
+# ---- each level given the one above --------------------------------------------------------------------------------
+
+LEVELS = [HIGH * (LOW / HIGH) ** (i / 14) for i in range(14, -1, -1)]
+
+
+def descended(energy, start, rng, levels=LEVELS, **options):
+    return ancestral_sample(energy, start, levels, MALA(0.4), steps=20, rng=rng, **options)
+
+
+def check_ancestral() -> None:
+    """The moments at the lowest level are exact, of draws that started as noise."""
+    rng = generator(5)
+    start = MEAN + (SPREAD**2 + HIGH**2).sqrt() * torch.randn((N, 3), generator=rng, dtype=torch.float64)
+    x, variance = descended(GAUSSIAN, start, rng), SPREAD**2 + LOW**2
+    z = (x.mean(0) - MEAN) / (variance / N).sqrt()
+    assert float(z.abs().max()) < Z_LIMIT, f"mean off: {z}"
+    z = (x.var(0) / variance - 1) / math.sqrt(2 / N)
+    assert float(z.abs().max()) < Z_LIMIT, f"variance off: {z}"
+
+
+def test_ancestral_draws_of_a_gaussian_have_its_moments():
+    check_ancestral()
+
+
+def test_ancestral_draws_of_a_mixture_have_its_weights():
+    rng = generator(6)
+    left = torch.rand(N, generator=rng) < MASSES[0]
+    place = torch.where(left, MODES[0], MODES[1]).double()
+    size = torch.where(left, SIZES[0], SIZES[1]).double()
+    start = place + (size**2 + HIGH**2).sqrt() * torch.randn(N, generator=rng, dtype=torch.float64)
+    x = descended(MIXTURE, start[:, None], rng)
+
+    def cdf(v):
+        sizes = [math.sqrt(s**2 + LOW**2) for s in SIZES]
+        return sum(w * torch.special.ndtr((v - m) / s) for w, m, s in zip(MASSES, MODES, sizes))
+
+    assert ks_p_value(x[::6], cdf) > P_LIMIT, "law off"
+    share = float(cdf(torch.tensor(-0.5, dtype=torch.float64)))
+    assert abs(float((x < -0.5).double().mean()) - share) < Z_LIMIT * math.sqrt(share * (1 - share) / N)
+
+
+class Untethered(RecoveryEnergy):
+    """The tether is not divided by s squared."""
+
+    def forward(self, u):
+        return self.energy(self.points(u)) + tether(self.spread * u)
+
+
+class Flipped(RecoveryEnergy):
+    """The energy has the other sign; a weak one, so that chains do not run away."""
+
+    def forward(self, u):
+        return -0.2 * self.energy(self.points(u)) + tether(u)
+
+
+ANCESTRAL_TWINS = {
+    "no 1/s^2": Untethered,
+    "sign": Flipped,
+    "another spread": lambda energy, noisy, spread: RecoveryEnergy(energy, noisy, 1.5 * spread),
+    "another level": lambda energy, noisy, spread: RecoveryEnergy(
+        energy.energy.given(sigma=(energy.fixed_sigma**2 + spread**2).sqrt()), noisy, spread
+    ),
+}
+
+
+@pytest.mark.parametrize("twin", ANCESTRAL_TWINS)
+def test_a_wrong_conditional_is_caught(twin, monkeypatch):
+    monkeypatch.setattr(module, "RecoveryEnergy", ANCESTRAL_TWINS[twin])
+    with pytest.raises(AssertionError, match="off"):
+        check_ancestral()
+
+
+def test_ancestral_draws_follow_the_generator_and_the_labels():
+    start, told = torch.zeros((4, 3), dtype=torch.float64), []
+    kept = start.clone()
+    a, b, c = (descended(GAUSSIAN, start, generator(s), progress=told.append) for s in (1, 1, 2))
+    assert torch.equal(start, kept)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert told == [1] * 14 * 3
+
+    def labelled(x, sigma, y):
+        return gaussian(x - 10.0 * y[:, None], sigma)
+
+    energy = Energy.of(labelled, (3,), context=("sigma", "y"))
+    y = torch.tensor([0, 1, 1, 0])
+    x = descended(
+        energy.given(y=y), HIGH * torch.randn((4, 3), generator=generator(3), dtype=torch.float64), generator(4)
+    )
+    # Ten apart with deviations of 2 at most: the wrong side is 2.5 deviations off in every coordinate.
+    assert torch.equal(((x - MEAN).mean(1) > 5).long(), y)
+    with pytest.raises(OptionError, match="y"):
+        descended(energy, start, generator())
+
+
+def test_ancestral_sampling_refuses_what_does_not_fit():
+    with pytest.raises(OptionError, match="sigma"):
+        descended(Gaussian(dim=3), torch.zeros(2, 3), generator())
+    with pytest.raises(OptionError, match=r"rising.*\[::-1\]"):
+        descended(GAUSSIAN, torch.zeros(2, 3), generator(), levels=LEVELS[::-1])
+    with pytest.raises(DomainError, match="Boolean"):
+        descended(Bernoulli(probs=torch.full((3,), 0.5)), torch.zeros(2, 3), generator())

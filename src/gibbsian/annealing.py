@@ -3,11 +3,14 @@ r"""Walking down the noise levels of a noise-conditional energy.
 With :math:`E(x, \sigma)` for the density of the data under noise, the probability-flow equation
 :math:`dx / d\sigma = \sigma \nabla E(x, \sigma)` carries the noisy density at one level to that of the next. A Heun
 step along it predicts; Langevin steps at the new level correct. Without the predictor it is annealed Langevin dynamics.
+
+Or each level is drawn given the one above, by a chain on :math:`E(x, \sigma_t) + |x_{t+1} - x|^2 / 2 s_t^2`: ancestral
+sampling, which is exact at any distance of the levels when the chains are long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,8 +18,9 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise_conditional, spreads
 from gibbsian.errors import DivergenceError, OptionError
-from gibbsian.kernels.base import evaluate
+from gibbsian.kernels.base import Kernel, evaluate
 from gibbsian.kernels.langevin import ULA
 from gibbsian.sampling import sample
 
@@ -139,6 +143,65 @@ def anneal(
     if annealing.denoise:
         x = x - sigmas[-1] ** 2 * evaluate(energy.given(sigma=sigmas[-1]), x)[1]
         _require_finite(x, f"when the noise of {sigmas[-1]:.4g} was taken out")
+    return x
+
+
+@torch.no_grad()
+def ancestral_sample(
+    energy: Energy,
+    start: Tensor,
+    levels: Sequence[float] | Tensor,
+    kernel: Kernel,
+    *,
+    steps: int,
+    rng: Generator,
+    compile: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> Tensor:
+    r"""Draw each noise level given the one above, from the highest to the lowest.
+
+    The draws of a model fitted by `RecoveryLikelihood`, with the levels, kernel and steps of its training: short chains
+    are part of what was learned. `Learning energy-based models by diffusion recovery likelihood (Gao, Song, Poole, Wu &
+    Kingma, 2021) <https://arxiv.org/abs/2012.08125>`_.
+
+    Parameters
+    ----------
+    energy
+        With the context ``sigma`` and no other; fix labels with ``energy.given(y=...)``.
+    start
+        Draws at the highest level, ``(n, *event)``; for a `NoiseConditional`, from ``energy.base(levels[-1])``.
+    levels
+        Rising, two or more; the last is that of ``start``.
+    kernel
+        How a chain moves, in units of the noise between two levels.
+    steps
+        Steps of the chain at each level.
+    rng
+        The generator of all noise.
+    compile
+        As in `gibbsian.sample`.
+    progress
+        Called with 1 after each level.
+
+    Returns
+    -------
+    Tensor
+        Draws at ``levels[0]``, ``(n, *event)``.
+
+    Raises
+    ------
+    OptionError
+        If the energy takes no ``sigma``, or the levels do not rise.
+    DomainError
+        If it lives on discrete states, or is not finite at a point.
+    """
+    check_noise_conditional(energy, start)
+    told, x = check_levels(levels), start
+    for sigma, spread in reversed(list(zip(told, spreads(told)))):
+        given = RecoveryEnergy(energy.given(sigma=x.new_tensor(sigma)), x, x.new_tensor(spread))
+        x = given.points(sample(given, kernel, torch.zeros_like(x), steps=steps, rng=rng, compile=compile).x)
+        if progress is not None:
+            progress(1)
     return x
 
 

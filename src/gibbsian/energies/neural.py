@@ -73,8 +73,12 @@ class MLP(Energy):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Energy of each row: ``(n, *event) -> (n,)``."""
+        return select(self.outputs(x), y)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """All outputs of the network: ``(n, *event) -> (n, classes or 1)``."""
         flat = batch_rows(x, cast(torch.Size, self.event_shape)).flatten(1)
-        return select(self.net(fourier_features(flat, self.octaves)), y)
+        return self.net(fourier_features(flat, self.octaves))
 
     def extra_repr(self) -> str:
         """Shape and widths."""
@@ -96,8 +100,12 @@ class _ImageEnergy(Energy):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Energy of each image: ``(n, channels, height, width) -> (n,)``."""
+        return select(self.outputs(x), y)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """All outputs of the network: ``(n, channels, height, width) -> (n, classes or 1)``."""
         features = self.net(batch_rows(x, cast(torch.Size, self.event_shape)))
-        return select(self.head(features.sum((2, 3))), y)
+        return self.head(features.sum((2, 3)))
 
     def extra_repr(self) -> str:
         """Shape and widths."""

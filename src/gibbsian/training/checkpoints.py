@@ -279,7 +279,8 @@ def _settings_of(owner: object) -> dict[str, str]:
     told = {}
     for name in inspect.signature(type(owner).__init__).parameters:
         value = vars(owner).get(name)
-        if isinstance(value, (bool, int, float, str)):
+        parts = value if isinstance(value, tuple) else (value,)
+        if all(isinstance(part, (bool, int, float, str)) for part in parts):
             told[name] = repr(value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             told[name] = f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in _settings_of(value).items())})"
