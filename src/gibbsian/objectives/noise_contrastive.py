@@ -25,6 +25,11 @@ from gibbsian.typing import Context
 FAR = 50.0
 """Nats by which data may lie above the highest of the noise draws before the noise counts as not covering them."""
 
+WIDER = (
+    "Take noise that is wider than the data, such as a Gaussian of their mean and 1.5 times their standard deviation."
+)
+"""What to do then."""
+
 
 class NoiseContrastiveEstimation(Objective):
     r"""Binary noise contrastive estimation, with a log-normaliser that is learned or given.
@@ -33,7 +38,7 @@ class NoiseContrastiveEstimation(Objective):
 
     `Noise-contrastive estimation of unnormalized statistical models (Gutmann & Hyvärinen, 2012)
     <https://jmlr.org/papers/v13/gutmann12a.html>`_. A conditional energy has the one constant c for all
-    conditions, so it must be able to normalise itself in each, as `MLP` with classes is; or else fit it by `RankingNCE`.
+    conditions, so it must be able to normalise itself in each, as `MLP` with classes is; others suit `RankingNCE`.
 
     Parameters
     ----------
@@ -228,7 +233,7 @@ def check_space(energy: Energy, noise: Tractable, x: Tensor) -> None:
     Raises
     ------
     ShapeError
-        If the noise draws points of another shape than the data's.
+        If there are no rows, or the noise draws points of another shape than the data's.
     DomainError
         If one of noise and energy is discrete and the other is not.
     ArgumentTypeError
@@ -237,6 +242,8 @@ def check_space(energy: Energy, noise: Tractable, x: Tensor) -> None:
         If noise and data are on two devices.
     """
     check_floating(x)
+    if len(x) == 0:
+        raise ShapeError(f"A batch has one row or more; this one has shape {tuple(x.shape)}.")
     if tuple(noise.event_shape) != tuple(x.shape[1:]):
         raise ShapeError(
             f"The noise draws points of shape {tuple(noise.event_shape)} and the data's have {tuple(x.shape[1:])}; "
@@ -256,7 +263,7 @@ def check_space(energy: Energy, noise: Tractable, x: Tensor) -> None:
         )
 
 
-def check_cover(noise: Tractable, of_data: Tensor, of_draws: Tensor) -> None:
+def check_cover(noise: Tractable, of_data: Tensor, of_draws: Tensor, remedy: str = WIDER) -> None:
     """Check that the noise has density where the data are, from its energies of the data and of its own draws.
 
     Raises
@@ -264,19 +271,26 @@ def check_cover(noise: Tractable, of_data: Tensor, of_draws: Tensor) -> None:
     OptionError
         If its energy is not finite at a row, or most rows lie far above the highest of the draws.
     """
-    if len(of_data) == 0:
-        raise ShapeError("A batch has one row or more; this one is empty.")
-    bad = int((~torch.isfinite(of_data)).sum())
-    if bad:
-        raise OptionError(
-            f"The noise {noise!r} does not cover the data: its energy is not finite at {bad} of {len(of_data)} rows, "
-            "from which nothing could be learned. Take noise that is wider than the data, such as a Gaussian of their "
-            "mean and 1.5 times their standard deviation."
-        )
+    check_finite_cover(noise, of_data, remedy)
     excess = float(of_data.median() - of_draws.max())
     if excess > FAR:
         raise OptionError(
             f"The noise {noise!r} does not cover the data: half of the {len(of_data)} rows lie {excess:.4g} nats or "
-            f"more above the highest of {len(of_draws)} draws (limit {FAR:g}), where it never comes. Take noise that "
-            "is wider than the data, or nearer to them."
+            f"more above the highest of {len(of_draws)} draws (limit {FAR:g}), where it never comes. {remedy}"
+        )
+
+
+def check_finite_cover(noise: Tractable, of_data: Tensor, remedy: str = WIDER) -> None:
+    """Check that the noise's energies of the data are numbers.
+
+    Raises
+    ------
+    OptionError
+        If one is not.
+    """
+    bad = int((~torch.isfinite(of_data)).sum())
+    if bad:
+        raise OptionError(
+            f"The noise {noise!r} does not cover the data: its energy is not finite at {bad} of {len(of_data)} rows, "
+            f"from which nothing could be learned. {remedy}"
         )
