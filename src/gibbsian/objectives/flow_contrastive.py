@@ -54,8 +54,8 @@ class FlowContrastiveEstimation(Objective):
     likelihood
         Weight w of the flow's likelihood.
     lead
-        The flow plays only when the energy is right about at least this share of data and draws, and waits otherwise.
-        0.5 is a guess's. With 0 it always plays.
+        The flow moves only when the energy is right about at least this share of data and draws, and waits otherwise:
+        0.5 is a guess's, 0 lets it always move. Without a lead the flow runs ahead and the energy learns late.
     log_z
         Where the learned constant c starts, in nats.
 
@@ -73,7 +73,7 @@ class FlowContrastiveEstimation(Objective):
         ratio: int = 1,
         adversary: float = 1.0,
         likelihood: float = 0.0,
-        lead: float = 0.0,
+        lead: float = 0.5,
         log_z: float = 0.0,
     ) -> None:
         super().__init__()
@@ -112,18 +112,19 @@ class FlowContrastiveEstimation(Objective):
         of_data = self.flow(x)
         if not self.seen:
             self._look(energy, of_data, -log_q)
-        push = torch.ones((), dtype=x.dtype, device=x.device)
-        points = torch.cat((x, adversarial(drawn.to(x.dtype), push)))
-        costs = adversarial(torch.cat((of_data, -log_q)), push)
+        plays, learns = (torch.ones((), dtype=x.dtype, device=x.device) for _ in range(2))
+        points = torch.cat((x, scaled_gradient(drawn.to(x.dtype), plays)))
+        costs = scaled_gradient(torch.cat((of_data, -log_q)), plays)
         values = energy(points, **repeated(context, self.ratio + 1))
         odds = costs - values - self.log_z - math.log(self.ratio)
         right = accuracy(odds[:n].detach(), odds[n:].detach())
-        # Filled in once the answers are known; the backward pass comes after.
-        push.copy_(self.adversary * (right >= self.lead))
+        # Filled in now that the answers are known; the backward pass, which reads them, comes after.
+        learns.copy_(right >= self.lead)
+        plays.copy_(-self.adversary * learns)
         nll = of_data.mean()
         loss = softplus(-odds[:n]).mean() + self.ratio * softplus(odds[n:]).mean()
         if self.likelihood:
-            loss = loss + self.likelihood * nll
+            loss = loss + self.likelihood * scaled_gradient(nll, learns)
         metrics = {"accuracy": right, "flow_nll": nll.detach(), "log_z": self.log_z.detach().clone()}
         return Loss(loss, energies(values, n) | metrics)
 
@@ -144,10 +145,10 @@ class FlowContrastiveEstimation(Objective):
         return f"ratio={self.ratio}, adversary={self.adversary}, likelihood={self.likelihood}, lead={self.lead}"
 
 
-def adversarial(value: Tensor, push: Tensor) -> Tensor:
-    """Return the value with its gradient reversed and scaled: times minus ``push``, as it is in the backward pass."""
+def scaled_gradient(value: Tensor, factor: Tensor) -> Tensor:
+    """Return the value, whose gradient will be multiplied by what ``factor`` holds in the backward pass."""
     if not value.requires_grad:
         return value
-    turned = value.view_as(value)
-    turned.register_hook(lambda grad: -push * grad)
-    return turned
+    same = value.view_as(value)
+    same.register_hook(lambda grad: factor * grad)
+    return same
