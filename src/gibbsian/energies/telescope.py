@@ -9,6 +9,7 @@ and each bridge :math:`b_k` is an easy thing to learn where the whole ratio is n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -37,7 +38,7 @@ class Telescope(Energy):
         Where the chain ends: a tractable energy on real points.
     alphas
         :math:`\alpha_1 < \dots < \alpha_m = 1`; or m, for steps of 1/m. Data much narrower than the noise ask for
-        alphas that grow geometrically from the ratio of their widths.
+        `geometric_alphas`.
     level
         The name of the context that takes the number; the only one, when left out.
 
@@ -87,14 +88,48 @@ class Telescope(Energy):
         """Energies of rows ``(n, *event)``, each of the bridge with its number ``(n,)``."""
         return self.bridges(x, **{self.level: number}, **context)
 
-    def waymarks(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Lead from data to noise, both ``(n, *event)``: ``(m + 1, n, *event)``, the ends included."""
-        alphas = torch.cat((self.alphas.new_zeros(1), self.alphas)).to(x.dtype).view(-1, *[1] * x.ndim)
+    def ends(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Build the two waymarks of each bridge from data ``(n, *event)`` and noise: ``(2, m, n, *event)``.
+
+        Parameters
+        ----------
+        x
+            Data.
+        noise
+            ``(m, n, *event)``, another draw for each bridge; the two ends of a bridge share it.
+        """
+        high = self.alphas.to(x.dtype)
+        alphas = torch.stack((torch.cat((high.new_zeros(1), high[:-1])), high)).view(2, -1, *[1] * x.ndim)
         return (1.0 - alphas.square()).sqrt() * x + alphas * noise
 
     def extra_repr(self) -> str:
         """The number of bridges."""
         return f"{len(self.alphas)} bridges"
+
+
+def geometric_alphas(bridges: int, width: float) -> tuple[float, ...]:
+    r"""Waymarks whose variances grow by one factor from each to the next, for data narrower than the noise.
+
+    .. math:: \alpha_k^2 = \frac{w^2}{1 - w^2} \left(w^{-2k/m} - 1\right)
+
+    Parameters
+    ----------
+    bridges
+        Their number, m.
+    width
+        w, the data's standard deviation over the noise's.
+
+    Raises
+    ------
+    OptionError
+        Unless there is a bridge, and the width lies between 0 and 1.
+    """
+    if bridges < 1 or not 0.0 < width < 1.0:
+        raise OptionError(
+            f"There are 1 or more bridges over a ratio of widths between 0 and 1; got {bridges}, {width}."
+        )
+    steps = [width**2 / (1.0 - width**2) * (width ** (-2.0 * k / bridges) - 1.0) for k in range(1, bridges)]
+    return (*(math.sqrt(s) for s in steps), 1.0)
 
 
 def _level_of(bridges: Energy, level: str | None) -> str:

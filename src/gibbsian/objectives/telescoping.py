@@ -25,10 +25,11 @@ class TelescopingRatios(Objective):
     .. math:: \frac{1}{m} \sum_{k=0}^{m-1} \mathbb{E} \log\left(1 + e^{b_k(x_k)}\right)
               + \mathbb{E} \log\left(1 + e^{-b_k(x_{k+1})}\right)
 
-    `Telescoping density-ratio estimation (Rhodes et al., 2020) <https://arxiv.org/abs/2006.12204>`_. All waymarks of a
-    row come from one noise draw. Noise and waymarks are the energy's, so there is nothing to set here; the metric
-    ``accuracy_most`` is that of the bridge that is told apart best: near 1 its ends are too far from each other, and
-    alphas should be added there.
+    `Telescoping density-ratio estimation (Rhodes et al., 2020) <https://arxiv.org/abs/2006.12204>`_. The two ends of a
+    bridge are built from the same draw of noise, which leaves less to chance, and every bridge has its own, as errors
+    of one draw would add up along the chain. Noise and waymarks are the energy's, so there is nothing to set here. The
+    metric ``accuracy_most`` is that of the bridge whose ends are told apart best: near 1 they are too far from each
+    other, and a waymark is missing between them.
     """
 
     def __init__(self) -> None:
@@ -59,9 +60,8 @@ class TelescopingRatios(Objective):
             if not self.seen or x.device.type == "cpu":
                 check_finite_cover(energy.noise, energy.noise(x))
                 self.seen = True
-            marks = energy.waymarks(x, energy.noise.sample(n, rng).to(x.dtype))
-            # Bridge k sees waymark k as data and waymark k + 1 as noise.
-            points = torch.cat((marks[:-1].flatten(0, 1), marks[1:].flatten(0, 1)))
+            drawn = energy.noise.sample(m * n, rng).to(x.dtype).view(m, *x.shape)
+            points = energy.ends(x, drawn).flatten(0, 2)
             number = torch.arange(m, device=x.device).repeat_interleave(n).repeat(2)
         values = energy.bridge(points, number, **repeated(context, 2 * m)).view(2, m, n)
         loss = (softplus(values[0]).mean(1) + softplus(-values[1]).mean(1)).mean()
