@@ -50,8 +50,8 @@ class Flow(Tractable):
 
     def __init__(self, flow: nn.Module, dim: int | Sequence[int] | None = None) -> None:
         super().__init__()
-        law: Any = flow() if isinstance(flow, nn.Module) else None
-        if not isinstance(law, Distribution) or not law.has_rsample or law.batch_shape:
+        law = _law_of(flow)
+        if law is None or not law.has_rsample or law.batch_shape:
             raise ArgumentTypeError(
                 f"A Flow wraps a zuko flow without context, such as zuko.flows.NSF(2), or is built by spline_flow(2); "
                 f"got {flow!r}."
@@ -159,6 +159,19 @@ def spline_flow(dim: int | Sequence[int], transforms: int = 3, hidden: Sequence[
     shape = shape_of(dim)
     flow = zuko.flows.NSF(shape.numel(), transforms=transforms, hidden_features=tuple(hidden), bins=bins)
     return Flow(flow, shape)
+
+
+def _law_of(flow: object) -> Distribution | None:
+    if not isinstance(flow, nn.Module):
+        return None
+    try:
+        law = flow()
+        # A flow that lacks its context says so no earlier than here.
+        law.log_prob(next(flow.parameters(), torch.zeros(())).new_zeros(law.event_shape))
+    except (TypeError, RuntimeError, AttributeError):
+        # It asks for an argument, a context or a point, and is no flow of this kind.
+        return None
+    return law if isinstance(law, Distribution) else None
 
 
 @contextmanager
