@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.domains import common_event_shape, common_support
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
@@ -80,8 +80,7 @@ class Telescope(Energy):
         """Energy of each row: the noise's and all bridges'."""
         m, n = len(self.alphas), x.shape[0]
         number = torch.arange(m, device=x.device).repeat_interleave(n)
-        rows = {name: value.repeat(m, *[1] * (value.ndim - 1)) for name, value in context.items()}
-        parts = self.bridge(x.repeat(m, *[1] * (x.ndim - 1)), number, **rows)
+        parts = self.bridge(x.repeat(m, *[1] * (x.ndim - 1)), number, **repeated(context, m))
         return self.noise(x) + parts.view(m, n).sum(0)
 
     def bridge(self, x: Tensor, number: Tensor, **context: Tensor) -> Tensor:

@@ -18,11 +18,11 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.domains import kind_of
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.objectives.noise_contrastive import check_count, check_floating, energies, repeated
+from gibbsian.objectives.noise_contrastive import check_count, check_floating, energies
 
 Perturbation: TypeAlias = Callable[[Tensor, Generator], Tensor]
 """A random change of each row, as likely back as forth: ``(n, *event) -> (n, *event)``."""

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.flows import Flow
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
@@ -30,7 +30,6 @@ from gibbsian.objectives.noise_contrastive import (
     check_space,
     energies,
     learned_constant,
-    repeated,
 )
 
 

@@ -15,12 +15,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.domains import same_support
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.typing import Context
 
 FAR = 50.0
 """Nats by which data may lie above the highest of the noise draws before the noise counts as not covering them."""
@@ -182,11 +181,6 @@ def energies(values: Tensor, n: int) -> dict[str, Tensor]:
 def accuracy(of_data: Tensor, of_noise: Tensor) -> Tensor:
     """The share of right answers, from the log-odds of being data; half each for data and noise."""
     return 0.5 * ((of_data > 0).float().mean() + (of_noise < 0).float().mean())
-
-
-def repeated(context: Context, times: int) -> dict[str, Tensor]:
-    """Give blocks of rows, one after the other, the context of the first."""
-    return {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in context.items()}
 
 
 def learned_constant(value: float, learn: bool) -> torch.nn.Parameter:

@@ -12,11 +12,11 @@ import torch
 from torch import Generator
 from torch.nn.functional import softplus
 
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.telescope import Telescope
 from gibbsian.errors import ArgumentTypeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.objectives.noise_contrastive import check_finite_cover, check_space, repeated
+from gibbsian.objectives.noise_contrastive import check_finite_cover, check_space
 
 
 class TelescopingRatios(Objective):
