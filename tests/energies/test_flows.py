@@ -13,6 +13,8 @@ from gibbsian.energies.flows import Flow, spline_flow
 from gibbsian.energies.neural import MLP
 from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import ArgumentTypeError, DataError, MissingPackageError, ShapeError
+from gibbsian.objectives.base import Batch
+from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from gibbsian.partition.exact import quadrature
 
 zuko = pytest.importorskip("zuko")
@@ -111,6 +113,16 @@ def test_calibration_brings_the_flow_to_the_data():
     near = flow.calibrate(x)(x)
     torch.testing.assert_close(near, expected, rtol=1e-4, atol=1e-4)
     assert float((far - near).mean().detach()) > 100
+
+
+def test_as_noise_that_does_not_learn_it_gets_no_gradient():
+    torch.manual_seed(0)
+    energy, flow = MLP(2, hidden=(8,)), spline_flow(2, transforms=1, hidden=(8,))
+    x = torch.randn((16, 2), generator=seeded())
+    for objective in (NoiseContrastiveEstimation(flow), RankingNCE(flow)):
+        objective(energy, Batch(x), seeded()).value.backward()
+    assert all(p.grad is None for p in flow.parameters())
+    assert all(p.grad is not None for p in energy.net[0].parameters())
 
 
 def test_the_state_goes_round():

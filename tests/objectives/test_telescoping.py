@@ -84,7 +84,7 @@ def telescope(model):
     return Telescope(bridges(model), Gaussian(model.event_shape[0], scale=WIDE).double(), ALPHAS)
 
 
-def found(case, n=1000, replicates=24):
+def found(case, n=600, replicates=24):
     return estimates(TelescopingRatios, case, n, replicates, wrap=telescope)
 
 
