@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -371,6 +371,11 @@ def _is_scalar(value: object) -> bool:
 
 def _context_of(energy: Energy, context: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: context[name] for name in energy.context if name in context}
+
+
+def repeated(context: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Give blocks of rows, one after the other, the context of the first."""
+    return {name: value.repeat(times, *[1] * (value.ndim - 1)) for name, value in context.items()}
 
 
 def _times(a: Scalar, b: Scalar) -> Scalar:
