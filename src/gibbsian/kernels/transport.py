@@ -77,7 +77,9 @@ class TransportLangevin:
     def init_at(self, energy: EnergyFn, x: Tensor, times: Tensor) -> State:
         """Start with clocks that show other times, ``(n,)``: 1 for chains that start from data."""
         state = with_origin(State(x, *evaluate(energy, x)))
-        return state._replace(memory=(times.to(state.energy.dtype), times.to(state.energy.dtype)))
+        times = times.to(state.energy.dtype)
+        # One tensor twice would be another graph than two, when compiled.
+        return state._replace(memory=(times, times.clone()))
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """Standard normals of the shape of x.
@@ -95,7 +97,7 @@ class TransportLangevin:
         (z,), (time, began) = noise, state.memory
         h = self.step_size * self.temperature
         spread = (2.0 * h * heat(time, self.onset)).sqrt()
-        x = state.x - h * state.grad + per_chain(spread.to(z.dtype), z) * z
+        x = state.x + (per_chain(spread.to(z.dtype), z) * z - h * state.grad)
         kept, gone = restarted(State(x, *evaluate(energy, x), state.origin))
         time = torch.where(gone, began, time + self.step_size)
         return kept._replace(memory=(time, began)), Info(torch.ones_like(kept.energy), gone.to(kept.energy.dtype))
