@@ -19,7 +19,7 @@ from gibbsian.objectives.transport import EnergyMatching, TransportMatching, pai
 from recovery import Case, assert_recovered, estimates, seeded, slope
 
 M, S, HEAT = 1.3, 0.5, 0.4
-ROWS = 800
+ROWS, TIMES = 300, 72
 
 
 class Bowl(Energy):
@@ -75,15 +75,15 @@ def case(onset=1.0) -> Case:
 
 @pytest.mark.parametrize("onset", [1.0, 0.6])
 def test_the_best_quadratic_potential_is_found(onset):
-    found = estimates(lambda: TransportMatching(normal_noise(), HEAT, onset), case(onset), ROWS, solve=newton)
+    found = estimates(lambda: TransportMatching(normal_noise(), HEAT, onset), case(onset), ROWS, TIMES, newton)
     assert_recovered(found, line(onset), 0.3)
 
 
 def test_the_error_falls_with_the_square_root_of_the_rows():
     def scatter(n):
-        return estimates(lambda: TransportMatching(normal_noise(), HEAT), case(), n, replicates=24, solve=newton)
+        return estimates(lambda: TransportMatching(normal_noise(), HEAT), case(), n, 32, newton)
 
-    assert slope(scatter, line(), sizes=(60, 240, 960)) == pytest.approx(-0.5, abs=0.2)
+    assert slope(scatter, line(), sizes=(40, 120, 360)) == pytest.approx(-0.5, abs=0.2)
 
 
 TWINS = {
@@ -105,7 +105,7 @@ def test_a_slip_misses(twin, monkeypatch):
         monkeypatch.setattr(transport, "between", lambda noise, data, t: real(data, noise, t))
     else:
         monkeypatch.setattr(transport, "gradient_error", TWINS[twin])
-    found = estimates(lambda: TransportMatching(normal_noise(), HEAT, 0.6), case(0.6), ROWS, solve=newton)
+    found = estimates(lambda: TransportMatching(normal_noise(), HEAT, 0.6), case(0.6), ROWS, TIMES, newton)
     with pytest.raises(AssertionError, match="missed"):
         assert_recovered(found, line(0.6), 1.0)
 
@@ -148,14 +148,14 @@ def test_one_row_duplicates_and_what_is_not_finite():
 # The second phase.
 
 
-OFF, NARROW = 1.0, 0.35
+OFF, WIDE = 1.0, 0.6
 """Where the model's own density is, off the data's."""
 
 
 def contrast_slopes(repeats=30, rows=300):
     """Gradients of the contrastive part: the whole loss's less those of transport with the same noise."""
     noise, rng, found = normal_noise(), seeded(9), []
-    energy = Bowl(-OFF / NARROW**2, 1 / NARROW**2)
+    energy = Bowl(-OFF / WIDE**2, 1 / WIDE**2)
     both = EnergyMatching(noise, 1.0, 0, 0.6, contrast_weight=0.7, steps=200, step_size=0.02)
     alone = TransportMatching(noise, 1.0, 0.6)
     for seed in range(repeats):
@@ -171,14 +171,14 @@ def contrast_slopes(repeats=30, rows=300):
 def check_contrast() -> None:
     """It is what the exact law of the chains gives: variance s^2 / (1 - h / (2 s^2)) for a step of h = 0.02.
 
-    Chains run for a time of 4, and forget what they started from to e^-24 in the time of 3 after their clock is at 1.
+    Chains run for a time of 4, and forget what they started from to e^-8 in the time of 3 after their clock is at 1.
     A t statistic with 29 degrees of freedom exceeds 8 once in 1e8.
     """
     found = contrast_slopes()
-    second = NARROW**2 / (1 - 0.02 / (2 * NARROW**2)) + OFF**2
+    second = WIDE**2 / (1 - 0.02 / (2 * WIDE**2)) + OFF**2
     want = torch.tensor([M - OFF, 0.5 * (S**2 + M**2 - second)], dtype=torch.float64)
     off, deviation = found.mean(0) - want, found.std(0) / len(found) ** 0.5
-    assert float(deviation.max()) * 8 < 0.3, f"no power: {deviation.tolist()}"
+    assert float(deviation.max()) * 8 < 0.5, f"no power: {deviation.tolist()}"
     assert bool((off.abs() < 8 * deviation).all()), f"missed: z = {(off / deviation).tolist()}"
 
 
@@ -186,7 +186,7 @@ def test_the_contrastive_gradient_is_that_of_chains_in_equilibrium():
     check_contrast()
 
 
-@pytest.mark.parametrize("twin", ["sign", "no noise", "noise twice as hot"])
+@pytest.mark.parametrize("twin", ["sign", "no noise", "noise twice as large"])
 def test_a_slip_of_the_second_phase_is_seen(twin, monkeypatch):
     if twin == "sign":
         real = transport.contrast
@@ -194,7 +194,7 @@ def test_a_slip_of_the_second_phase_is_seen(twin, monkeypatch):
             transport, "contrast", lambda energy, data, samples, *rest: real(energy, samples, data, *rest)
         )
     else:
-        factor = 0.0 if twin == "no noise" else 2.0
+        factor = 0.0 if twin == "no noise" else 4.0
         monkeypatch.setattr(kernels, "heat", lambda time, onset: factor * torch.ones_like(time))
     with pytest.raises(AssertionError, match="missed"):
         check_contrast()

@@ -49,8 +49,8 @@ class TransportMatching(Objective):
     it is not yet a density of them.
 
     A draw of noise goes with the context of a row, and is paired only among rows of equal context, so that each class
-    has noise of the whole law. The pairing is found on the host, in a time that grows with the cube of the batch: a few
-    milliseconds for 256 rows.
+    has noise of the whole law. The pairing is found on the host, in a time that grows with the cube of the batch: about
+    ten milliseconds for 256 rows, a tenth of a second for 512.
 
     Parameters
     ----------
@@ -262,8 +262,9 @@ def pairing(data: Tensor, noise: Tensor, context: Context | None = None) -> Tens
     """
     from scipy.optimize import linear_sum_assignment
 
-    # The squares of either side alone are the same in every pairing, and cost digits.
-    cost = -(data.flatten(1) @ noise.flatten(1).T).double().cpu()
+    # Squares of either side alone are the same in every pairing, as are means, without which the search is quicker.
+    x, y = (rows.detach().cpu().flatten(1).double() for rows in (data, noise))
+    cost = -(x - x.mean(0)) @ (y - y.mean(0)).T
     if not bool(torch.isfinite(cost).all()):
         raise DomainError("Data or noise hold NaN or infinite values and cannot be paired; drop or fill such rows.")
     for value in (context or {}).values():
