@@ -70,8 +70,8 @@ class EquilibriumMatching(Objective):
     r"""Least squares of an energy's gradient with the direction from data to noise, scaled to vanish at the data.
 
     `Equilibrium matching: generative modeling with implicit energy-based models (Wang & Du, 2025)
-    <https://arxiv.org/abs/2510.02300>`_, with an explicit energy. Draw with `descend`. See above for what the energy
-    is, and is not.
+    <https://arxiv.org/abs/2510.02300>`_, with an explicit energy: any scalar one, or the
+    `FieldEnergy` of a network that returns points. Draw with `descend`. See above for what the energy is, and is not.
 
     Parameters
     ----------
