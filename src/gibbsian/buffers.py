@@ -154,10 +154,15 @@ class ReplayBuffer(nn.Module):
         Raises
         ------
         OptionError
-            If ``n`` exceeds the size, the generator is elsewhere, or the labels' names are not the buffer's.
+            If ``n`` exceeds the size, the generator is elsewhere, the labels' names are not the buffer's, or data are
+            missing.
         """
         context = context or {}
         self._check_draw(n, rng)
+        if from_data and data is None:
+            raise OptionError(
+                f"from_data={from_data} of the chains restart at data, and none were given; pass data=..."
+            )
         if not self.filled:
             self.fill(rng, context)
         self._check_names(context)
@@ -170,8 +175,8 @@ class ReplayBuffer(nn.Module):
             place, u = torch.arange(m, device=x.device), torch.rand((), generator=rng, device=x.device)
             from_base, anew = (place < (share * n + u).floor() for share in (self.restart, self.restart + from_data))
             row = torch.randint(0, _rows(context, data), (m,), generator=rng, device=x.device)
-            if m > k and data is not None:
-                x[:m] = torch.where(per_chain(anew, x), data[row].to(x.dtype), x[:m])
+            if data is not None and from_data:
+                x[:m] = torch.where(per_chain(anew, x), data[row], x[:m])
             if k:
                 x[:k] = torch.where(per_chain(from_base[:k], x), self.base.sample(k, rng), x[:k])
             age[:m] = torch.where(anew, 0, age[:m])

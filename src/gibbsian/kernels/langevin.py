@@ -49,7 +49,7 @@ class ULA:
     noise_scale
         Standard deviation s of the noise of a step; :math:`\sqrt{2h}` when ``None``, which is temperature 1. Any other
         samples another density, :math:`p^{1/T}` with :math:`T = s^2 / 2h` (up to the bias of O(h)), and an energy that
-        is trained with such chains comes out T times too steep.
+        is trained with such chains comes out T times that of the data.
     clip_grad
         Largest absolute value of a gradient's coordinate, or ``None``.
     box

@@ -27,8 +27,9 @@ def nearest_neighbour_entropy(x: Tensor, reference: Tensor, k: int = 1, same: Te
 
     `Estimating mutual information (Kraskov, Stögbauer & Grassberger, 2004)
     <https://doi.org/10.1103/PhysRevE.69.066138>`_ derives this form for every k; k = 1 is Kozachenko and Leonenko's
-    of 1987. Differentiable in ``x``, and in ``reference`` where that asks for it; with the reference held fixed, the
-    gradient in x is an unbiased estimate of minus the score of q (per row, over n) for near neighbours.
+    of 1987. Differentiable in ``x``, and in ``reference`` where that asks for it. With the reference held fixed, the
+    gradient in a row of x estimates minus the score of q there (over n), rightly where the density hardly bends over a
+    distance r, and too weakly for the outermost points, whose neighbours all lie to one side.
 
     Parameters
     ----------

@@ -41,7 +41,8 @@ class SamplerKL:
     steps
         How many of the last steps of a chain are differentiated; each keeps the graph of a gradient.
     neighbours
-        k of the entropy's nearest neighbours.
+        k of the entropy's nearest neighbours. In one or two dimensions take several: the gradient goes with 1/r, which
+        has no variance unless k times the dimension exceeds 2.
     references
         How many past samples, drawn from the buffer, a chain is compared with; without a buffer it is the other chains
         of the round, all of them.
@@ -97,8 +98,8 @@ def run_chains(
 ) -> Round:
     """Run chains, the last steps so that they can be differentiated in the energy's parameters.
 
-    A chain that leaves the numbers in one of those returns to its origin as elsewhere, but the derivative is not
-    finite then, and nor is that of the loss.
+    A chain that leaves the numbers in one of those returns to its origin as elsewhere; but if steps follow, their
+    derivative is not finite, and nor is that of the loss.
 
     Parameters
     ----------
