@@ -6,15 +6,15 @@ import math
 
 import pytest
 import torch
-from enumeration import binary_system, one_hot_system
-from recovery import CASES, GAUSSIAN, QUARTIC, REPLICATES, Z, assert_recovered, descend, estimates, flat, seeded, slope
 from torch import nn
 
 import gibbsian as gb
+from enumeration import binary_system, one_hot_system
 from gibbsian.objectives import contrastive
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.starts import Starts
+from recovery import CASES, GAUSSIAN, QUARTIC, REPLICATES, Z, assert_recovered, descend, estimates, flat, seeded, slope
 
 F64 = torch.float64
 KERNELS = {"gaussian": gb.HMC(0.5, 3), "laplaces": gb.HMC(0.5, 3), "quartic": gb.HMC(0.25, 4)}
@@ -169,6 +169,7 @@ def test_broken_gradients_of_enumerable_models_are_caught(monkeypatch, twin):
         check_enumerable("GibbsWithGradients", MIXED)
 
 
+@pytest.mark.slow
 def test_mixed_starts_recover_too():
     """Ten steps of HMC forget where they started, so that any start is maximum likelihood."""
 

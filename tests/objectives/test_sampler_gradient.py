@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from recovery import assert_recovered, seeded
 from torch import nn
 
 import gibbsian as gb
@@ -19,6 +18,7 @@ from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentCon
 from gibbsian.objectives.entropy import nearest_neighbour_entropy
 from gibbsian.objectives.sampler_gradient import SamplerKL, run_chains, sampler_kl
 from gibbsian.objectives.starts import Starts
+from recovery import assert_recovered, seeded
 
 F64 = torch.float64
 REPLICATES = 24

@@ -83,7 +83,10 @@ def fresh_starts(starts: Starts, base: Tractable | None, data: Tensor, context: 
     index = torch.arange(n, device=x.device)
     if base is not None and starts.noise > 0.0:
         noise = base.sample(n, rng)
-        rank = torch.randperm(n, generator=rng, device=x.device)
-        at_data = rank < (starts.data * n + torch.rand((), generator=rng, device=x.device)).floor()
-        x = torch.where(per_chain(at_data, x), x, noise) if starts.data > 0.0 else noise
+        if starts.data == 0.0:
+            x = noise
+        else:
+            rank = torch.randperm(n, generator=rng, device=x.device)
+            at_data = rank < (starts.data * n + torch.rand((), generator=rng, device=x.device)).floor()
+            x = torch.where(per_chain(at_data, x), x, noise)
     return Slots(index, x, torch.zeros_like(index), dict(context))
