@@ -8,7 +8,7 @@ move together, in one slot.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,7 @@ class ReplayBuffer(nn.Module):
         self.size = size
         self.restart = restart
         # No rows means not filled yet: a shape is known without asking the device, a flag in a tensor is not.
-        empty = torch.empty((0, *base.event_shape), dtype=_dtype(base), device=_device(base))
+        empty = next(tensors_of(base), torch.empty(())).new_empty((0, *base.event_shape))
         self.register_buffer("positions", empty)
         self.register_buffer("ages", torch.zeros(0, dtype=torch.int64, device=empty.device))
 
@@ -126,8 +126,17 @@ class ReplayBuffer(nn.Module):
             self.register_buffer(_CONTEXT + name, value)
 
     @torch.no_grad()
-    def draw(self, n: int, rng: Generator, context: Mapping[str, Tensor] | None = None) -> Slots:
-        """Take ``n`` different chains, some of them restarted from the base at age 0.
+    def draw(
+        self,
+        n: int,
+        rng: Generator,
+        context: Mapping[str, Tensor] | None = None,
+        data: Tensor | None = None,
+        from_data: float = 0.0,
+    ) -> Slots:
+        """Take ``n`` different chains, some of them restarted, at age 0, from the base or at rows of data.
+
+        How many restart of each kind is one of the two whole numbers around its fraction of ``n``.
 
         Parameters
         ----------
@@ -136,15 +145,24 @@ class ReplayBuffer(nn.Module):
         rng
             The generator, on the buffer's device.
         context
-            The batch's labels; a restarted chain takes those of a row drawn uniformly.
+            The batch's labels; a restarted chain takes those of a row drawn uniformly, and starts at it if at data.
+        data
+            The batch's rows, ``(m, *event)``; needed when ``from_data`` is not 0.
+        from_data
+            The fraction of drawn chains that restart at a row of data, besides those that restart from the base.
 
         Raises
         ------
         OptionError
-            If ``n`` exceeds the size, the generator is elsewhere, or the labels' names are not the buffer's.
+            If ``n`` exceeds the size, the generator is elsewhere, the labels' names are not the buffer's, or data are
+            missing.
         """
         context = context or {}
         self._check_draw(n, rng)
+        if from_data and data is None:
+            raise OptionError(
+                f"from_data={from_data} of the chains restart at data, and none were given; pass data=..."
+            )
         if not self.filled:
             self.fill(rng, context)
         self._check_names(context)
@@ -152,13 +170,18 @@ class ReplayBuffer(nn.Module):
         x, age = self.positions[index], self.ages[index]
         labels = {name: value[index] for name, value in self.context.items()}
         # The slots come in random order, so only the first few are candidates, and the base is asked for no more.
-        k = min(n, math.ceil(self.restart * n))
-        if k:
-            anew = torch.rand(k, generator=rng, device=x.device) < self.restart * n / k
-            x[:k] = torch.where(per_chain(anew, x), self.base.sample(k, rng), x[:k])
-            age[:k] = torch.where(anew, 0, age[:k])
-            for name, value in _random_rows(context, k, rng, x.device).items():
-                labels[name][:k] = torch.where(per_chain(anew, value), value, labels[name][:k])
+        k, m = (min(n, math.ceil(share * n)) for share in (self.restart, self.restart + from_data))
+        if m:
+            place, u = torch.arange(m, device=x.device), torch.rand((), generator=rng, device=x.device)
+            from_base, anew = (place < (share * n + u).floor() for share in (self.restart, self.restart + from_data))
+            row = torch.randint(0, _rows(context, data), (m,), generator=rng, device=x.device)
+            if data is not None and from_data:
+                x[:m] = torch.where(per_chain(anew, x), data[row], x[:m])
+            if k:
+                x[:k] = torch.where(per_chain(from_base[:k], x), self.base.sample(k, rng), x[:k])
+            age[:m] = torch.where(anew, 0, age[:m])
+            for name, value in context.items():
+                labels[name][:m] = torch.where(per_chain(anew, value), value[row], labels[name][:m])
         return Slots(index, x, age, labels)
 
     @torch.no_grad()
@@ -265,13 +288,11 @@ def _random_rows(context: Mapping[str, Tensor], n: int, rng: Generator, device: 
     return {name: value[index] for name, value in context.items()}
 
 
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((t.dtype for t in _tensors(module) if t.is_floating_point()), torch.get_default_dtype())
+def _rows(context: Mapping[str, Tensor], data: Tensor | None) -> int:
+    """Rows of the batch that labels and data come from; 1 where there are neither."""
+    return min((value.shape[0] for value in (*context.values(), *(() if data is None else (data,)))), default=1)
 
 
-def _device(module: nn.Module) -> torch.device | None:
-    return next((t.device for t in _tensors(module)), None)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """Floating-point parameters and buffers of a module, which tell its dtype and device."""
+    return (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())

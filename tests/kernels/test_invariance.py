@@ -175,6 +175,27 @@ def test_an_explicit_noise_scale_is_the_noise_of_a_step():
     torch.testing.assert_close(still.x, start * (1 - h) ** 9, rtol=0, atol=1e-13)
 
 
+def tempered_spread(kernel, h, spread, precision=2.0, n=50_000, steps=200):
+    """The square root of n times the distance of chains of a Gaussian from their stationary law, for that noise."""
+    energy = gb.Gaussian(1, scale=precision**-0.5).double()
+    out = gb.sample(energy, kernel, energy.sample(n, seeded()), steps=steps, rng=seeded(1))
+    variance = spread**2 / (1.0 - (1.0 - h * precision) ** 2)
+    return ks(out.x[:, 0], lambda v: normal_cdf(v / variance**0.5)), variance
+
+
+@pytest.mark.parametrize("temperature", [0.25, 4.0])
+def test_a_noise_scale_is_a_temperature(temperature):
+    """The chain's law is that of p^(1/T) up to O(h): T times the variance, for a Gaussian."""
+    h = 0.02
+    spread = (2 * h * temperature) ** 0.5
+    distance, variance = tempered_spread(gb.ULA(h, noise_scale=spread), h, spread)
+    assert distance < 3.1
+    assert variance == pytest.approx(temperature / 2.0, rel=0.03)
+    # The twin that takes the noise for a variance, and the one that has no temperature.
+    assert tempered_spread(gb.ULA(h, noise_scale=spread**2), h, spread)[0] > 3.1
+    assert tempered_spread(gb.ULA(h), h, spread)[0] > 3.1
+
+
 def test_the_targets_draws_and_laws_agree():
     for target in (correlated_gaussian(), log_exponential(), two_modes()):
         x = target.draw(50_000, seeded(9))

@@ -8,10 +8,13 @@ from training_cases import QUIET, Bowl, rows, same
 from gibbsian.energies.neural import MLP
 from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import OptionError
-from gibbsian.kernels.langevin import MALA
+from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.objectives.augment import AdditiveNoise
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import DenoisingScoreMatching, LogUniform, MultiLevelDenoising
+from gibbsian.objectives.sampler_gradient import SamplerKL
+from gibbsian.objectives.starts import Starts
 from gibbsian.training.fit import fit
 
 RUN = {"steps": 40, "log_every": 4, "checkpoint_every": 10, "batch_size": 16, "learning_rate": 0.01, **QUIET}
@@ -19,6 +22,14 @@ RUN = {"steps": 40, "log_every": 4, "checkpoint_every": 10, "batch_size": 16, "l
 
 def persistent(base):
     return PersistentContrastiveDivergence(MALA(0.1), base, steps=3, buffer_size=32, restart=0.1)
+
+
+def everything(**options):
+    """Starts of all kinds, moves between rounds, and the gradient through the sampler."""
+    settings = {"starts": Starts(0.25, 0.25, 0.5), "augment": AdditiveNoise(0.1), "kl": SamplerKL(0.1, steps=2)}
+    return ContrastiveDivergence(
+        ULA(0.05), 3, base=wide(), buffer_size=32, data_noise=0.1, augment_fraction=0.5, **(settings | options)
+    )
 
 
 def wide():
@@ -48,6 +59,12 @@ CASES = {
     "labelled CD": lambda: (classes(), labelled(), ContrastiveDivergence(MALA(0.1), steps=2)),
     "PCD with spectral norms": lambda: (smooth(), rows(48).float(), persistent(Gaussian(2, scale=2.0))),
     "PCD": lambda: (Bowl(), rows(48), persistent(wide())),
+    "PCD with all options": lambda: (Bowl(), rows(48), everything()),
+    "short runs": lambda: (
+        Bowl(),
+        rows(48),
+        ContrastiveDivergence(ULA(0.05), 5, starts=Starts(noise=1.0), base=wide()),
+    ),
     "DSM": lambda: (Bowl(), rows(48), DenoisingScoreMatching(sigma=0.3)),
 }
 
@@ -98,6 +115,20 @@ def test_another_kernel_is_refused_by_name_on_resuming(tmp_path):
         fit(Bowl(), rows(48), objective, rng=rng, folder=tmp_path, resume=True, **RUN)
     assert "objective.kernel was MALA(step_size=0.1), now MALA(step_size=0.2)" in str(caught.value)
     assert "objective.buffer.size was 32, now 33" in str(caught.value)
+
+
+def test_other_starts_moves_and_weights_are_refused_on_resuming(tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    fit(Bowl(), rows(48), everything(), rng=rng, folder=tmp_path, **RUN)
+    objective = everything(starts=Starts(0.5, 0.25, 0.25), augment=AdditiveNoise(0.2), kl=SamplerKL(0.2, steps=2))
+    with pytest.raises(OptionError) as caught:
+        fit(Bowl(), rows(48), objective, rng=rng, folder=tmp_path, resume=True, **RUN)
+    for told in (
+        "starts was Starts(data=0.25, noise=0.25, buffer=0.5), now Starts(data=0.5",
+        "augment was AdditiveNoise(sigma=0.1), now AdditiveNoise(sigma=0.2)",
+        "kl was SamplerKL(weight=0.1",
+    ):
+        assert told in str(caught.value)
 
 
 def test_settings_that_are_callable_count_and_addresses_do_not(tmp_path):

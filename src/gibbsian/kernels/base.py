@@ -70,8 +70,9 @@ class Kernel(Protocol):
 
     Besides what stands here a kernel may declare ``target_acceptance``, the acceptance to which `tune` brings its step
     size; ``details``, the names of what its `Info` tells besides acceptance; ``adjusted = False`` when it is biased;
-    and ``dynamic = True`` when the length of a step depends on the chains, so that the loop around it cannot be
-    compiled and it compiles its own inner part.
+    ``dynamic = True`` when the length of a step depends on the chains, so that the loop around it cannot be compiled
+    and it compiles its own inner part; and ``differentiable = True`` when a step that starts where x asks for gradients
+    has the derivative of the whole step in the energy's parameters behind it (see `evaluate`).
     """
 
     @property
@@ -98,9 +99,11 @@ class Kernel(Protocol):
 
 
 def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Energies and their gradients, ``(n,)`` and ``(n, *event)``, without a graph behind them.
+    """Energies and their gradients, ``(n,)`` and ``(n, *event)``.
 
-    The chains are independent, so the gradient of the sum holds every chain's own gradient.
+    The chains are independent, so the gradient of the sum holds every chain's own gradient. There is no graph behind
+    either, unless ``x`` asks for gradients where they are recorded (nowhere in `sample`): both can then be
+    differentiated in ``x`` and in the energy's parameters.
 
     Raises
     ------
@@ -115,8 +118,9 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
 
         grad, (_, value) = torch.func.grad_and_value(total, has_aux=True)(x)
         return value, grad
+    recorded = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
-        y = x.detach().requires_grad_(True)
+        y = x if recorded else x.detach().requires_grad_(True)
         value = energy(y)
         if not isinstance(value, Tensor) or not value.requires_grad:
             found = f"a {value.dtype} tensor that does not" if isinstance(value, Tensor) else repr(value)
@@ -124,8 +128,8 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
                 f"An energy returns a tensor that depends on x through differentiable operations; got {found}. "
                 "Rounding, .item(), .detach(), torch.no_grad() and torch.inference_mode() all cut the dependence."
             )
-        (grad,) = torch.autograd.grad(value.sum(), y)
-    return value.detach(), grad
+        (grad,) = torch.autograd.grad(value.sum(), y, create_graph=recorded)
+    return (value if recorded else value.detach()), grad
 
 
 def energy_only(energy: EnergyFn, x: Tensor) -> State:

@@ -47,7 +47,9 @@ class ULA:
     step_size
         h, in squared units of x per nat.
     noise_scale
-        Standard deviation of the noise of a step; :math:`\sqrt{2h}` when ``None``, which is temperature 1.
+        Standard deviation s of the noise of a step; :math:`\sqrt{2h}` when ``None``, which is temperature 1. Any other
+        samples another density, :math:`p^{1/T}` with :math:`T = s^2 / 2h` (up to the bias of O(h)), and an energy that
+        is trained with such chains comes out T times that of the data.
     clip_grad
         Largest absolute value of a gradient's coordinate, or ``None``.
     box
@@ -75,6 +77,7 @@ class ULA:
     gradients = 1
     domain = "real"
     adjusted = False
+    differentiable = True
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:

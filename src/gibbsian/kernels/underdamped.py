@@ -78,6 +78,7 @@ class Underdamped:
     gradients = 1
     domain = "real"
     adjusted = False
+    differentiable = True
     __repr__ = settings_repr
 
     def __post_init__(self) -> None:

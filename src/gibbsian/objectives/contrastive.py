@@ -6,9 +6,9 @@ The gradient of the negative log-likelihood of :math:`p_\theta(x) = e^{-E_\theta
           - \mathbb{E}_{p_\theta}[\nabla_\theta E_\theta(x)],
 
 since :math:`\nabla_\theta \log Z_\theta` is minus the mean of :math:`\nabla_\theta E_\theta` under the model. The
-second mean is taken over chains, whose start tells the methods apart: the data (CD), or where the chains of the last
-step stopped (persistent CD). The loss, mean energy of data minus that of samples, has this gradient; its value is not
-a likelihood and does not go down as the fit improves.
+second mean is taken over chains, whose start tells the methods apart: the data (CD), where the chains of the last step
+stopped (persistent CD), noise (short-run training), or some of each; see `Starts`. The loss, mean energy of data minus
+that of samples, has this gradient; its value is not a likelihood and does not go down as the fit improves.
 """
 
 from __future__ import annotations
@@ -16,27 +16,163 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.buffers import ReplayBuffer
+from gibbsian.buffers import ReplayBuffer, Slots, tensors_of
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import same_support
 from gibbsian.energies.layers import dropout_paused
-from gibbsian.energies.tractable import Tractable
+from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import DomainError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel
+from gibbsian.kernels.base import Kernel, per_chain
+from gibbsian.objectives.augment import Move
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.samples import Samples
-from gibbsian.sampling import sample
+from gibbsian.objectives.sampler_gradient import SamplerKL, check_differentiable, run_chains, sampler_kl
+from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
+from gibbsian.short_run import ShortRun
 from gibbsian.typing import Context
 
 
-class ContrastiveDivergence(Objective):
-    r"""CD-k: chains start at the data and run for ``steps`` steps.
+class ChainObjective(Objective):
+    """What objectives that contrast data with chains share: all but where the chains start by default. Abstract."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        steps: int,
+        starts: Starts,
+        base: Tractable | None,
+        buffer: ReplayBuffer | None,
+        energy_penalty: float,
+        data_noise: float,
+        augment: Move | None,
+        augment_fraction: float,
+        kl: SamplerKL | None,
+        compile: bool,
+    ) -> None:
+        super().__init__()
+        _check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0), ("data_noise", data_noise, 0))
+        if not 0.0 <= augment_fraction <= 1.0:
+            raise OptionError(f"augment_fraction lies between 0 and 1; got {augment_fraction}.")
+        if augment is not None and buffer is None:
+            raise OptionError(
+                f"augment={augment!r} moves chains between two rounds, and no chain outlives one without a buffer; "
+                "take starts with a fraction in the buffer, or PersistentContrastiveDivergence."
+            )
+        if kl is not None:
+            check_differentiable(kernel, steps, kl)
+        self.kernel = kernel
+        self.steps = steps
+        self.starts = starts
+        # A buffer holds its base, and a module held twice would be saved twice.
+        self.own_base = base if buffer is None else None
+        self.buffer = buffer
+        self.energy_penalty = energy_penalty
+        self.data_noise = data_noise
+        self.augment = augment
+        self.augment_fraction = augment_fraction
+        self.kl = kl
+        self.compile_steps = compile
+
+    @property
+    def base(self) -> Tractable | None:
+        """What draws the noise that chains start from, if any do."""
+        return self.own_base if self.buffer is None else self.buffer.base
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Run as many chains as the batch has rows, and contrast them with it.
+
+        Raises
+        ------
+        ShapeError, DomainError, OptionError
+            If base, data and energy are not on one space, dtype and device, a label is missing, the buffer is smaller
+            than the batch, or there are too few chains for an entropy.
+        """
+        context = context_of(energy, batch)
+        self._check_space(energy, batch.x)
+        x = batch.x
+        if self.data_noise:
+            x = x + self.data_noise * torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+        slots = self._begin(x.detach(), context, rng)
+        start = self._moved(slots, rng)
+        conditional = energy.given(**slots.context) if slots.context else energy
+        recorded = 0 if self.kl is None else self.kl.steps
+        with dropout_paused(conditional):
+            run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
+        samples = run.state.x.detach()
+        value, metrics = contrast(energy, x, samples, context, slots.context, self.energy_penalty)
+        metrics |= {
+            "acceptance": run.acceptance.mean(),
+            "nonfinite": run.nonfinite.sum(),
+            "moved": (samples - start).square().mean().sqrt(),
+        }
+        if self.kl is not None:
+            reference, index = self._past(samples, slots, rng)
+            term, entropy = sampler_kl(run.state, reference, slots.index[:, None] == index, self.kl)
+            value, metrics = value + term, metrics | {"sampler_kl": term.detach(), "entropy": entropy}
+        if self.buffer is not None:
+            self.buffer.write(slots, samples, self.steps)
+            metrics["buffer_age"] = self.buffer.mean_age
+        return Loss(value, metrics)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        told = f"{self.kernel}, steps={self.steps}, {self.starts}, energy_penalty={self.energy_penalty}"
+        for name, usual in (("data_noise", 0.0), ("augment", None), ("augment_fraction", 1.0), ("kl", None)):
+            if (value := getattr(self, name)) != usual:
+                told += f", {name}={value}"
+        return told
+
+    def _begin(self, data: Tensor, context: Context, rng: Generator) -> Slots:
+        if self.buffer is None:
+            return fresh_starts(self.starts, self.base, data, context, rng)
+        return self.buffer.draw(len(data), rng, context, data, self.starts.data)
+
+    @torch.no_grad()
+    def _moved(self, slots: Slots, rng: Generator) -> Tensor:
+        """Augment a fraction of the chains that go on."""
+        if self.augment is None:
+            return slots.x
+        x = self.augment(slots.x, rng)
+        if x.shape != slots.x.shape or x.dtype != slots.x.dtype:
+            raise ShapeError(
+                f"{self.augment!r} moves chains of shape {tuple(slots.x.shape)} and {slots.x.dtype}, and returned "
+                f"{tuple(x.shape)} and {x.dtype}; a move keeps both."
+            )
+        chosen = torch.rand(len(x), generator=rng, device=x.device) < self.augment_fraction
+        return torch.where(per_chain(chosen & (slots.age > 0), x), x, slots.x)
+
+    def _past(self, samples: Tensor, slots: Slots, rng: Generator) -> tuple[Tensor, Tensor]:
+        """What chains are compared with for their entropy, and the slot of each; call it before they are put back."""
+        if self.buffer is None:
+            return samples, slots.index
+        size, device = self.buffer.size, samples.device
+        assert self.kl is not None
+        index = torch.randperm(size, generator=rng, device=device)[: self.kl.references]
+        return self.buffer.positions[index], index
+
+    def _check_space(self, energy: Energy, data: Tensor) -> None:
+        if self.base is not None:
+            _check_base(energy, self.base, data)
+        if self.data_noise and energy.support.is_discrete:
+            raise DomainError(f"data_noise={self.data_noise} would take the data off {energy.support}; set it to 0.")
+        if self.buffer is not None:
+            _check_placement("The replay buffer is", "the objective", self.buffer.positions, data)
+        elif self.base is not None:
+            _check_placement("The base is", "the objective", next(tensors_of(self.base), data), data)
+        _check_placement("The energy's parameters are", "it or the data", next(energy.parameters(), data), data)
+
+
+class ContrastiveDivergence(ChainObjective):
+    r"""CD-k: chains start at the data and run for ``steps`` steps; or start elsewhere, as ``starts`` says.
 
     .. math:: \overline{E(x^+)} - \overline{E(x^-)} + \alpha \, \overline{E(x^+)^2 + E(x^-)^2}
 
     `Training products of experts by minimizing contrastive divergence (Hinton, 2002)
     <https://doi.org/10.1162/089976602760128018>`_. Few steps bias the gradient, except at the true model; modes
     far from the data are not seen, which `PersistentContrastiveDivergence` mends.
+
+    With ``starts=Starts(noise=1.0)`` it is the training of `Learning non-convergent non-persistent short-run MCMC
+    toward energy-based model (Nijkamp et al., 2019) <https://arxiv.org/abs/1904.09770>`_: what then looks like the data
+    is not the density but chains of just these steps, `short_run`.
 
     Parameters
     ----------
@@ -48,39 +184,82 @@ class ContrastiveDivergence(Objective):
         :math:`\alpha`, which keeps the magnitude of energies small; 0 is plain CD.
     compile
         Compile the chains' steps.
+    starts
+        The fractions of chains that start at data, at noise and in a buffer.
+    base
+        Draws the noise: a tractable energy on the data's space. Needed unless all chains start at data.
+    buffer_size
+        Chains kept, if some start in the buffer; at least the batch's size.
+    data_noise
+        Standard deviation of Gaussian noise added to the data, which fits the data's density smoothed by as much.
+    augment
+        A move ``(x, rng) -> x`` of chains that go on in the buffer, before they run; see `gibbsian.objectives.augment`.
+    augment_fraction
+        How many of them are moved.
+    kl
+        Settings of the gradient through the sampler; ``None`` leaves it out.
+
+    Attributes
+    ----------
+    buffer
+        The `ReplayBuffer`, part of this module's ``state_dict``, or ``None`` when no chain starts there.
 
     Raises
     ------
     OptionError
-        If an option is out of its range.
+        If an option is out of its range, or does not fit another.
+    ArgumentTypeError
+        If the base is not tractable.
     """
 
-    def __init__(self, kernel: Kernel, steps: int = 1, energy_penalty: float = 0.0, compile: bool = False) -> None:
-        super().__init__()
-        _check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0))
-        self.kernel = kernel
-        self.steps = steps
-        self.energy_penalty = energy_penalty
-        self.compile_steps = compile
+    def __init__(
+        self,
+        kernel: Kernel,
+        steps: int = 1,
+        energy_penalty: float = 0.0,
+        compile: bool = False,
+        *,
+        starts: Starts = AT_DATA,
+        base: Tractable | None = None,
+        buffer_size: int = 10_000,
+        data_noise: float = 0.0,
+        augment: Move | None = None,
+        augment_fraction: float = 1.0,
+        kl: SamplerKL | None = None,
+    ) -> None:
+        if starts.data < 1.0 and base is None:
+            raise OptionError(f"{starts} needs a base that draws noise, such as base=Gaussian(2).")
+        if base is not None:
+            require_tractable(base, "The base of the chains")
+        buffer = None if base is None or not starts.buffer else ReplayBuffer(base, buffer_size, restart=starts.noise)
+        noise = base if starts.noise else None
+        super().__init__(
+            kernel, steps, starts, noise, buffer, energy_penalty, data_noise, augment, augment_fraction, kl, compile
+        )
 
-    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
-        """Run chains from the batch and contrast them with it."""
-        context = context_of(energy, batch)
-        start = batch.x.detach()
-        run = _chains(self, _given(energy, context), start, rng)
-        value, metrics = contrast(energy, batch.x, run.x, context, context, self.energy_penalty)
-        return Loss(value, metrics | _chain_metrics(start, run))
+    @property
+    def short_run(self) -> ShortRun:
+        """The run as which a model that was trained from noise alone is sampled.
 
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"{self.kernel}, steps={self.steps}, energy_penalty={self.energy_penalty}"
+        Raises
+        ------
+        OptionError
+            If chains start elsewhere too.
+        """
+        if self.base is None or self.starts.noise < 1.0:
+            raise OptionError(
+                f"A short run starts at noise, and these chains at {self.starts}; train with starts=Starts(noise=1.0). "
+                "A model with a buffer is sampled from it: gibbsian.continue_chains."
+            )
+        return ShortRun(self.kernel, self.steps, self.base)
 
 
-class PersistentContrastiveDivergence(Objective):
+class PersistentContrastiveDivergence(ChainObjective):
     r"""PCD: chains go on from where they stopped at the step before, kept in a replay buffer.
 
-    The loss is that of `ContrastiveDivergence`. `Training restricted Boltzmann machines using approximations to the
-    likelihood gradient (Tieleman, 2008) <https://doi.org/10.1145/1390156.1390290>`_.
+    The loss is that of `ContrastiveDivergence`, with ``Starts(noise=restart, buffer=1 - restart)``. `Training
+    restricted Boltzmann machines using approximations to the likelihood gradient (Tieleman, 2008)
+    <https://doi.org/10.1145/1390156.1390290>`_.
 
     Parameters
     ----------
@@ -100,6 +279,12 @@ class PersistentContrastiveDivergence(Objective):
         Standard deviation of Gaussian noise added to the data, which fits the data's density smoothed by as much.
     compile
         Compile the chains' steps.
+    augment
+        A move ``(x, rng) -> x`` of chains that go on in the buffer, before they run; see `gibbsian.objectives.augment`.
+    augment_fraction
+        How many of them are moved.
+    kl
+        Settings of the gradient through the sampler; ``None`` leaves it out.
 
     Attributes
     ----------
@@ -109,10 +294,12 @@ class PersistentContrastiveDivergence(Objective):
     Raises
     ------
     OptionError
-        If an option is out of its range.
+        If an option is out of its range, or does not fit another.
     ArgumentTypeError
         If the base is not tractable.
     """
+
+    buffer: ReplayBuffer
 
     def __init__(
         self,
@@ -124,39 +311,16 @@ class PersistentContrastiveDivergence(Objective):
         energy_penalty: float = 0.0,
         data_noise: float = 0.0,
         compile: bool = False,
+        *,
+        augment: Move | None = None,
+        augment_fraction: float = 1.0,
+        kl: SamplerKL | None = None,
     ) -> None:
-        super().__init__()
-        _check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0), ("data_noise", data_noise, 0))
-        self.kernel = kernel
-        self.steps = steps
-        self.buffer = ReplayBuffer(base, buffer_size, restart)
-        self.energy_penalty = energy_penalty
-        self.data_noise = data_noise
-        self.compile_steps = compile
-
-    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
-        """Go on with as many chains as the batch has rows, put them back, and contrast them with it.
-
-        Raises
-        ------
-        ShapeError, DomainError, OptionError
-            If base, data and energy are not on one space, dtype and device, or a label is missing.
-        """
-        context = context_of(energy, batch)
-        _check_space(energy, self.buffer, batch.x, self.data_noise)
-        slots = self.buffer.draw(len(batch), rng, context)
-        conditional = _given(energy, slots.context)
-        run = _chains(self, conditional, slots.x, rng)
-        self.buffer.write(slots, run.x, self.steps)
-        x = batch.x
-        if self.data_noise:
-            x = x + self.data_noise * torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
-        value, metrics = contrast(energy, x, run.x, context, slots.context, self.energy_penalty)
-        return Loss(value, metrics | _chain_metrics(slots.x, run) | {"buffer_age": self.buffer.mean_age})
-
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"{self.kernel}, steps={self.steps}, energy_penalty={self.energy_penalty}, data_noise={self.data_noise}"
+        buffer = ReplayBuffer(base, buffer_size, restart)
+        starts = Starts(noise=restart, buffer=1.0 - restart)
+        super().__init__(
+            kernel, steps, starts, base, buffer, energy_penalty, data_noise, augment, augment_fraction, kl, compile
+        )
 
 
 def contrast(
@@ -190,33 +354,13 @@ def contrast(
     return value, {name: mean.detach() for name, mean in means.items()}
 
 
-def _chains(
-    objective: ContrastiveDivergence | PersistentContrastiveDivergence, energy: Energy, start: Tensor, rng: Generator
-) -> Samples:
-    with dropout_paused(energy):
-        return sample(energy, objective.kernel, start, steps=objective.steps, rng=rng, compile=objective.compile_steps)
-
-
-def _chain_metrics(start: Tensor, run: Samples) -> dict[str, Tensor]:
-    return {
-        "acceptance": run.acceptance.mean(),
-        "nonfinite": run.nonfinite.sum(),
-        "moved": (run.x - start).square().mean().sqrt(),
-    }
-
-
-def _given(energy: Energy, context: Context) -> Energy:
-    return energy.given(**context) if context else energy
-
-
 def _check_at_least(*options: tuple[str, float, float]) -> None:
     for name, value, least in options:
         if not value >= least:
             raise OptionError(f"{name} is {least} or more; got {value}.")
 
 
-def _check_space(energy: Energy, buffer: ReplayBuffer, data: Tensor, data_noise: float) -> None:
-    base = buffer.base
+def _check_base(energy: Energy, base: Tractable, data: Tensor) -> None:
     if tuple(base.event_shape) != tuple(data.shape[1:]):
         raise ShapeError(
             f"The base draws points of shape {tuple(base.event_shape)} and the data's have {tuple(data.shape[1:])}."
@@ -226,11 +370,11 @@ def _check_space(energy: Energy, buffer: ReplayBuffer, data: Tensor, data_noise:
             f"The base draws from {base.support} and the energy lives on {energy.support}; chains start where the "
             "energy lives: Bernoulli or Categorical for discrete states, Gaussian or Uniform for real ones."
         )
-    if data_noise and energy.support.is_discrete:
-        raise DomainError(f"data_noise={data_noise} would take the data off {energy.support}; set it to 0.")
-    chains = buffer.positions
-    if (chains.dtype, chains.device) != (data.dtype, data.device):
+
+
+def _check_placement(whose: str, what: str, found: Tensor, data: Tensor) -> None:
+    if (found.dtype, found.device) != (data.dtype, data.device):
         raise OptionError(
-            f"The replay buffer is {chains.dtype} on {chains.device} and the data {data.dtype} on {data.device}; "
-            "move the objective with .to(device, dtype)."
+            f"{whose} {found.dtype} on {found.device} and the data {data.dtype} on {data.device}; "
+            f"move {what} with .to(device, dtype)."
         )
