@@ -25,13 +25,15 @@ from gibbsian.objectives.taylor import NotPropagated, propagate
 from gibbsian.typing import Context
 
 KINKED = (
-    "relu relu6 leaky_relu prelu rrelu hardtanh hardsigmoid threshold hardshrink softshrink "
-    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
-).split()
+    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "hardtanh", "hardsigmoid"),
+    *("threshold", "hardshrink", "softshrink"),
+    *(f"{kind}max_pool{axes}d" for kind in ("", "adaptive_") for axes in (1, 2, 3)),
+)
 """Piecewise linear functions, under the names that torch's functions have."""
 
 _taylor: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 _smooth: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_sloped: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def slopes_and_curvature(
@@ -157,6 +159,20 @@ def require_curvature(energy: Energy, x: Tensor, context: Context) -> None:
             "tanh) and average pooling, or DenoisingScoreMatching, which needs first derivatives only."
         )
     _smooth.add(energy)
+
+
+def require_slope(energy: Energy, x: Tensor, context: Context) -> None:
+    """Refuse an energy that does not depend on the points; looked at once.
+
+    Raises
+    ------
+    ShapeError, ArgumentTypeError
+        If it gives anything but one number per row, or does not depend on them.
+    """
+    if energy not in _sloped:
+        with dropout_paused(energy), torch.enable_grad():
+            energy_and_gradient(energy, x.detach().clone().requires_grad_(True), context, False)
+        _sloped.add(energy)
 
 
 def _straight(energy: Energy, y: Tensor, context: Context) -> bool:

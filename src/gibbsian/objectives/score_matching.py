@@ -11,8 +11,8 @@ with two derivatives, and for a density of the data that vanishes towards the en
 integration by parts leaves a term at the walls, and the loss is wrong.
 
 The trace is the dear part. `ScoreMatching` takes it over all coordinates; `SlicedScoreMatching` along random
-directions v with :math:`\mathbb{E} \, v v^\top = I`, for which :math:`v^\top \nabla^2 E \, v` has the trace as its mean;
-`FiniteDifferenceScoreMatching` from the energies of neighbouring points.
+directions v with :math:`\mathbb{E} \, v v^\top = I`, for which :math:`v^\top \nabla^2 E \, v` has the trace as its
+mean; `FiniteDifferenceScoreMatching` from the energies of neighbouring points.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from gibbsian.energies.domains import is_real, kind_of
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, unknown_name
 from gibbsian.kernels.base import row_sum
 from gibbsian.objectives.base import Batch, Loss, Objective, check_one_per_row, context_of, energy_and_gradient
-from gibbsian.objectives.curvature import hessian_products, require_curvature, slopes_and_curvature
+from gibbsian.objectives.curvature import hessian_products, require_curvature, require_slope, slopes_and_curvature
 from gibbsian.typing import Context
 
 LAWS = ("rademacher", "gaussian", "sphere")
@@ -204,6 +204,7 @@ class FiniteDifferenceScoreMatching(Objective):
             As `ScoreMatching`, save that no second derivative is asked for.
         """
         x, context = _points(energy, batch, check=False)
+        require_slope(energy, x, context)
         n, k = len(x), self.projections
         step = self.eps * draw_directions(self.law, k, x, rng)
         points = torch.cat((x[None], x + step, x - step)).flatten(0, 1)

@@ -66,6 +66,9 @@ class Jet:
             raise NotPropagated(name)
         return partial(_RULES[name], self)
 
+    def __len__(self) -> int:
+        return len(self.value)
+
     def __add__(self, other: Any) -> Jet:
         return _add(self, other)
 
@@ -92,6 +95,9 @@ class Jet:
 
     def __pow__(self, power: Any) -> Jet:
         return _pow(self, power)
+
+    def __matmul__(self, weight: Any) -> Jet:
+        return _matmul(self, weight)
 
     def __getitem__(self, index: Any) -> Jet:
         return _getitem(self, index)
@@ -334,7 +340,7 @@ def _reshape(x: Jet, *shape: Any) -> Jet:
 
 def _getitem(x: Jet, index: Any) -> Jet:
     at = index if isinstance(index, tuple) else (index,)
-    rows_kept = at[0] is Ellipsis and len(at) <= x.value.ndim or at[0] == slice(None)
+    rows_kept = (at[0] is Ellipsis and len(at) <= x.value.ndim) or at[0] == slice(None)
     if not rows_kept or any(isinstance(i, (Tensor, Jet)) for i in at):
         raise NotPropagated("a choice of rows")
     return _map(lambda a: a[at], x)
