@@ -37,8 +37,7 @@ class NoisyPlane(Energy):
 
 def one_level(energy):
     """The plane's Gaussian under noise of one level."""
-    noisy = NoisyPlane(energy)
-    return Energy.of(lambda x: noisy(x, x.new_full((len(x),), SIGMA)))
+    return NoisyPlane(energy).given(sigma=torch.tensor(SIGMA, dtype=torch.float64))
 
 
 def smoothed(energy):
