@@ -151,41 +151,43 @@ class _Elementwise(torch.autograd.Function):
         ctx.save_for_backward(z, slopes, curve)
         f, f1, f2 = derivatives(z, 2)
         bent = _times_squares(f2, slopes)
-        return f, f1 * slopes, bent if curve is None else bent.addcmul_(f1, curve)
+        if curve is not None:
+            bent.addcmul_(f1, curve)
+        return f, f1.mul_(slopes[0])[None] if len(slopes) == 1 else f1 * slopes, bent
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor | None, g_slopes: Tensor | None, g_curve: Tensor | None) -> Any:
         z, slopes, curve = ctx.saved_tensors
-        _, f1, f2, f3 = ctx.derivatives(z, 3)
+        # The first is not needed again, so that its memory is.
+        spare, f1, f2, f3 = ctx.derivatives(z, 3)
         of_z = torch.zeros_like(z) if g_curve is None else _times_squares(f3, slopes)
         of_slopes = of_curve = None
         if g_curve is not None:
             if curve is not None:
                 of_z.addcmul_(f2, curve)
-                of_curve = g_curve * f1
             of_z.mul_(g_curve)
         if g_slopes is not None:
-            of_z.addcmul_(_sum_of_products(g_slopes, slopes), f2)
+            of_z.addcmul_(_sum_of_products(g_slopes, slopes, spare), f2)
             of_slopes = g_slopes * f1
         if g_curve is not None:
             twice = f2.mul_(g_curve).mul_(2.0)
             of_slopes = twice * slopes if of_slopes is None else of_slopes.addcmul_(twice, slopes)
         if g is not None:
             of_z.addcmul_(g, f1)
+        if g_curve is not None and curve is not None:
+            of_curve = f1.mul_(g_curve)
         if of_slopes is not None and slopes.shape[1] != of_slopes.shape[1]:
             of_slopes = of_slopes.sum(1, keepdim=True)
         return of_z, of_slopes, of_curve, None
 
 
-def _sum_of_products(a: Tensor, b: Tensor) -> Tensor:
-    return a[0] * b[0] if len(a) == 1 else (a * b).sum(0)
+def _sum_of_products(a: Tensor, b: Tensor, into: Tensor) -> Tensor:
+    return torch.mul(a[0], b[0], out=into) if len(a) == 1 else torch.sum(a * b, 0, out=into)
 
 
 def _times_squares(into: Tensor, slopes: Tensor) -> Tensor:
-    if len(slopes) == 1:
-        return into.mul_(slopes[0]).mul_(slopes[0])
-    return into.mul_(_sum_of_products(slopes, slopes))
+    return into.mul_(slopes[0]).mul_(slopes[0]) if len(slopes) == 1 else into.mul_((slopes * slopes).sum(0))
 
 
 # Each of these returns new arrays, a function and as many of its derivatives as are asked for: two or three.
