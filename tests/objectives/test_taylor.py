@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from gibbsian import MLP, ConvEnergy, Energy, Gaussian, NoiseConditional, ResidualEnergy, mixture
+from gibbsian import MLP, ConvEnergy, Energy, Gaussian, NoiseConditional, ResidualEnergy, matmul, mixture
 from gibbsian.objectives import curvature, taylor
 from gibbsian.objectives.curvature import goes_by_taylor, slopes_and_curvature
 from gibbsian.objectives.taylor import NotPropagated, propagate
@@ -153,3 +155,23 @@ def test_a_road_that_disagrees_is_not_taken(monkeypatch):
     assert not goes_by_taylor(energy, x, {})
     monkeypatch.undo()
     assert goes_by_taylor(Scaled(FUNCTIONS["sines"]), x, {})
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_large_products_in_single_precision_are_those_of_double(quick, monkeypatch):
+    """By whichever library the machine is quicker with."""
+    if quick and not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        pytest.skip("This torch has one library only.")
+    monkeypatch.setattr(matmul, "is_slow_here", lambda: quick)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        single = MLP(20, hidden=(64, 48))
+    double = copy.deepcopy(single).double()
+    x, v = torch.randn((100, 20), generator=seeded(1)), torch.randn((2, 100, 20), generator=seeded(2))
+    found = []
+    for energy, points, directions in ((single, x, v), (double, x.double(), v.double())):
+        parts = propagate(energy, points, directions, {})
+        total = parts[0].mean() + parts[1].square().mean() - parts[2].mean()
+        found.append([*parts, *torch.autograd.grad(total, list(energy.parameters()))])
+    for a, b in zip(*found):
+        assert float((a - b).abs().max()) < 1e-4 * float(b.abs().max())

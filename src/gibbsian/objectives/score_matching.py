@@ -154,7 +154,7 @@ class SlicedScoreMatching(Objective):
         else:
             value, slopes, curve = slopes_and_curvature(energy, x, v, context)
             square = slopes.square().mean(0)
-        return _loss(value, square, curve / self.projections)
+        return _loss(value, square, curve if self.projections == 1 else curve / self.projections)
 
     def extra_repr(self) -> str:
         """The directions."""
@@ -284,9 +284,9 @@ def _points(energy: Energy, batch: Batch, check: bool) -> tuple[Tensor, dict[str
 
 def _loss(value: Tensor, square: Tensor, trace: Tensor) -> Loss:
     """Half the squared gradient minus the trace, averaged over rows; what all three have in common."""
-    metrics = {"energy_data": value.mean(), "squared_score": square.mean(), "laplacian": trace.mean()}
-    detached = {name: metric.detach() for name, metric in metrics.items()}
-    return Loss((0.5 * square - trace).mean(), detached)
+    means = {"energy_data": value.detach().mean(), "squared_score": square.mean(), "laplacian": trace.mean()}
+    loss = 0.5 * means["squared_score"] - means["laplacian"]
+    return Loss(loss, {name: mean.detach() for name, mean in means.items()})
 
 
 def _check_count(name: str, value: int, meaning: str) -> None:
