@@ -20,7 +20,6 @@ An energy takes a `Jet` in the place of its points. What it does to it must be a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,11 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gibbsian.matmul import product
-
-
-class NotPropagated(Exception):
-    """A function without a rule here."""
+from gibbsian.objectives import taylor_parts as arithmetic
+from gibbsian.objectives.taylor_parts import NotPropagated
 
 
 class Jet:
@@ -138,169 +134,12 @@ def propagate(
     return out.value, out.slopes.expand(-1, x.shape[0]), curve
 
 
-class _Elementwise(torch.autograd.Function):
-    """The rule of an elementwise function, with its gradient written out and few arrays made on the way.
-
-    Composed of single operations, it would take three times as long, most of it spent on getting memory.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, z: Tensor, slopes: Tensor, curve: Tensor | None, derivatives: Callable[[Tensor, int], list[Tensor]]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.derivatives = derivatives
-        ctx.save_for_backward(z, slopes, curve)
-        f, f1, f2 = derivatives(z, 2)
-        bent = _times_squares(f2, slopes)
-        if curve is not None:
-            bent.addcmul_(f1, curve)
-        return f, f1.mul_(slopes[0])[None] if slopes.shape[0] == 1 else f1 * slopes, bent
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor | None, g_slopes: Tensor | None, g_curve: Tensor | None) -> Any:
-        z, slopes, curve = ctx.saved_tensors
-        # The first is not needed again, so that its memory is.
-        spare, f1, f2, f3 = ctx.derivatives(z, 3)
-        of_z = torch.zeros_like(z) if g_curve is None else _times_squares(f3, slopes)
-        of_slopes = of_curve = None
-        if g_curve is not None:
-            if curve is not None:
-                of_z.addcmul_(f2, curve)
-            of_z.mul_(g_curve)
-        if g_slopes is not None:
-            of_z.addcmul_(_sum_of_products(g_slopes, slopes, spare), f2)
-            of_slopes = g_slopes * f1
-        if g_curve is not None:
-            twice = f2.mul_(g_curve).mul_(2.0)
-            of_slopes = twice * slopes if of_slopes is None else of_slopes.addcmul_(twice, slopes)
-        if g is not None:
-            of_z.addcmul_(g, f1)
-        if g_curve is not None and curve is not None:
-            of_curve = f1.mul_(g_curve)
-        if of_slopes is not None and slopes.shape[1] != of_slopes.shape[1]:
-            of_slopes = of_slopes.sum(1, keepdim=True)
-        return of_z, of_slopes, of_curve, None
-
-
-class _Affine(torch.autograd.Function):
-    """A linear layer on all three parts, with its gradient written out for the quicker products."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, slopes: Tensor, curve: Tensor | None, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(value, slopes, curve, weight)
-        ctx.sizes = slopes.shape[:2]
-        pushed = product(slopes.flatten(0, 1), weight).unflatten(0, ctx.sizes)
-        return product(value, weight, bias), pushed, None if curve is None else product(curve, weight)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor | None, g_slopes: Tensor | None, g_curve: Tensor | None) -> Any:
-        value, slopes, curve, weight = ctx.saved_tensors
-        needs, turned = ctx.needs_input_grad, weight.T
-        of_value = product(g, turned) if g is not None and needs[0] else None
-        of_slopes = of_curve = of_weight = None
-        pairs = [] if g is None else [(g, value)]
-        if g_slopes is not None:
-            pairs.append((g_slopes.flatten(0, 1), slopes.flatten(0, 1)))
-            if needs[1]:
-                of_slopes = product(pairs[-1][0], turned).unflatten(0, ctx.sizes)
-        if g_curve is not None:
-            pairs.append((g_curve, curve))
-            of_curve = product(g_curve, turned) if needs[2] else None
-        if needs[3]:
-            for a, b in pairs:
-                part = product(a.T, b.T)
-                of_weight = part if of_weight is None else of_weight.add_(part)
-        of_bias = g.sum(0) if g is not None and needs[4] else None
-        return of_value, of_slopes, of_curve, of_weight, of_bias
-
-
-def _sum_of_products(a: Tensor, b: Tensor, into: Tensor) -> Tensor:
-    return torch.mul(a[0], b[0], out=into) if a.shape[0] == 1 else torch.sum(a * b, 0, out=into)
-
-
-def _times_squares(into: Tensor, slopes: Tensor) -> Tensor:
-    return into.mul_(slopes[0]).mul_(slopes[0]) if slopes.shape[0] == 1 else into.mul_((slopes * slopes).sum(0))
-
-
-# Each of these returns new arrays, a function and as many of its derivatives as are asked for: two or three.
-
-
-def _silu(z: Tensor, order: int) -> list[Tensor]:
-    s = torch.sigmoid(z)
-    f = z * s
-    f1 = torch.addcmul(s, f, s, value=-1.0).add_(f)
-    # In terms of w = 2 f' - f, the second derivative is (1 - s) w, and the third (1 - s) (2 f'' - f' - s w).
-    w = torch.add(f1, f1).sub_(f)
-    if order == 2:
-        return [f, f1, s.neg_().add_(1.0).mul_(w)]
-    f2 = torch.addcmul(w, w, s, value=-1.0)
-    third = w.mul_(s).add_(f1).sub_(f2, alpha=2.0)
-    return [f, f1, f2, third.mul_(s.sub_(1.0))]
-
-
-def _softplus(z: Tensor, order: int, beta: float = 1.0, threshold: float = 20.0) -> list[Tensor]:
-    s = torch.sigmoid(beta * z)
-    u = s - s * s
-    return [torch.nn.functional.softplus(z, beta, threshold), s, beta * u, beta * beta * u * (1 - 2 * s)][: order + 1]
-
-
-def _tanh(z: Tensor, order: int) -> list[Tensor]:
-    t = torch.tanh(z)
-    u = 1 - t * t
-    return [t, u, -2 * t * u, u * (4 - 6 * u)][: order + 1]
-
-
-def _sigmoid(z: Tensor, order: int) -> list[Tensor]:
-    s = torch.sigmoid(z)
-    u = s - s * s
-    return [s, u, u * (1 - 2 * s), u * (1 - 6 * u)][: order + 1]
-
-
-def _gelu(z: Tensor, order: int, approximate: str = "none") -> list[Tensor]:
-    if approximate != "none":
-        raise NotPropagated("gelu by tanh")
-    density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    phi = torch.special.ndtr(z)
-    return [z * phi, phi + z * density, (2 - z * z) * density, (z * z - 4) * z * density][: order + 1]
-
-
-def _sin(z: Tensor, order: int) -> list[Tensor]:
-    s, c = torch.sin(z), torch.cos(z)
-    return [s, c, -s, -c][: order + 1]
-
-
-def _cos(z: Tensor, order: int) -> list[Tensor]:
-    s, c = torch.sin(z), torch.cos(z)
-    return [c, -s, -c, s][: order + 1]
-
-
-def _exp(z: Tensor, order: int) -> list[Tensor]:
-    return [torch.exp(z) for _ in range(order + 1)]
-
-
-def _log(z: Tensor, order: int) -> list[Tensor]:
-    r = 1 / z
-    return [torch.log(z), r, -r * r, 2 * r * r * r][: order + 1]
-
-
-def _power(z: Tensor, order: int, p: float) -> list[Tensor]:
-    factors = (1.0, p, p * (p - 1), p * (p - 1) * (p - 2))[: order + 1]
-    # A vanished factor stays zero where the negative power that goes with it is infinite.
-    return [f * z ** (p - i) if f else torch.zeros_like(z) for i, f in enumerate(factors)]
-
-
 def _apply(derivatives: Callable[..., list[Tensor]], x: Jet, *args: Any, inplace: bool = False, **options: Any) -> Jet:
     if inplace:
         raise NotPropagated("an operation in place")
     names = derivatives.__code__.co_varnames[2 : derivatives.__code__.co_argcount]
     options |= dict(zip(names, args))
-    return Jet(*_Elementwise.apply(x.value, x.slopes, x.curve, partial(derivatives, **options)))
+    return Jet(*arithmetic.Elementwise.apply(x.value, x.slopes, x.curve, partial(derivatives, **options)))
 
 
 def _map(op: Callable[[Tensor], Tensor], x: Jet, on_value: Callable[[Tensor], Tensor] | None = None) -> Jet:
@@ -318,7 +157,7 @@ def _linear(x: Jet, weight: Tensor, bias: Tensor | None = None) -> Jet:
     if x.value.ndim != 2:
         linear = torch.nn.functional.linear
         return _map(lambda a: linear(a, weight), x, lambda a: linear(a, weight, bias))
-    return Jet(*_Affine.apply(x.value, x.slopes, x.curve, weight, bias))
+    return Jet(*arithmetic.Affine.apply(x.value, x.slopes, x.curve, weight, bias))
 
 
 def _matmul(x: Jet, weight: Tensor) -> Jet:
@@ -451,13 +290,13 @@ def _mul(a: Any, b: Any) -> Jet:
 
 
 def _div(a: Any, b: Any) -> Jet:
-    return _mul(a, _apply(_power, b, -1.0) if isinstance(b, Jet) else 1 / b)
+    return _mul(a, _apply(arithmetic.power, b, -1.0) if isinstance(b, Jet) else 1 / b)
 
 
 def _pow(x: Any, power: Any) -> Jet:
     if not isinstance(x, Jet) or not isinstance(power, (int, float)):
         raise NotPropagated("a power that is not a number")
-    return _apply(_power, x, float(power))
+    return _apply(arithmetic.power, x, float(power))
 
 
 def _dropout(x: Jet, p: float = 0.5, training: bool = True, inplace: bool = False) -> Jet:
@@ -471,13 +310,13 @@ def _require_constant(*values: Any) -> None:
         raise NotPropagated("a weight that depends on x")
 
 
+_SMOOTH = ("silu", "softplus", "tanh", "sigmoid", "gelu", "sin", "cos", "exp", "log")
 _RULES: dict[str, Callable[..., Any]] = {
-    **{f.__name__.strip("_"): partial(_apply, f) for f in (_silu, _softplus, _tanh, _sigmoid, _gelu, _sin, _cos)},
-    **{f.__name__.strip("_"): partial(_apply, f) for f in (_exp, _log)},
+    **{name: partial(_apply, getattr(arithmetic, name)) for name in _SMOOTH},
     **{f.__name__.strip("_"): f for f in (_linear, _matmul, _conv2d, _flatten, _reshape, _getitem, _gather, _cat)},
     **{f.__name__.strip("_"): f for f in (_add, _sub, _mul, _div, _pow, _dropout)},
-    **{name: _axis(name) for name in ("squeeze",)},
-    **{name: _axis(name, grows=True) for name in ("unsqueeze",)},
+    "squeeze": _axis("squeeze"),
+    "unsqueeze": _axis("unsqueeze", grows=True),
     **{name: _along(name) for name in ("sum", "mean")},
     **{name: _mapped(name) for name in ("avg_pool2d", "contiguous")},
     "view": _reshape,
@@ -487,7 +326,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "rsub": lambda a, b: _sub(b, a),
     "rtruediv": lambda a, b: _div(b, a),
     "neg": lambda x: _mul(x, -1.0),
-    "square": lambda x: _apply(_power, x, 2.0),
-    "reciprocal": lambda x: _apply(_power, x, -1.0),
-    "sqrt": lambda x: _apply(_power, x, 0.5),
+    "square": lambda x: _apply(arithmetic.power, x, 2.0),
+    "reciprocal": lambda x: _apply(arithmetic.power, x, -1.0),
+    "sqrt": lambda x: _apply(arithmetic.power, x, 0.5),
 }
