@@ -58,7 +58,7 @@ CASES = [GAUSSIAN, QUARTIC, pytest.param(LAPLACES, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_one_level_recovers_what_lies_under_the_noise(case):
-    assert_recovered(at_one_level(case), case.truth, 0.7)
+    assert_recovered(at_one_level(case), case.truth, 0.7 if case is LAPLACES else 0.25)
 
 
 def test_many_levels_recover_what_lies_under_the_noise():
