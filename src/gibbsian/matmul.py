@@ -39,14 +39,34 @@ def linear() -> Any:
 @functools.cache
 def options() -> dict[str, Any]:
     """Options of ``torch.compile`` that this machine profits from; none on most."""
+    return {"post_grad_custom_post_pass": onednn_products()} if _slow() else {}
+
+
+@functools.cache
+def is_slow_here() -> bool:
+    """Whether torch's products are slow on this processor, asked once."""
+    return _slow()
+
+
+def _slow() -> bool:
+    """Whether this processor is one that MKL has no code for and oneDNN has."""
     try:
         processor = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         processor = ""
     fit = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
-    if not fit or "AuthenticAMD" not in processor or torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return {}
-    return {"post_grad_custom_post_pass": onednn_products()}
+    return fit and "AuthenticAMD" in processor and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias`` of matrices, by the quicker library, for code that writes its gradients itself."""
+    rows, sizes = x.shape[0], weight.shape
+    if rows >= ROWS // 4 and sizes[0] >= COLUMNS and sizes[1] >= COLUMNS and is_slow_here():
+        plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+        # Repeated rows without memory of their own (strides of zero) are left to torch.
+        if plain and 0 not in x.stride() and 0 not in weight.stride():
+            return _linear(x, weight, bias)
+    return torch.nn.functional.linear(x, weight, bias)
 
 
 def replace_products(graph: torch.fx.Graph) -> int:

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
+from gibbsian.typing import Context
 
 
 @dataclass(frozen=True)
@@ -329,3 +330,52 @@ def context_of(energy: Energy, batch: Batch, besides: Sequence[str] = ()) -> dic
             "Batch(x, {name: values}) with one value per row, or fix the condition with energy.given(name=value)."
         )
     return {name: batch.context[name] for name in wanted}
+
+
+def check_one_per_row(value: Tensor, rows: int) -> Tensor:
+    """Check that an energy gave one number per row, and return it.
+
+    Raises
+    ------
+    ShapeError
+        If it did not.
+    """
+    if tuple(value.shape) != (rows,):
+        raise ShapeError(
+            f"The energy of {rows} points must have shape ({rows},); it returned {tuple(value.shape)}. "
+            "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
+        )
+    return value
+
+
+def energy_and_gradient(energy: Energy, y: Tensor, context: Context, create_graph: bool) -> tuple[Tensor, Tensor]:
+    """Energies and their gradients in the points, ``(n,)`` and ``(n, *event)``, to be differentiated further.
+
+    Parameters
+    ----------
+    energy
+        Called as ``energy(y, **context)``.
+    y
+        Points that require gradients, ``(n, *event)``.
+    context
+        What each row is conditioned on.
+    create_graph
+        Whether the gradients are to be differentiated.
+
+    Raises
+    ------
+    ShapeError
+        If the energy gives anything but one number per row.
+    ArgumentTypeError
+        If it does not depend on the points.
+    """
+    value = check_one_per_row(energy(y, **context), len(y))
+    grad = None
+    if value.requires_grad:
+        (grad,) = torch.autograd.grad(value.sum(), y, create_graph=create_graph, allow_unused=True)
+    if grad is None:
+        raise ArgumentTypeError(
+            f"{energy!r} does not depend on x through differentiable operations, so that it has no score. Rounding, "
+            ".item(), .detach() and torch.no_grad() inside of it cut the dependence."
+        )
+    return value, grad

@@ -25,8 +25,9 @@ from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, per_chain
 from gibbsian.objectives.augment import Move
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.objectives.sampler_gradient import SamplerKL, check_differentiable, run_chains, sampler_kl
+from gibbsian.objectives.sampler_gradient import Round, SamplerKL, check_differentiable, run_chains, sampler_kl
 from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
+from gibbsian.samples import Samples
 from gibbsian.short_run import ShortRun
 from gibbsian.typing import Context
 
@@ -99,11 +100,7 @@ class ChainObjective(Objective):
             run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
         samples = run.state.x.detach()
         value, metrics = contrast(energy, x, samples, context, slots.context, self.energy_penalty)
-        metrics |= {
-            "acceptance": run.acceptance.mean(),
-            "nonfinite": run.nonfinite.sum(),
-            "moved": (samples - start).square().mean().sqrt(),
-        }
+        metrics |= chain_metrics(start, samples, run)
         if self.kl is not None:
             reference, index = self._past(samples, slots, rng)
             term, entropy = sampler_kl(run.state, reference, slots.index[:, None] == index, self.kl)
@@ -352,6 +349,15 @@ def contrast(
     value = gap + penalty * (positive.square().mean() + negative.square().mean()) if penalty else gap
     means = {"energy_data": positive.mean(), "energy_samples": negative.mean(), "gap": gap}
     return value, {name: mean.detach() for name, mean in means.items()}
+
+
+def chain_metrics(start: Tensor, samples: Tensor, run: Samples | Round) -> dict[str, Tensor]:
+    """Metrics of a round of chains: ``acceptance``, ``nonfinite`` and ``moved``, from ``start`` to ``samples``."""
+    return {
+        "acceptance": run.acceptance.mean(),
+        "nonfinite": run.nonfinite.sum(),
+        "moved": (samples - start).square().mean().sqrt(),
+    }
 
 
 def _check_at_least(*options: tuple[str, float, float]) -> None:

@@ -21,9 +21,9 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.energies.base import Energy
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
 from gibbsian.kernels.base import per_chain, row_sum
-from gibbsian.objectives.base import Batch, Loss, Objective, context_of
+from gibbsian.objectives.base import Batch, Loss, Objective, context_of, energy_and_gradient
 from gibbsian.typing import Context
 
 
@@ -276,11 +276,6 @@ def _noise_error(energy: Energy, x: Tensor, sigma: Tensor, context: Context, rng
     """Noise the rows; return the squared error of the predicted noise and the noised rows' energies, ``(n,)`` each."""
     eps = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
     error, value = noise_error(energy, x.detach(), eps, sigma, context)
-    if tuple(value.shape) != tuple(sigma.shape):
-        raise ShapeError(
-            f"The energy of {x.shape[0]} points must have shape ({x.shape[0]},); it returned {tuple(value.shape)}. "
-            "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
-        )
     return error, value.detach()
 
 
@@ -323,17 +318,10 @@ def noise_error(energy: Energy, x: Tensor, eps: Tensor, sigma: Tensor, context: 
         the noised rows; ``(n,)`` each, differentiable in the energy's parameters.
     """
     scale = per_chain(sigma, x)
-    value, grad = _differentiable_gradient(energy, x + scale * eps, context)
-    return row_sum((eps - scale * grad).square()), value
-
-
-def _differentiable_gradient(energy: Energy, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     training = torch.is_grad_enabled()
     with torch.enable_grad():
-        y = x.requires_grad_(True)
-        value = energy(y, **context)
-        (grad,) = torch.autograd.grad(value.sum(), y, create_graph=training)
-    return value, grad
+        value, grad = energy_and_gradient(energy, (x + scale * eps).requires_grad_(True), context, training)
+    return row_sum((eps - scale * grad).square()), value
 
 
 def _metrics(error: Tensor, value: Tensor, x: Tensor) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from gibbsian.energies.domains import kind_of
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import per_chain, row_sum
-from gibbsian.objectives.denoising import _differentiable_gradient
+from gibbsian.objectives.base import energy_and_gradient
 from gibbsian.typing import Context
 
 
@@ -98,12 +98,9 @@ def gradient_error(
     ShapeError
         If the energy does not return one number per row.
     """
-    value, grad = _differentiable_gradient(energy, x.detach(), context)
-    if tuple(value.shape) != (x.shape[0],):
-        raise ShapeError(
-            f"The energy of {x.shape[0]} points must have shape ({x.shape[0]},); it returned {tuple(value.shape)}. "
-            "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
-        )
+    training = torch.is_grad_enabled()
+    with torch.enable_grad():
+        value, grad = energy_and_gradient(energy, x.detach().requires_grad_(True), context, training)
     return row_sum((factor * grad - target).square()), value.detach()
 
 

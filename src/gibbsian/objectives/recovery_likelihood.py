@@ -28,7 +28,7 @@ from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel, per_chain
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.objectives.contrastive import contrast
+from gibbsian.objectives.contrastive import chain_metrics, contrast
 from gibbsian.sampling import sample
 
 
@@ -111,12 +111,7 @@ class RecoveryLikelihood(Objective):
             run = sample(given, self.kernel, start, steps=self.steps, rng=rng, compile=self.compile_steps)
         recovered = given.points(run.x)
         value, metrics = contrast(energy, clean, recovered, context, context, self.energy_penalty)
-        chains = {
-            "acceptance": run.acceptance.mean(),
-            "nonfinite": run.nonfinite.sum(),
-            "moved": (recovered - noisy).square().mean().sqrt(),
-        }
-        return Loss(value, metrics | chains)
+        return Loss(value, metrics | chain_metrics(noisy, recovered, run))
 
     def extra_repr(self) -> str:
         """The settings."""

@@ -19,7 +19,6 @@ near the data. The potential that moves noise is :math:`\varepsilon E`.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -29,8 +28,8 @@ from gibbsian.energies.layers import dropout_paused
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import DomainError, OptionError
 from gibbsian.kernels.transport import TransportLangevin, check_onset, heat
-from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.objectives.contrastive import _chain_metrics, _given, contrast
+from gibbsian.objectives.base import Batch, Counting, Loss, Objective, context_of
+from gibbsian.objectives.contrastive import chain_metrics, contrast
 from gibbsian.objectives.interpolation import between, check_matching, draw_noise, gradient_error, uniform_times
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
@@ -94,7 +93,7 @@ class TransportMatching(Objective):
         return f"temperature={self.temperature}, onset={self.onset}"
 
 
-class EnergyMatching(Objective):
+class EnergyMatching(Counting):
     r"""Transport matching first, then transport matching and contrastive divergence together.
 
     `Energy matching: unifying flow matching and energy-based models for generative modeling (Balcerak et al., 2025)
@@ -167,7 +166,6 @@ class EnergyMatching(Objective):
         self.step_size = float(step_size)
         self.kernel = TransportLangevin(self.step_size, self.temperature, self.onset)
         self.compile_steps = compile
-        self.calls = 0
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Match the transport; after the warm-up run chains too, and contrast them with the batch.
@@ -178,17 +176,15 @@ class EnergyMatching(Objective):
             If noise, data and energy are not on one space of real numbers, or a label is missing.
         """
         check_matching("Energy matching", energy, self.noise, batch.x)
-        warming = self.calls < self.warmup
+        warming = self.next_call() < self.warmup
         onset = 1.0 if warming else self.onset
         value, metrics = transport_error(energy, batch, self.noise, self.temperature, onset, rng)
         if not warming:
             context = context_of(energy, batch)
-            start, run = self._chains(_given(energy, context), batch.x.detach(), rng)
+            start, run = self._chains(energy.given(**context) if context else energy, batch.x.detach(), rng)
             gap, means = contrast(energy, batch.x, run.x, context, context)
             value = value + self.contrast_weight * gap
-            metrics = metrics | means | _chain_metrics(start, run)
-        # A count on the host: one on the device would be waited for at every step.
-        self.calls += self.training
+            metrics = metrics | means | chain_metrics(start, run.x, run)
         return Loss(value, metrics)
 
     def _chains(self, energy: Energy, x: Tensor, rng: Generator) -> tuple[Tensor, Samples]:
@@ -200,14 +196,6 @@ class EnergyMatching(Objective):
             state = self.kernel.init_at(energy, start, times)
             run = sample(energy, self.kernel, state, steps=self.steps, rng=rng, compile=self.compile_steps)
         return start, run
-
-    def get_extra_state(self) -> dict[str, int]:
-        """The count of calls, for the ``state_dict``."""
-        return {"calls": self.calls}
-
-    def set_extra_state(self, state: Any) -> None:
-        """Take the count back."""
-        self.calls = int(state["calls"])
 
     def extra_repr(self) -> str:
         """The settings."""
