@@ -92,16 +92,6 @@ def divergence(truth: Plane, energies: Tensor) -> float:
     return float((logs[kept].exp() * (logs[kept] - fitted[kept])).sum())
 
 
-@dataclass(frozen=True)
-class Method:
-    """An objective with what it is fitted by."""
-
-    objective: Callable[[gb.Tractable], Objective]
-    energy: Callable[[], gb.Energy] = lambda: gb.MLP(2, (128, 128, 128), frequencies=3) + base()
-    read: Callable[[gb.Energy], gb.Energy] = lambda energy: energy
-    settings: tuple[tuple[str, Any], ...] = ()
-
-
 def base() -> gb.Gaussian:
     """The Gaussian that every energy contains."""
     return gb.Gaussian(2, scale=BASE_SCALE)
@@ -113,12 +103,87 @@ def noise() -> gb.Tractable:
     return gb.GaussianMixture(torch.zeros(2, 2), scales, torch.tensor([0.9, 0.1]))
 
 
+def network() -> gb.Energy:
+    """The energy of most methods."""
+    return gb.MLP(2, (128, 128, 128), frequencies=3) + base()
+
+
+def levels() -> gb.Energy:
+    """The energy at every noise level, for those that learn it there; rows come standardised."""
+    return gb.NoiseConditional(2, width=128, blocks=3, frequencies=2, gain=0.0)
+
+
+def bridged() -> gb.Energy:
+    """Four density ratios between the noise and the data."""
+    bridges = gb.MLP(2, (128, 128, 128), frequencies=3, classes=4)
+    return gb.Telescope(bridges, noise(), gb.geometric_alphas(4, 0.3))
+
+
+def at_lowest(energy: gb.Energy) -> gb.Energy:
+    """The energy at the lowest of its levels."""
+    return energy.given(sigma=torch.tensor(SIGMAS[0]))
+
+
+@dataclass(frozen=True)
+class Method:
+    """An objective, built from the rows and the number of steps, with the energy that it fits and how that is read as a density."""
+
+    objective: Callable[[Tensor, int], Objective]
+    energy: Callable[[], gb.Energy] = network
+    read: Callable[[gb.Energy], gb.Energy] = lambda energy: energy
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+SIGMAS = tuple(0.05 * 1.5**i for i in range(13))
+CALM = (("learning_rate", 1e-3), ("betas", (0.0, 0.99)))
+"""For objectives with chains, whose gradients are noisy."""
+
+
+def walker() -> gb.Kernel:
+    """How chains of training move."""
+    return gb.MALA(0.02)
+
+
+def then_pcd(steps: int) -> Objective:
+    """Scores for half of the steps, which are cheap and blind to masses, then chains."""
+    return gb.Phases(
+        [(max(1, steps // 2), gb.DenoisingScoreMatching(SIGMA)), (None, gb.PCD(walker(), base(), 20, buffer_size=4096))]
+    )
+
+
+def flow(rows: Tensor) -> gb.Flow:
+    """A spline flow that starts at the rows' moments."""
+    return gb.spline_flow(2).calibrate(rows)
+
+
 METHODS: dict[str, Method] = {
-    "NCE": Method(lambda q: gb.NoiseContrastiveEstimation(noise())),
-    "DSM": Method(lambda q: gb.DenoisingScoreMatching(SIGMA)),
-    "CD-20": Method(lambda q: gb.ContrastiveDivergence(gb.MALA(0.02), 20)),
-    "PCD": Method(lambda q: gb.PersistentContrastiveDivergence(gb.MALA(0.02), q, 20, buffer_size=4096)),
+    "NCE": Method(lambda x, n: gb.NoiseContrastiveEstimation(noise())),
+    "ranking NCE": Method(lambda x, n: gb.RankingNCE(noise(), 8)),
+    "conditional NCE": Method(lambda x, n: gb.ConditionalNCE(0.5, 4)),
+    "flow contrastive": Method(lambda x, n: gb.FlowContrastiveEstimation(flow(x))),
+    "telescoping": Method(lambda x, n: gb.TelescopingRatios(), bridged),
+    "exact score matching": Method(lambda x, n: gb.ScoreMatching()),
+    "sliced": Method(lambda x, n: gb.SlicedScoreMatching()),
+    "sliced, reduced variance": Method(lambda x, n: gb.SlicedScoreMatching(variance_reduction=True)),
+    "finite differences": Method(lambda x, n: gb.FiniteDifferenceScoreMatching()),
+    "denoising": Method(lambda x, n: gb.DenoisingScoreMatching(SIGMA)),
+    "denoising, many levels": Method(
+        lambda x, n: gb.MultiLevelDenoising(gb.LogNormal(-1.0, 1.3, SIGMAS[0], 8.0), level_weight=0.3),
+        levels,
+        at_lowest,
+    ),
+    "recovery likelihood": Method(
+        lambda x, n: gb.RecoveryLikelihood(SIGMAS, gb.MALA(0.35), 10), levels, at_lowest, CALM
+    ),
+    "CD-20": Method(lambda x, n: gb.CD(walker(), 20), settings=CALM),
+    "PCD": Method(lambda x, n: gb.PCD(walker(), base(), 20, buffer_size=4096), settings=CALM),
+    "short runs": Method(lambda x, n: gb.CD(walker(), 20, starts=gb.Starts(noise=1.0), base=base()), settings=CALM),
+    "denoising, then PCD": Method(lambda x, n: then_pcd(n), settings=CALM),
+    "energy discrepancy": Method(lambda x, n: gb.EnergyDiscrepancy(0.25, 16)),
+    "energy matching": Method(lambda x, n: gb.EnergyMatching(gb.Gaussian(2), 0.1, warmup=n // 2), settings=CALM),
+    "exact likelihood": Method(lambda x, n: gb.ExactLikelihood(-2 * BOX, 2 * BOX, points=150)),
 }
+"""The first is the default of recipes for few columns; the last is the yardstick, which only few dimensions allow."""
 
 
 def trained(method: Method, rows: Tensor, seconds: float, seed: int) -> tuple[gb.Energy, dict[str, float]]:
@@ -129,7 +194,7 @@ def trained(method: Method, rows: Tensor, seconds: float, seed: int) -> tuple[gb
     def run(energy: gb.Energy, steps: int, tag: int) -> tuple[float, float]:
         began, cpu = time.perf_counter(), time.process_time()
         own = settings | {"warmup_steps": min(settings["warmup_steps"], steps // 10)}
-        gb.fit(energy, rows, method.objective(base()), steps=steps, rng=generator(seed, tag), **own)
+        gb.fit(energy, rows, method.objective(rows, steps), steps=steps, rng=generator(seed, tag), **own)
         return time.perf_counter() - began, time.process_time() - cpu
 
     run(method.energy(), 5, 0)

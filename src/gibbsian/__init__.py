@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from gibbsian.adaptation import Tuned, tune
-from gibbsian.annealing import Annealing, anneal
+from gibbsian.annealing import Annealing, ancestral_sample, anneal
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.data import Dataset, Scaling, datasets, load
 from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, grid_total_variation, split_r_hat
@@ -21,13 +21,18 @@ from gibbsian.diagnostics.two_sample import (
     sliced_wasserstein,
 )
 from gibbsian.energies.base import Energy, mixture
+from gibbsian.energies.classifier import ClassifierEnergy
 from gibbsian.energies.directional import VonMises, VonMisesFisher
 from gibbsian.energies.domains import Sphere, Torus
+from gibbsian.energies.fields import FieldEnergy
+from gibbsian.energies.flows import Flow, spline_flow
 from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
+from gibbsian.energies.recovery import RecoveryEnergy
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
+from gibbsian.energies.telescope import Telescope, geometric_alphas
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
 from gibbsian.energies.transformed import unconstrain
@@ -51,11 +56,15 @@ from gibbsian.kernels.stochastic import SGHMC, SGLD, CyclicalSGLD
 from gibbsian.kernels.svgd import SVGD
 from gibbsian.kernels.tempered_transitions import TemperedTransitions
 from gibbsian.kernels.tempering import ParallelTempering
+from gibbsian.kernels.transport import TransportLangevin
 from gibbsian.kernels.underdamped import Underdamped
 from gibbsian.ladders import TunedLadder, tune_ladder
 from gibbsian.microcanonical_adaptation import tune_mclmc
 from gibbsian.models import Model, load_model, save_model
-from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.objectives.augment import AdditiveNoise, HorizontalFlip, InTurn, Shift
+from gibbsian.objectives.base import Batch, Loss, Objective, Ramp, WeightedSum
+from gibbsian.objectives.combination import Phases
+from gibbsian.objectives.conditional_noise import BitFlips, ConditionalNCE, GaussianPerturbation
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import (
     DenoisingScoreMatching,
@@ -64,7 +73,19 @@ from gibbsian.objectives.denoising import (
     LogUniform,
     MultiLevelDenoising,
 )
-from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
+from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
+from gibbsian.objectives.entropy import nearest_neighbour_entropy
+from gibbsian.objectives.equilibrium import Decay, EquilibriumMatching, descend
+from gibbsian.objectives.exact import ExactLikelihood
+from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
+from gibbsian.objectives.joint import JointEnergyModel
+from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
+from gibbsian.objectives.recovery_likelihood import RecoveryLikelihood
+from gibbsian.objectives.sampler_gradient import SamplerKL
+from gibbsian.objectives.score_matching import FiniteDifferenceScoreMatching, ScoreMatching, SlicedScoreMatching
+from gibbsian.objectives.starts import Starts
+from gibbsian.objectives.telescoping import TelescopingRatios
+from gibbsian.objectives.transport import EnergyMatching, TransportMatching
 from gibbsian.partition.annealed import ais, reverse_ais
 from gibbsian.partition.base import LogZ
 from gibbsian.partition.bracket import bracket
@@ -87,6 +108,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 CD = ContrastiveDivergence
+JEM = JointEnergyModel
 PCD = PersistentContrastiveDivergence
 
 
@@ -111,6 +133,7 @@ __all__ = [
     "CD",
     "EBM",
     "HMC",
+    "JEM",
     "MALA",
     "MCLMC",
     "MLP",
@@ -121,18 +144,23 @@ __all__ = [
     "SGLD",
     "SVGD",
     "ULA",
+    "AdditiveNoise",
     "AdjustedMCLMC",
     "Annealing",
     "Barker",
     "Batch",
     "Bernoulli",
+    "BitFlips",
     "BlockGibbs",
     "Categorical",
     "Checkerboard",
+    "ClassifierEnergy",
+    "ConditionalNCE",
     "ContrastiveDivergence",
     "ConvEnergy",
     "CyclicalSGLD",
     "Dataset",
+    "Decay",
     "DenoisingScoreMatching",
     "DiscreteLangevin",
     "DoubleWell",
@@ -140,14 +168,26 @@ __all__ = [
     "EDMWeight",
     "EightGaussians",
     "Energy",
+    "EnergyDiscrepancy",
+    "EnergyMatching",
+    "EquilibriumMatching",
     "Estimate",
+    "ExactLikelihood",
+    "FieldEnergy",
+    "FiniteDifferenceScoreMatching",
     "Fit",
+    "Flow",
+    "FlowContrastiveEstimation",
     "Funnel",
     "Gaussian",
     "GaussianMixture",
+    "GaussianPerturbation",
     "GibbsWithGradients",
+    "HorizontalFlip",
+    "InTurn",
     "Info",
     "Ising",
+    "JointEnergyModel",
     "Kernel",
     "Lattice",
     "LogNormal",
@@ -165,28 +205,42 @@ __all__ = [
     "Particles",
     "PathAuxiliary",
     "PersistentContrastiveDivergence",
+    "Phases",
     "Pinwheel",
     "Potts",
+    "Ramp",
     "RandomWalk",
+    "RankingNCE",
     "Recipe",
+    "RecoveryEnergy",
+    "RecoveryLikelihood",
     "Reflected",
     "ReplayBuffer",
     "ResidualEnergy",
     "Ring",
     "Rosenbrock",
+    "SamplerKL",
     "Samples",
     "Scaling",
+    "ScoreMatching",
+    "Shift",
     "ShortRun",
     "SingleSiteGibbs",
+    "SlicedScoreMatching",
     "Sphere",
     "SphericalHMC",
+    "Starts",
     "State",
     "Summary",
     "Target",
+    "Telescope",
+    "TelescopingRatios",
     "TemperedTransitions",
     "Torus",
     "Tractable",
     "TrainingSettings",
+    "TransportLangevin",
+    "TransportMatching",
     "Tuned",
     "TunedLadder",
     "TwoMoons",
@@ -194,8 +248,10 @@ __all__ = [
     "Uniform",
     "VonMises",
     "VonMisesFisher",
+    "WeightedSum",
     "Wrapped",
     "ais",
+    "ancestral_sample",
     "anneal",
     "auroc",
     "autocorrelation_figure",
@@ -206,6 +262,7 @@ __all__ = [
     "classifier_test",
     "continue_chains",
     "datasets",
+    "descend",
     "effective_sample_size",
     "energy_bfmi",
     "energy_distance",
@@ -215,6 +272,7 @@ __all__ = [
     "fit",
     "frechet_distance",
     "geometric",
+    "geometric_alphas",
     "grid_total_variation",
     "kernel_mmd",
     "load",
@@ -222,6 +280,7 @@ __all__ = [
     "load_model",
     "memorisation",
     "mixture",
+    "nearest_neighbour_entropy",
     "noise_levels",
     "quadrature",
     "quantile_effective_sample_size",
@@ -233,6 +292,7 @@ __all__ = [
     "save_model",
     "sliced_wasserstein",
     "smc",
+    "spline_flow",
     "split_r_hat",
     "tail_effective_sample_size",
     "trace_figure",
