@@ -126,7 +126,7 @@ def at_lowest(energy: gb.Energy) -> gb.Energy:
 
 @dataclass(frozen=True)
 class Method:
-    """An objective, built from the rows and the number of steps, with the energy that it fits and how that is read as a density."""
+    """An objective, built from rows and the number of steps; the energy that it fits, and how that is read."""
 
     objective: Callable[[Tensor, int], Objective]
     energy: Callable[[], gb.Energy] = network
