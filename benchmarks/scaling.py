@@ -49,7 +49,7 @@ def child(kernel: str, chains: int, threads: int) -> dict[str, Any]:
 
     run(2 * block)
     once = run(4 * block) / 4
-    steps = block * max(1, round(SECONDS / ROUNDS / once))
+    steps = block * max(5, round(SECONDS / ROUNDS / once))
     times = [run(steps) / steps * 1e6 / moves.gradients for _ in range(ROUNDS)]
     return {"kernel": kernel, "chains": chains, "threads": threads, "us": statistics.median(times), "rounds": times}
 

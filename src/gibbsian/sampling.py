@@ -51,6 +51,9 @@ _DECLARE = (
 GRADIENTS_PER_BLOCK = 10
 """Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
 
+GRADIENTS_OF_IMAGES = 4
+"""The same for images, whose steps take long enough to hide a call sooner, and longer to compile."""
+
 NOISE_PER_BLOCK = 4 * 2**20
 """Bytes of noise that a block on a CPU may draw ahead: with more, most of a cheap step is waiting for memory."""
 
@@ -173,7 +176,8 @@ def steps_per_block(kernel: Kernel, x: Tensor | None = None) -> int:
     x
         The chains, where they are known; blocks of any length use the same numbers.
     """
-    steps = max(1, GRADIENTS_PER_BLOCK // kernel.gradients)
+    together = GRADIENTS_PER_BLOCK if x is None or x.ndim < 4 else min(GRADIENTS_PER_BLOCK, GRADIENTS_OF_IMAGES)
+    steps = max(1, together // kernel.gradients)
     if x is None or x.device.type != "cpu":
         return steps
     return max(1, min(steps, NOISE_PER_BLOCK // max(1, x.numel() * x.element_size())))
