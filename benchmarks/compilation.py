@@ -56,6 +56,18 @@ def measure(name: str, target: str, chains: int) -> dict[str, Any]:
     return row
 
 
+def report(rows: list[dict[str, Any]]) -> None:
+    """Write the record and its table."""
+    import common
+
+    record = common.circumstances((0,), 1) | {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
+    head = ["kernel", *(f"{target}, {chains:,} chains: cold, warm" for target, chains in CASES)]
+    names = dict.fromkeys(row["kernel"] for row in rows)
+    lines = [[name, *(f"{r['cold']:.1f}, {r['warm']:.1f}" for r in rows if r["kernel"] == name)] for name in names]
+    note = "Seconds of the first call with compile=True, beyond importing: with an empty cache on disk, and a warm one."
+    common.write("compilation", "Compilation", record, [note, common.table(head, lines)])
+
+
 def main() -> None:
     """Measure, print, and write ``results/compilation.json`` and ``results/compilation.md``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,14 +80,12 @@ def main() -> None:
     import common
 
     names = options.kernels.split(",")
-    rows = [measure(name, target, chains) for name in names for target, chains in CASES]
-    record = common.circumstances((0,), 1) | {"date": datetime.now(UTC).isoformat(timespec="seconds"), "rows": rows}
-    head = ["kernel", *(f"{target}, {chains:,} chains: cold, warm" for target, chains in CASES)]
-    lines = [[name, *(f"{r['cold']:.1f}, {r['warm']:.1f}" for r in rows if r["kernel"] == name)] for name in names]
-    text = common.table(head, lines)
-    note = "Seconds of the first call with compile=True, beyond importing: with an empty cache on disk, and a warm one."
-    common.write("compilation", "Compilation", record, [note, text])
-    print(text)
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        rows += [measure(name, target, chains) for target, chains in CASES]
+        # Written after each kernel, so that an interrupted run leaves what it has.
+        report(rows)
+    print((common.RESULTS / "compilation.md").read_text())
 
 
 if __name__ == "__main__":
