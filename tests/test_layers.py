@@ -157,8 +157,8 @@ before = set(sys.modules)
 threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
 state = torch.get_rng_state()
 import gibbsian
-heavy = {"sklearn", "matplotlib", "pandas", "scipy", "rich", "tyro", "PIL", "pyarrow", "safetensors", "zuko", "torch._inductor",
-         "tensorboard"}
+heavy = {"sklearn", "matplotlib", "pandas", "scipy", "rich", "tyro", "PIL", "pyarrow", "safetensors", "zuko",
+         "torch._inductor", "tensorboard"}
 print(sorted(heavy & (set(sys.modules) - before)))
 assert (threads, dtype) == (torch.get_num_threads(), torch.get_default_dtype())
 assert torch.equal(state, torch.get_rng_state())

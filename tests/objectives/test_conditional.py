@@ -15,10 +15,13 @@ from torch import nn
 
 from gibbsian import MALA, MLP, Energy, Gaussian, fit, sample
 from gibbsian.objectives.base import Batch
+from gibbsian.objectives.conditional_noise import ConditionalNCE
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import DenoisingScoreMatching, LogUniform, MultiLevelDenoising
-from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
+from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
+from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from gibbsian.objectives.recovery_likelihood import RecoveryLikelihood
+from gibbsian.objectives.score_matching import FiniteDifferenceScoreMatching, ScoreMatching, SlicedScoreMatching
 from recovery import REPLICATES, assert_recovered, seeded
 
 MEANS, LOGS = (-1.0, 1.5), (-0.5, 0.3)
@@ -85,6 +88,12 @@ CASES = {
     "many levels": (Levels, lambda: MultiLevelDenoising(LogUniform(0.2, 1.0))),
     "NCE": (Normals, lambda: NoiseContrastiveEstimation(base(), ratio=2).double()),
     "recovery": (Levels, lambda: RecoveryLikelihood((0.2, 0.4, 0.8), MALA(0.3), steps=8)),
+    "exact scores": (Normals, lambda: ScoreMatching()),
+    "sliced": (Normals, lambda: SlicedScoreMatching(variance_reduction=True)),
+    "finite differences": (Normals, lambda: FiniteDifferenceScoreMatching(0.01)),
+    "ranking NCE": (Normals, lambda: RankingNCE(base(), 8)),
+    "conditional NCE": (Normals, lambda: ConditionalNCE(0.8)),
+    "energy discrepancy": (Normals, lambda: EnergyDiscrepancy(1.0, 4)),
 }
 
 
