@@ -223,7 +223,7 @@ def with_tensor_settings(kernel: K, like: Tensor) -> K:
         value = getattr(kernel, f.name)
         if isinstance(value, (float, Tensor)):
             changed[f.name] = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        elif isinstance(value, Kernel):
+        elif dataclasses.is_dataclass(value) and isinstance(value, Kernel):
             changed[f.name] = with_tensor_settings(value, like)
     return dataclasses.replace(kernel, **changed)  # type: ignore[type-var]
 
