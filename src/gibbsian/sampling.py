@@ -110,42 +110,25 @@ def sample(
     state = start if isinstance(start, State) else moving.init(energy, _laid_out(x))
     _check_state(state)
 
-    keep_every, keep = thin or 0, thin is not None
-    kept: list[tuple[Tensor, ...]] = []
-    names = detail_names(kernel)
-    # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
-    wide = torch.promote_types(state.energy.dtype, torch.float32)
-    batches = split(energy, moving, state)
-    totals = [torch.zeros((2 + len(names), len(b.x)), dtype=wide, device=x.device) for b in batches]
+    chains, kept = _Chains(energy, moving, state, compile), []
     # Noise goes step by step through the batches, so that two runs of five steps are one of ten.
-    size = steps_per_block(kernel, x) if len(batches) == 1 else 1
-    fixed = not getattr(kernel, "dynamic", False)
-    run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
+    size = steps_per_block(kernel, x) if len(chains.batches) == 1 else 1
     report, close = reporter(progress, steps, "sampling")
-    groups = row_groups(energy, batches[0].x)
     done = 0
     try:
         while done < steps:
             count = size if steps - done >= size else 1
-            visits = []
-            for i, state in enumerate(batches):
-                with wanting(compile):
-                    # The noise has no name of its own: its memory is free again, and warm, for the next block.
-                    batches[i], totals[i], seen = run_groups(
-                        run, groups, energy, moving, state, by_step(moving.noise(state, count, rng)), totals[i], keep
-                    )
-                visits.append(seen)
-            for i, place in enumerate(visited_by_all(visits), start=done + 1):
-                if i > warmup and (i - warmup) % keep_every == 0:
+            for i, place in enumerate(chains.advance(count, rng, visit=thin is not None), start=done + 1):
+                if thin is not None and i > warmup and (i - warmup) % thin == 0:
                     kept.append(place)
             done += count
             report(count)
     finally:
         close()
-    total = torch.cat(totals, 1)
+    names, total = detail_names(kernel), torch.cat(chains.totals, 1)
     return Samples(
-        state=joined(batches),
-        draws=torch.stack([place[0] for place in kept]) if keep else None,
+        state=joined(chains.batches),
+        draws=torch.stack([place[0] for place in kept]) if thin is not None else None,
         acceptance=total[0] / steps,
         nonfinite=total[1],
         kernel=kernel,
@@ -159,6 +142,39 @@ def sample(
             if kept
         },
     )
+
+
+class _Chains:
+    """Chains on their way: in one batch, or in several that draw their noise in turn, with the totals of each."""
+
+    def __init__(self, energy: EnergyFn, kernel: Kernel, state: State, compile: bool) -> None:
+        self.energy, self.kernel, self.compile = energy, kernel, compile
+        self.batches = split(energy, kernel, state)
+        self.groups = row_groups(energy, self.batches[0].x)
+        fixed = not getattr(kernel, "dynamic", False)
+        self.run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
+        # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
+        own = {"dtype": torch.promote_types(state.energy.dtype, torch.float32), "device": state.x.device}
+        self.totals = [torch.zeros((2 + len(detail_names(kernel)), len(b.x)), **own) for b in self.batches]
+
+    def advance(self, count: int, rng: Generator, visit: bool) -> list[tuple[Tensor, ...]]:
+        """Make some steps, one where there are several batches; return what was visited, if asked."""
+        visits = []
+        for i, state in enumerate(self.batches):
+            with wanting(self.compile):
+                # The noise has no name of its own: its memory is free again, and warm, for the next block.
+                self.batches[i], self.totals[i], seen = run_groups(
+                    self.run,
+                    self.groups,
+                    self.energy,
+                    self.kernel,
+                    state,
+                    by_step(self.kernel.noise(state, count, rng)),
+                    self.totals[i],
+                    visit,
+                )
+            visits.append(seen)
+        return visited_by_all(visits)
 
 
 def detail_names(kernel: object) -> tuple[str, ...]:
