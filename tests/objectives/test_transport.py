@@ -15,6 +15,7 @@ from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeEr
 from gibbsian.kernels import transport as kernels
 from gibbsian.objectives import transport
 from gibbsian.objectives.base import Batch
+from gibbsian.objectives.equilibrium import EquilibriumMatching
 from gibbsian.objectives.transport import EnergyMatching, TransportMatching, pairing
 from recovery import Case, assert_recovered, estimates, seeded, slope
 
@@ -378,7 +379,7 @@ def test_options_out_of_range_are_refused(options):
             TransportMatching(normal_noise(), **options)
 
 
-@pytest.mark.parametrize("make", [TransportMatching, EnergyMatching])
+@pytest.mark.parametrize("make", [TransportMatching, EnergyMatching, EquilibriumMatching])
 def test_what_does_not_fit_is_refused(make):
     with pytest.raises(ArgumentTypeError, match="noise"):
         make(MLP(1))
@@ -393,5 +394,10 @@ def test_what_does_not_fit_is_refused(make):
         objective(Bowl(), Batch(x.long()), seeded())
     with pytest.raises(ShapeError, match="squeeze"):
         objective(Energy.of(lambda x: x), Batch(x), seeded())
+
+
+@pytest.mark.parametrize("make", [TransportMatching, EnergyMatching])
+def test_rows_that_cannot_be_paired_are_refused(make):
+    objective, x = make(normal_noise()), normal_rows(4, seeded())
     with pytest.raises(DomainError, match="NaN"):
         objective(Bowl(), Batch(x * math.nan), seeded())

@@ -22,7 +22,8 @@ from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.domains import kind_of
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
-from gibbsian.objectives.noise_contrastive import check_count, check_floating, energies
+from gibbsian.objectives.checks import check_count, check_floating
+from gibbsian.objectives.noise_contrastive import energies
 
 Perturbation: TypeAlias = Callable[[Tensor, Generator], Tensor]
 """A random change of each row, as likely back as forth: ``(n, *event) -> (n, *event)``."""
@@ -148,7 +149,7 @@ class ConditionalNCE(Objective):
         """
         x, n = batch.x.detach(), len(batch)
         context = context_of(energy, batch)
-        check_floating(x)
+        check_floating("Contrasting data with noise", x)
         _check_domain(energy, self.perturb)
         with torch.no_grad():
             copies = self.perturb(x.repeat(self.perturbations, *[1] * (x.ndim - 1)), rng)

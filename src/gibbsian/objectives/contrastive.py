@@ -25,6 +25,7 @@ from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, per_chain
 from gibbsian.objectives.augment import Move
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
+from gibbsian.objectives.checks import check_at_least, check_draws
 from gibbsian.objectives.sampler_gradient import Round, SamplerKL, check_differentiable, run_chains, sampler_kl
 from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
 from gibbsian.samples import Samples
@@ -50,7 +51,7 @@ class ChainObjective(Objective):
         compile: bool,
     ) -> None:
         super().__init__()
-        _check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0), ("data_noise", data_noise, 0))
+        check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0), ("data_noise", data_noise, 0))
         if not 0.0 <= augment_fraction <= 1.0:
             raise OptionError(f"augment_fraction lies between 0 and 1; got {augment_fraction}.")
         if augment is not None and buffer is None:
@@ -360,17 +361,8 @@ def chain_metrics(start: Tensor, samples: Tensor, run: Samples | Round) -> dict[
     }
 
 
-def _check_at_least(*options: tuple[str, float, float]) -> None:
-    for name, value, least in options:
-        if not value >= least:
-            raise OptionError(f"{name} is {least} or more; got {value}.")
-
-
 def _check_base(energy: Energy, base: Tractable, data: Tensor) -> None:
-    if tuple(base.event_shape) != tuple(data.shape[1:]):
-        raise ShapeError(
-            f"The base draws points of shape {tuple(base.event_shape)} and the data's have {tuple(data.shape[1:])}."
-        )
+    check_draws("base", base, data)
     if (energy.support.is_discrete or base.support.is_discrete) and not same_support(energy.support, base.support):
         raise DomainError(
             f"The base draws from {base.support} and the energy lives on {energy.support}; chains start where the "

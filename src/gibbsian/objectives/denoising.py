@@ -24,6 +24,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
 from gibbsian.kernels.base import per_chain, row_sum
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of, energy_and_gradient
+from gibbsian.objectives.checks import check_floating
 from gibbsian.typing import Context
 
 
@@ -346,5 +347,4 @@ def _check_continuous(energy: Energy, x: Tensor) -> None:
             f"Denoising score matching adds Gaussian noise and follows gradients, but the energy lives on "
             f"{energy.support}, where there are none. Fit discrete states with PersistentContrastiveDivergence."
         )
-    if not x.is_floating_point():
-        raise ArgumentTypeError(f"Denoising score matching needs floating-point data; got {x.dtype}.")
+    check_floating("Denoising score matching", x)

@@ -27,8 +27,9 @@ from torch.distributions.constraints import Constraint
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import Torus, kind_of
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
+from gibbsian.objectives.checks import check_count, check_floating
 
 
 class EnergyDiscrepancy(Objective):
@@ -68,12 +69,10 @@ class EnergyDiscrepancy(Objective):
             raise OptionError(
                 f"t is a positive time of diffusion (over the reals, the variance of the noise); got {t}."
             )
-        if not isinstance(negatives, int) or negatives < 1:
-            raise OptionError(f"negatives counts the contrastive points for each row, 1 or more; got {negatives}.")
         if not 0.0 <= stabilisation < math.inf:
             raise OptionError(f"stabilisation is a weight of 0 or more, and 1 has no bias; got {stabilisation}.")
         self.t = float(t)
-        self.negatives = negatives
+        self.negatives = check_count("negatives", negatives, "the contrastive points for each row")
         self.stabilisation = float(stabilisation)
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
@@ -163,7 +162,4 @@ def _check_space(energy: Energy, x: Tensor) -> None:
             f"Energy discrepancy diffuses over the reals, a box, a torus, binary or one-hot states, and the energy "
             f"lives on {energy.support}. Fit it with ContrastiveDivergence and a kernel that walks there."
         )
-    if not x.is_floating_point():
-        raise ArgumentTypeError(
-            f"Energy discrepancy needs floating-point data, zeros and ones too; got {x.dtype}. Pass data.float()."
-        )
+    check_floating("Energy discrepancy", x)

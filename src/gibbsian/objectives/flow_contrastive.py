@@ -23,9 +23,9 @@ from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.flows import Flow
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
+from gibbsian.objectives.checks import check_count
 from gibbsian.objectives.noise_contrastive import (
     accuracy,
-    check_count,
     check_cover,
     check_space,
     energies,

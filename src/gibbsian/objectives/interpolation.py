@@ -13,9 +13,10 @@ from torch import Generator, Tensor
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import kind_of
 from gibbsian.energies.tractable import Tractable
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.errors import DomainError
 from gibbsian.kernels.base import per_chain, row_sum
 from gibbsian.objectives.base import energy_and_gradient
+from gibbsian.objectives.checks import check_device, check_draws, check_floating
 from gibbsian.typing import Context
 
 
@@ -46,16 +47,9 @@ def check_matching(method: str, energy: Energy, noise: Tractable, x: Tensor) -> 
                 f"{method} follows gradients along straight lines from noise to data, and the {what} lives on "
                 f"{support}. Fit discrete states with EnergyDiscrepancy or PersistentContrastiveDivergence."
             )
-    if not x.is_floating_point():
-        raise ArgumentTypeError(f"{method} needs floating-point data; got {x.dtype}. Pass data.float().")
-    if tuple(noise.event_shape) != tuple(x.shape[1:]):
-        raise ShapeError(
-            f"The noise draws points of shape {tuple(noise.event_shape)} and the data's have {tuple(x.shape[1:])}; "
-            f"use noise of the data's shape, as Gaussian({tuple(x.shape[1:])})."
-        )
-    device = next((b.device for b in noise.buffers()), x.device)
-    if device != x.device:
-        raise OptionError(f"The noise is on {device} and the data on {x.device}; move the objective with .to(device).")
+    check_floating(method, x)
+    check_draws("noise", noise, x)
+    check_device("noise", noise, x)
 
 
 def draw_noise(noise: Tractable, n: int, like: Tensor, rng: Generator) -> Tensor:

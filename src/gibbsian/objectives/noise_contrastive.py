@@ -18,8 +18,9 @@ from torch.nn.functional import softplus
 from gibbsian.energies.base import Energy, repeated
 from gibbsian.energies.domains import same_support
 from gibbsian.energies.tractable import Tractable, require_tractable
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
+from gibbsian.objectives.checks import check_count, check_device, check_draws, check_floating
 
 FAR = 50.0
 """Nats by which data may lie above the highest of the noise draws before the noise counts as not covering them."""
@@ -196,31 +197,6 @@ def learned_constant(value: float, learn: bool) -> torch.nn.Parameter:
     return torch.nn.Parameter(torch.tensor(float(value)), requires_grad=learn)
 
 
-def check_count(name: str, value: int, what: str) -> int:
-    """Check a count of 1 or more.
-
-    Raises
-    ------
-    OptionError
-        If it is not a whole number from 1 on.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name} counts {what}, a whole number, 1 or more; got {value}.")
-    return value
-
-
-def check_floating(x: Tensor) -> None:
-    """Refuse integers, to which noise would be rounded.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If the data are not floating-point numbers.
-    """
-    if not x.is_floating_point():
-        raise ArgumentTypeError(f"Contrasting data with noise needs floating-point data; got {x.dtype}: use x.float().")
-
-
 def check_space(energy: Energy, noise: Tractable, x: Tensor) -> None:
     """Check that noise, data and energy are on one space and device.
 
@@ -235,14 +211,10 @@ def check_space(energy: Energy, noise: Tractable, x: Tensor) -> None:
     OptionError
         If noise and data are on two devices.
     """
-    check_floating(x)
+    check_floating("Contrasting data with noise", x)
     if len(x) == 0:
         raise ShapeError(f"A batch has one row or more; this one has shape {tuple(x.shape)}.")
-    if tuple(noise.event_shape) != tuple(x.shape[1:]):
-        raise ShapeError(
-            f"The noise draws points of shape {tuple(noise.event_shape)} and the data's have {tuple(x.shape[1:])}; "
-            f"build the noise for points of the data's shape, such as Gaussian({tuple(x.shape[1:])})."
-        )
+    check_draws("noise", noise, x)
     discrete = energy.support.is_discrete or noise.support.is_discrete
     if discrete and not same_support(energy.support, noise.support):
         raise DomainError(
@@ -250,11 +222,7 @@ def check_space(energy: Energy, noise: Tractable, x: Tensor) -> None:
             "compared on one domain only: Bernoulli or Categorical noise for discrete states, Gaussian or Uniform for "
             "real ones."
         )
-    held = next((t for t in (*noise.buffers(), *noise.parameters())), x)
-    if held.device != x.device:
-        raise OptionError(
-            f"The noise is on {held.device} and the data on {x.device}; move the objective with .to({str(x.device)!r})."
-        )
+    check_device("noise", noise, x)
 
 
 def check_cover(noise: Tractable, of_data: Tensor, of_draws: Tensor, remedy: str = WIDER) -> None:

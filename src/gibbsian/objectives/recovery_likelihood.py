@@ -25,9 +25,9 @@ from torch import Generator, Tensor
 from gibbsian.energies.base import Energy
 from gibbsian.energies.layers import dropout_paused
 from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise_conditional, spreads
-from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel, per_chain
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
+from gibbsian.objectives.checks import check_at_least
 from gibbsian.objectives.contrastive import chain_metrics, contrast
 from gibbsian.sampling import sample
 
@@ -77,9 +77,7 @@ class RecoveryLikelihood(Objective):
     ) -> None:
         super().__init__()
         self.levels = check_levels(levels)
-        for name, value, least in (("steps", steps, 1), ("energy_penalty", energy_penalty, 0)):
-            if not value >= least:
-                raise OptionError(f"{name} is {least} or more; got {value}.")
+        check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0))
         self.kernel = kernel
         self.steps = steps
         self.energy_penalty = energy_penalty

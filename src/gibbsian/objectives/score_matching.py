@@ -25,9 +25,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import is_real, kind_of
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, unknown_name
+from gibbsian.errors import DomainError, OptionError, unknown_name
 from gibbsian.kernels.base import row_sum
 from gibbsian.objectives.base import Batch, Loss, Objective, check_one_per_row, context_of, energy_and_gradient
+from gibbsian.objectives.checks import check_count, check_floating
 from gibbsian.objectives.curvature import hessian_products, require_curvature, require_slope, slopes_and_curvature
 from gibbsian.typing import Context
 
@@ -62,7 +63,7 @@ class ScoreMatching(Objective):
 
     def __init__(self, chunk: int = 64, check: bool = True) -> None:
         super().__init__()
-        _check_count("chunk", chunk, "the coordinates taken together")
+        check_count("chunk", chunk, "the coordinates taken together")
         self.chunk = chunk
         self.check = check
 
@@ -132,7 +133,7 @@ class SlicedScoreMatching(Objective):
         self, projections: int = 1, law: str = "rademacher", variance_reduction: bool = False, check: bool = True
     ) -> None:
         super().__init__()
-        _check_count("projections", projections, "the directions per row")
+        check_count("projections", projections, "the directions per row")
         self.projections = projections
         self.law = _check_law(law)
         self.variance_reduction = variance_reduction
@@ -189,7 +190,7 @@ class FiniteDifferenceScoreMatching(Objective):
         super().__init__()
         if not 0.0 < eps < math.inf:
             raise OptionError(f"eps is a positive distance, in units of x, such as 0.05; got {eps}.")
-        _check_count("projections", projections, "the directions per row")
+        check_count("projections", projections, "the directions per row")
         self.eps = float(eps)
         self.projections = projections
         self.law = _check_law(law)
@@ -273,8 +274,7 @@ def _points(energy: Energy, batch: Batch, check: bool) -> tuple[Tensor, dict[str
             "PersistentContrastiveDivergence with a kernel for that domain; if the density does vanish there, declare "
             "the support real."
         )
-    if not x.is_floating_point():
-        raise ArgumentTypeError(f"Score matching needs floating-point data; got {x.dtype}. Convert them with .float().")
+    check_floating("Score matching", x)
     context = context_of(energy, batch)
     if check:
         require_curvature(energy, x, context)
@@ -286,11 +286,6 @@ def _loss(value: Tensor, square: Tensor, trace: Tensor) -> Loss:
     means = {"energy_data": value.detach().mean(), "squared_score": square.mean(), "laplacian": trace.mean()}
     loss = 0.5 * means["squared_score"] - means["laplacian"]
     return Loss(loss, {name: mean.detach() for name, mean in means.items()})
-
-
-def _check_count(name: str, value: int, meaning: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name} counts {meaning}, a whole number from 1; got {value!r}.")
 
 
 def _check_law(law: str) -> str:
