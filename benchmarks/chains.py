@@ -7,6 +7,7 @@ falls on all of them.
 
     python benchmarks/chains.py                                   # everything
     python benchmarks/chains.py ULA:mlp:64 HMC:manywell32:10000   # some cases
+    python benchmarks/chains.py --training                        # steps of training: contrastive divergence
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ CASES = tuple(
     for target, sizes in SIZES.items()
     for chains in sizes
     for kernel in ("ULA", "MALA", "HMC")
+)
+TRAINING = ("CD:mlp:64", "CD:mlp:256", "CD:mlp:4096", "CD:conv28:64")
+TRAINING_NOTES = (
+    "Microseconds per step of training by contrastive divergence: ten Langevin steps for each row of a batch, the "
+    "loss, its gradient and the optimiser's step; `chains` is the size of the batch. gibbsian through `fit`, with "
+    "clipping, averaged weights and health; ebmkit through its trainer; torchebm by the loop of its documentation. "
+    f"`{COMPILED}`: with `compile=True` for gibbsian, the energy passed through `torch.compile` for the peers. "
+    "Every process keeps to one core."
 )
 NOTES = (
     "Microseconds per gradient that the kernel needs: one for a Langevin transition, ten for a trajectory of ten "
@@ -256,21 +265,23 @@ def table(results: list[dict[str, Any]], names: list[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def write(folder: Path, report: dict[str, Any], names: list[str]) -> None:
-    """Put the report into ``chains.json`` and ``chains.md``."""
+def write(folder: Path, report: dict[str, Any], names: list[str], training: bool) -> None:
+    """Put the report into ``chains.json`` and ``chains.md``, or ``training.json`` and ``training.md``."""
+    name, title = ("training", "Step of training") if training else ("chains", "Chain loop")
+    what, notes = ("step", TRAINING_NOTES) if training else ("gradient step", NOTES)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "chains.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(report, indent=2) + "\n")
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     where = f"{machine['processor']}, {machine['cores']} cores, one thread used; {machine['system']}"
     lines = [
-        "# Chain loop, microseconds per gradient step, float32",
+        f"# {title}, microseconds per {what}, float32",
         f"{report['date']}; {where}.",
         f"Versions: {versions}.",
-        f"Median of {report['rounds']} rounds in alternation (range in brackets), {report['clock']} time. {NOTES}",
+        f"Median of {report['rounds']} rounds in alternation (range in brackets), {report['clock']} time. {notes}",
         table(report["results"], names),
     ]
-    (folder / "chains.md").write_text("\n\n".join(lines) + "\n")
+    (folder / f"{name}.md").write_text("\n\n".join(lines) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -279,7 +290,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="KERNEL:target:chains", help="default: all")
     parser.add_argument("--env-dir", type=Path, default=default_folder(), help="where the peers' environments are")
     parser.add_argument("--pip-arg", action="append", default=[], help="passed to pip install, as in --pip-arg=--pre")
-    parser.add_argument("--lanes", default=",".join(LANES), help="libraries and modes to run")
+    parser.add_argument("--training", action="store_true", help="steps of training instead of chains")
+    parser.add_argument("--lanes", help="libraries and modes to run, separated by commas; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.6, help="least length of one measurement")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine shared with others")
@@ -290,15 +302,17 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the comparison."""
     options = arguments()
-    names = options.lanes.split(",")
+    # blackjax has no training.
+    known = LANES[:-1] if options.training else LANES
+    names = options.lanes.split(",") if options.lanes else list(known)
     pythons = make_environments(options.env_dir, names, options.pip_arg)
     results = []
-    for case in options.cases or CASES:
+    for case in options.cases or (TRAINING if options.training else CASES):
         results.append(run_case(case, names, pythons, options))
         print(table(results[-1:], names).splitlines()[-1], file=sys.stderr, flush=True)
         # Written after each case, so that an interrupted run leaves what it has.
         settings = {"rounds": options.rounds, "seconds": options.seconds, "clock": options.clock}
-        write(options.out, {**describe(pythons, results), **settings, "results": results}, names)
+        write(options.out, {**describe(pythons, results), **settings, "results": results}, names, options.training)
     print(table(results, names))
 
 

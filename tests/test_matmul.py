@@ -1,4 +1,4 @@
-"""OneDNN's products in compiled graphs: the same numbers, only where they pay, on machines that profit."""
+"""Products in compiled graphs, written out or oneDNN's: the same numbers, only where they pay."""
 
 import os
 import subprocess
@@ -17,14 +17,26 @@ from kernels.test_compiled import needs_compiler
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 
 
+def counted(monkeypatch, name):
+    """Count what a part of the pass replaces, with all parts in use on any machine."""
+    counts = []
+    real = getattr(matmul, name)
+    monkeypatch.setattr(matmul, name, lambda graph: counts.append(real(graph)))
+    monkeypatch.setattr(matmul, "options", lambda: {"post_grad_custom_post_pass": matmul.products_pass(True)})
+    return counts
+
+
 @pytest.fixture
 def replaced(monkeypatch):
-    """Use the pass on any machine; return the counts of what it replaced."""
-    counts = []
-    real = matmul.replace_products
-    monkeypatch.setattr(matmul, "replace_products", lambda graph: counts.append(real(graph)))
-    monkeypatch.setattr(matmul, "options", lambda: {"post_grad_custom_post_pass": matmul.onednn_products()})
+    counts = counted(monkeypatch, "replace_products")
     # A graph from the compiler's cache on disk would not pass by here.
+    with inductor.patch(fx_graph_cache=False):
+        yield counts
+
+
+@pytest.fixture
+def written_out(monkeypatch):
+    counts = counted(monkeypatch, "write_out_thin_products")
     with inductor.patch(fx_graph_cache=False):
         yield counts
 
@@ -48,6 +60,32 @@ def test_chains_are_the_same_and_only_large_products_are_replaced(chains, width,
     assert any(replaced) is used
 
 
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_thin_products_are_written_out_and_give_the_same_numbers(dtype, written_out, monkeypatch):
+    monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 1)
+    energy, start = network(8).to(dtype), torch.randn(20, 3, generator=seeded()).to(dtype)
+    eager, compiled = (
+        gb.sample(energy, gb.ULA(0.01), start, steps=1, rng=seeded(1), compile=compile) for compile in (False, True)
+    )
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(compiled.state.grad, eager.state.grad, rtol=tolerance, atol=tolerance)
+    # Forward 3 -> 8 and 8 -> 1, and one or both back (torch writes out a product with one term itself, at times).
+    assert written_out[0] in (3, 4)
+
+
+@needs_compiler
+def test_a_compiled_loss_has_the_gradients_of_an_eager_one():
+    rows, found = torch.randn(20, 3, generator=seeded()), []
+    for compile in (False, True):
+        energy = network(8)
+        loss = gb.ContrastiveDivergence(gb.ULA(0.01), 1, compile=compile)(energy, gb.Batch(rows), seeded(1))
+        loss.value.backward()
+        found.append([loss.value.detach(), *(p.grad for p in energy.parameters())])
+    for eager, compiled in zip(*found):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
 def test_the_product_is_the_layers():
     product, _ = matmul.linear()
     x, weight, bias = (torch.randn(shape, generator=seeded(i)) for i, shape in enumerate(((300, 32), (16, 32), (16,))))
@@ -57,7 +95,8 @@ def test_the_product_is_the_layers():
 
 def test_other_machines_keep_torchs_products(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert matmul.options.__wrapped__() == {}
+    (chosen,) = matmul.options.__wrapped__().values()
+    assert "onednn" not in chosen.uuid()
 
 
 @needs_compiler
@@ -66,7 +105,7 @@ def test_a_graph_from_the_cache_of_another_process_runs(tmp_path):
     program = """
 import torch, gibbsian as gb
 from gibbsian import matmul
-matmul.options = lambda: {"post_grad_custom_post_pass": matmul.onednn_products()}
+matmul.options = lambda: {"post_grad_custom_post_pass": matmul.products_pass(True)}
 energy = lambda x: (x @ torch.ones(3, 32)).sin() @ torch.ones(32, 32) @ torch.ones(32)
 gb.sample(energy, gb.HMC(0.01, leapfrog=2), torch.zeros(300, 3), steps=1, rng=torch.Generator(), compile=True)
 """

@@ -1,13 +1,18 @@
-"""Matrix products of compiled energies on processors that torch's own library is slow on.
+"""Matrix products of compiled energies on a CPU: thin ones written out, and large ones by the quicker library.
 
-Torch multiplies float32 matrices on a CPU with MKL, which gives AMD processors no AVX-512 code: the products of a
-network's layers then take twice the time they need. OneDNN, which torch ships too, has that code. A pass over a
-compiled graph puts its products in the place of torch's; sums are those of float32 either way.
+The first and the last layer of a network on a few columns are products of thin matrices, which are hardly work: a call
+of a library takes longer than they do, and keeps the compiler from joining them with the activations beside them. A
+pass over a compiled graph writes them out as products and sums.
+
+Torch multiplies float32 matrices with MKL, which gives AMD processors no AVX-512 code: large products then take twice
+the time they need. OneDNN, which torch ships too, has that code, and the pass puts its products in the place of
+torch's. Sums are those of float32 either way.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,10 @@ import torch
 from torch import Tensor
 
 ROWS, COLUMNS = 256, 16
-"""Smallest products that are worth the call."""
+"""Smallest products that are worth a call of oneDNN."""
+
+THIN = 4
+"""Terms, or columns, up to which a product is written out."""
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,8 +46,8 @@ def linear() -> Any:
 
 @functools.cache
 def options() -> dict[str, Any]:
-    """Options of ``torch.compile`` that this machine profits from; none on most."""
-    return {"post_grad_custom_post_pass": onednn_products()} if _slow() else {}
+    """Options of ``torch.compile`` for this machine."""
+    return {"post_grad_custom_post_pass": products_pass(_slow())}
 
 
 @functools.cache
@@ -71,20 +79,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def replace_products(graph: torch.fx.Graph) -> int:
     """Put oneDNN's products in the place of torch's; return how many."""
-    aten, count = torch.ops.aten, 0
-    for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
-            continue
-        bias, (x, weight) = (None, node.args) if len(node.args) == 2 else (node.args[0], node.args[1:])
+    count = 0
+    for node, x, weight, bias in _products(graph):
         out, w = node.meta["val"], weight.meta["val"]
-        vector = bias is None or bias.meta["val"].ndim == 1
-        if not vector or out.dtype != torch.float32 or out.device.type != "cpu":
-            continue
-        if out.shape[0] < ROWS or min(w.shape) < COLUMNS:
+        if out.dtype != torch.float32 or out.shape[0] < ROWS or min(w.shape) < COLUMNS:
             continue
         with graph.inserting_before(node):
-            turned = graph.call_function(aten.permute.default, (weight, [1, 0]))
-            turned.meta["val"] = w.permute(1, 0)
+            turned = _call(graph, torch.ops.aten.permute.default, weight, [1, 0])
             product = graph.call_function(linear()[0], (x, turned, bias))
             product.meta.update(node.meta)
         node.replace_all_uses_with(product)
@@ -93,17 +94,84 @@ def replace_products(graph: torch.fx.Graph) -> int:
     return count
 
 
-def onednn_products() -> Any:
-    """Build the pass, in the form in which the compiler's cache can tell it from others."""
+def write_out_thin_products(graph: torch.fx.Graph) -> int:
+    """Write products of few terms or columns as sums, which the compiler joins with what is around; return how many."""
+    aten, count = torch.ops.aten, 0
+    for node, x, weight, bias in _products(graph):
+        left, (terms, columns) = x.meta["val"], weight.meta["val"].shape
+        if left.dtype not in (torch.float32, torch.float64):
+            continue
+        with graph.inserting_before(node):
+            if terms <= THIN:
+                total = None
+                for i in range(terms):
+                    column = _call(graph, aten.slice.Tensor, x, 1, i, i + 1)
+                    row = _call(graph, aten.slice.Tensor, weight, 0, i, i + 1)
+                    term = _call(graph, aten.mul.Tensor, column, row)
+                    total = term if total is None else _call(graph, aten.add.Tensor, total, term)
+            elif columns <= THIN and left.stride(1) == 1:
+                turned = _call(graph, aten.permute.default, weight, [1, 0])
+                sums = []
+                for i in range(columns):
+                    row = _call(graph, aten.slice.Tensor, turned, 0, i, i + 1)
+                    sums.append(_call(graph, aten.sum.dim_IntList, _call(graph, aten.mul.Tensor, x, row), [1], True))
+                total = sums[0] if columns == 1 else _call(graph, aten.cat.default, sums, 1)
+            else:
+                continue
+            if bias is not None:
+                total = _call(graph, aten.add.Tensor, total, bias)
+        node.replace_all_uses_with(total)
+        graph.erase_node(node)
+        count += 1
+    return count
+
+
+def products_pass(onednn: bool) -> Any:
+    """Build the pass, in the form in which the compiler's cache can tell it from others.
+
+    Parameters
+    ----------
+    onednn
+        Whether large products go to oneDNN.
+    """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    linear()  # A graph from the compiler's cache on disk calls it without any pass having run.
+    if onednn:
+        linear()  # A graph from the compiler's cache on disk calls it without any pass having run.
 
-    class OneDnnProducts(CustomGraphPass):
+    class Products(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
-            replace_products(graph)
+            write_out_thin_products(graph)
+            if onednn:
+                replace_products(graph)
 
         def uuid(self) -> str:
-            return "gibbsian.matmul 1"
+            return f"gibbsian.matmul 2{' onednn' if onednn else ''}"
 
-    return OneDnnProducts()
+    return Products()
+
+
+def _products(graph: torch.fx.Graph) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Find the products of matrices on a CPU: the node, its two factors, and the row that is added, or ``None``."""
+    aten = torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default) or node.kwargs:
+            continue
+        bias, (x, weight) = (None, node.args) if len(node.args) == 2 else (node.args[0], node.args[1:])
+        if node.meta["val"].device.type == "cpu" and (bias is None or bias.meta["val"].ndim == 1):
+            yield node, x, weight, bias
+
+
+def _call(graph: torch.fx.Graph, operator: Any, *arguments: Any) -> Any:
+    """Add a call to a graph, with what the compiler needs to know of its result."""
+    from torch._inductor.virtualized import V
+
+    def known(argument: Any) -> Any:
+        if isinstance(argument, list):
+            return [known(each) for each in argument]
+        return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
+
+    node = graph.call_function(operator, arguments)
+    with V.fake_mode:
+        node.meta["val"] = operator(*(known(each) for each in arguments))
+    return node

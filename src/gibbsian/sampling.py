@@ -51,8 +51,8 @@ _DECLARE = (
 GRADIENTS_PER_BLOCK = 10
 """Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
 
-GRADIENTS_OF_IMAGES = 4
-"""The same for images, whose steps take long enough to hide a call sooner, and longer to compile."""
+GRADIENTS_OF_IMAGES = 1
+"""The same for images, whose steps hide a call at once, and take longer to compile."""
 
 NOISE_PER_BLOCK = 4 * 2**20
 """Bytes of noise that a block on a CPU may draw ahead: with more, most of a cheap step is waiting for memory."""
@@ -105,9 +105,8 @@ def sample(
     _check_energy(energy, kernel)
     x = start.x if isinstance(start, State) else start
     _check_start(x, energy, rng)
-    _lay_out_weights(energy, x)
     moving = with_tensor_settings(kernel, x)
-    state = start if isinstance(start, State) else moving.init(energy, _laid_out(x))
+    state = start if isinstance(start, State) else begin(energy, moving, x)
     _check_state(state)
 
     chains, kept = _Chains(energy, moving, state, compile), []
@@ -142,6 +141,30 @@ def sample(
             if kept
         },
     )
+
+
+@torch.no_grad()
+def begin(energy: EnergyFn, kernel: Kernel, x: Tensor, compile: bool = False) -> State:
+    """Evaluate the energy where chains start.
+
+    Parameters
+    ----------
+    energy, kernel, x
+        As for `sample`, which does this by itself when it is given positions.
+    compile
+        For starts that come again and again, as those of training: compile this too.
+    """
+    _lay_out_weights(energy, x)
+    x = _laid_out(x)
+    if not compile:
+        return kernel.init(energy, x)
+    start = compiled(start_chains, owner_of(energy))
+    return joined([start(energy, kernel, x[rows]) for rows in row_groups(energy, x)])
+
+
+def start_chains(energy: EnergyFn, kernel: Kernel, x: Tensor) -> State:
+    """Start chains; a pure function, compiled or not."""
+    return kernel.init(energy, x)
 
 
 class _Chains:

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.buffers import ReplayBuffer, Slots, tensors_of
+from gibbsian.compilation import compiled, owner_of
 from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import same_support
 from gibbsian.energies.layers import dropout_paused
@@ -100,7 +101,8 @@ class ChainObjective(Objective):
         with dropout_paused(conditional):
             run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
         samples = run.state.x.detach()
-        value, metrics = contrast(energy, x, samples, context, slots.context, self.energy_penalty)
+        against = compiled(contrast, owner_of(energy)) if self.compile_steps else contrast
+        value, metrics = against(energy, x, samples, context, slots.context, self.energy_penalty)
         metrics |= chain_metrics(start, samples, run)
         if self.kl is not None:
             reference, index = self._past(samples, slots, rng)
@@ -181,7 +183,7 @@ class ContrastiveDivergence(ChainObjective):
     energy_penalty
         :math:`\alpha`, which keeps the magnitude of energies small; 0 is plain CD.
     compile
-        Compile the chains' steps.
+        Compile the chains' steps and the loss (some seconds at the first call).
     starts
         The fractions of chains that start at data, at noise and in a buffer.
     base
@@ -276,7 +278,7 @@ class PersistentContrastiveDivergence(ChainObjective):
     data_noise
         Standard deviation of Gaussian noise added to the data, which fits the data's density smoothed by as much.
     compile
-        Compile the chains' steps.
+        Compile the chains' steps and the loss (some seconds at the first call).
     augment
         A move ``(x, rng) -> x`` of chains that go on in the buffer, before they run; see `gibbsian.objectives.augment`.
     augment_fraction

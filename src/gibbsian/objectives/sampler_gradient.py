@@ -25,7 +25,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel, State, is_adjusted, row_sum
 from gibbsian.objectives.entropy import nearest_neighbour_entropy
-from gibbsian.sampling import sample, with_tensor_settings
+from gibbsian.sampling import begin, sample, with_tensor_settings
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def run_chains(
     n = len(start)
     acceptance, nonfinite = start.new_zeros(n), start.new_zeros(n)
     if steps > recorded:
-        run = sample(energy, kernel, start, steps=steps - recorded, rng=rng, compile=compile)
+        if compile:
+            state = begin(energy, with_tensor_settings(kernel, start), start, compile)
+        run = sample(energy, kernel, state, steps=steps - recorded, rng=rng, compile=compile)
         state, acceptance, nonfinite = run.state, run.acceptance * (steps - recorded), run.nonfinite
     if not recorded:
         assert isinstance(state, State)
