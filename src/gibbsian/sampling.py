@@ -102,13 +102,9 @@ def sample(
     """
     began, compiled_before = time.perf_counter(), seconds_spent()
     _check_options(steps, warmup, thin)
-    _check_energy(energy, kernel)
-    x = start.x if isinstance(start, State) else start
-    _check_start(x, energy, rng)
+    state = checked_start(energy, kernel, start, rng)
+    x = state.x
     moving = with_tensor_settings(kernel, x)
-    state = start if isinstance(start, State) else begin(energy, moving, x)
-    _check_state(state)
-
     chains, kept = _Chains(energy, moving, state, compile), []
     # Noise goes step by step through the batches, so that two runs of five steps are one of ten.
     size = steps_per_block(kernel, x) if len(chains.batches) == 1 else 1
@@ -141,6 +137,16 @@ def sample(
             if kept
         },
     )
+
+
+def checked_start(energy: EnergyFn, kernel: Kernel, start: Tensor | State, rng: Generator) -> State:
+    """Check that energy, kernel and start fit together, as `sample` does, and begin."""
+    _check_energy(energy, kernel)
+    x = start.x if isinstance(start, State) else start
+    _check_start(x, energy, rng)
+    state = start if isinstance(start, State) else begin(energy, with_tensor_settings(kernel, x), x)
+    check_state(state)
+    return state
 
 
 @torch.no_grad()
@@ -328,7 +334,8 @@ def _check_start(x: Tensor, energy: object, rng: Generator) -> None:
         )
 
 
-def _check_state(state: State) -> None:
+def check_state(state: State) -> None:
+    """Check where chains start: one floating-point energy each, and everything finite."""
     n = state.x.shape[0]
     if not state.energy.is_floating_point():
         raise ArgumentTypeError(
@@ -339,11 +346,15 @@ def _check_state(state: State) -> None:
             f"The energy of {n} points must have shape ({n},); it returned {tuple(state.energy.shape)}. "
             "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
         )
-    bad = int((~(torch.isfinite(state.energy) & torch.isfinite(state.grad).flatten(1).all(1))).sum())
-    if bad:
+    check_sound(torch.isfinite(state.energy) & torch.isfinite(state.grad).flatten(1).all(1))
+
+
+def check_sound(finite: Tensor) -> None:
+    """Refuse chains that start where the energy or its gradient is not finite: ``(n,)`` of bools."""
+    if bad := int((~finite).sum()):
         raise DomainError(
-            f"{bad} of {n} chains start where the energy or its gradient is not finite; start them inside the "
-            "energy's domain, for example from base.sample(n, rng)."
+            f"{bad} of {len(finite)} chains start where the energy or its gradient is not finite; start them inside "
+            "the energy's domain, for example from base.sample(n, rng)."
         )
 
 

@@ -396,7 +396,23 @@ def test_compiled_equals_eager_and_compiles_once():
         values.append([objective(energy, data, rng).value.item() for _ in range(4)])
         graphs = counters["stats"]["unique_graphs"] - before
     torch.testing.assert_close(*values, rtol=1e-9, atol=1e-9)
-    assert graphs == 3  # the start, the steps, and the loss
+    assert graphs == 1
+
+
+def test_a_compiled_round_tells_of_chains_that_start_at_no_number():
+    class Cliff(Energy):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return self.scale * x.square().sum(1) + torch.where(x[:, 0] > 1.0, torch.inf, 0.0)
+
+    energy, objective = Cliff(), ContrastiveDivergence(ULA(0.01), 1, compile=True)
+    inside = torch.zeros(4, 2)
+    assert torch.isfinite(objective(energy, Batch(inside), generator(1)).value)
+    with pytest.raises(DomainError, match="1 of 4 chains start where the energy or its gradient is not finite"):
+        objective(energy, Batch(inside + torch.tensor([[0.0], [0.0], [0.0], [2.0]])), generator(1))
 
 
 def test_bad_options_are_refused():

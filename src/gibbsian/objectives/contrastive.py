@@ -13,6 +13,8 @@ that of samples, has this gradient; its value is not a likelihood and does not g
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor
 
@@ -27,9 +29,10 @@ from gibbsian.kernels.base import Kernel, per_chain
 from gibbsian.objectives.augment import Move
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
 from gibbsian.objectives.checks import check_at_least, check_draws
-from gibbsian.objectives.sampler_gradient import Round, SamplerKL, check_differentiable, run_chains, sampler_kl
+from gibbsian.objectives.contrast import chain_metrics, contrast
+from gibbsian.objectives.round import Shapes, is_one_graph, run_round
+from gibbsian.objectives.sampler_gradient import SamplerKL, check_differentiable, run_chains, sampler_kl
 from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
-from gibbsian.samples import Samples
 from gibbsian.short_run import ShortRun
 from gibbsian.typing import Context
 
@@ -74,6 +77,7 @@ class ChainObjective(Objective):
         self.augment_fraction = augment_fraction
         self.kl = kl
         self.compile_steps = compile
+        self._shapes: Shapes | None = None
 
     @property
     def base(self) -> Tractable | None:
@@ -97,21 +101,36 @@ class ChainObjective(Objective):
         slots = self._begin(x.detach(), context, rng)
         start = self._moved(slots, rng)
         conditional = energy.given(**slots.context) if slots.context else energy
+        if self.compile_steps and self.kl is None and is_one_graph(energy, self.kernel, start, self.steps):
+            if self._shapes is None or not self._shapes.serve(energy, self.kernel, start):
+                self._shapes = Shapes.of(conditional, self.kernel, start, rng)
+            labels, penalty = (context, slots.context), self.energy_penalty
+            value, metrics, samples = run_round(
+                energy, conditional, self._shapes, start, x, *labels, self.steps, penalty, rng
+            )
+        else:
+            value, metrics, samples = self._round(energy, conditional, slots, start, x, context, rng)
+        if self.buffer is not None:
+            self.buffer.write(slots, samples, self.steps)
+            metrics["buffer_age"] = self.buffer.mean_age
+        return Loss(value, metrics)
+
+    def _round(
+        self, energy: Energy, conditional: Energy, slots: Slots, start: Tensor, data: Tensor, context: Context, rng: Any
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Run the chains and contrast them, step by step."""
         recorded = 0 if self.kl is None else self.kl.steps
         with dropout_paused(conditional):
             run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
         samples = run.state.x.detach()
         against = compiled(contrast, owner_of(energy)) if self.compile_steps else contrast
-        value, metrics = against(energy, x, samples, context, slots.context, self.energy_penalty)
-        metrics |= chain_metrics(start, samples, run)
+        value, metrics = against(energy, data, samples, context, slots.context, self.energy_penalty)
+        metrics |= chain_metrics(start, samples, run.acceptance, run.nonfinite)
         if self.kl is not None:
             reference, index = self._past(samples, slots, rng)
             term, entropy = sampler_kl(run.state, reference, slots.index[:, None] == index, self.kl)
             value, metrics = value + term, metrics | {"sampler_kl": term.detach(), "entropy": entropy}
-        if self.buffer is not None:
-            self.buffer.write(slots, samples, self.steps)
-            metrics["buffer_age"] = self.buffer.mean_age
-        return Loss(value, metrics)
+        return value, metrics, samples
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -321,46 +340,6 @@ class PersistentContrastiveDivergence(ChainObjective):
         super().__init__(
             kernel, steps, starts, base, buffer, energy_penalty, data_noise, augment, augment_fraction, kl, compile
         )
-
-
-def contrast(
-    energy: Energy, data: Tensor, samples: Tensor, data_context: Context, samples_context: Context, penalty: float = 0.0
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean energy of data minus mean energy of samples, plus the penalty on squared energies.
-
-    Parameters
-    ----------
-    energy
-        The one being fitted.
-    data, samples
-        ``(n, *event)`` and ``(m, *event)``; no gradient flows into the samples.
-    data_context, samples_context
-        What each row is conditioned on, with the same names.
-    penalty
-        Weight of the mean squared energies.
-
-    Returns
-    -------
-    tuple
-        The loss, 0-d, and the metrics ``energy_data``, ``energy_samples`` and ``gap``.
-    """
-    # One pass over both halves is faster than two, and the rows of an energy do not see each other.
-    context = {name: torch.cat((value, samples_context[name])) for name, value in data_context.items()}
-    both = energy(torch.cat((data, samples.detach())), **context)
-    positive, negative = both.split((data.shape[0], samples.shape[0]))
-    gap = positive.mean() - negative.mean()
-    value = gap + penalty * (positive.square().mean() + negative.square().mean()) if penalty else gap
-    means = {"energy_data": positive.mean(), "energy_samples": negative.mean(), "gap": gap}
-    return value, {name: mean.detach() for name, mean in means.items()}
-
-
-def chain_metrics(start: Tensor, samples: Tensor, run: Samples | Round) -> dict[str, Tensor]:
-    """Metrics of a round of chains: ``acceptance``, ``nonfinite`` and ``moved``, from ``start`` to ``samples``."""
-    return {
-        "acceptance": run.acceptance.mean(),
-        "nonfinite": run.nonfinite.sum(),
-        "moved": (samples - start).square().mean().sqrt(),
-    }
 
 
 def _check_base(energy: Energy, base: Tractable, data: Tensor) -> None:

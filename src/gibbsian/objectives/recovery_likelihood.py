@@ -28,7 +28,7 @@ from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise
 from gibbsian.kernels.base import Kernel, per_chain
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
 from gibbsian.objectives.checks import check_at_least
-from gibbsian.objectives.contrastive import chain_metrics, contrast
+from gibbsian.objectives.contrast import chain_metrics, contrast
 from gibbsian.sampling import sample
 
 
@@ -109,7 +109,7 @@ class RecoveryLikelihood(Objective):
             run = sample(given, self.kernel, start, steps=self.steps, rng=rng, compile=self.compile_steps)
         recovered = given.points(run.x)
         value, metrics = contrast(energy, clean, recovered, context, context, self.energy_penalty)
-        return Loss(value, metrics | chain_metrics(noisy, recovered, run))
+        return Loss(value, metrics | chain_metrics(noisy, recovered, run.acceptance, run.nonfinite))
 
     def extra_repr(self) -> str:
         """The settings."""

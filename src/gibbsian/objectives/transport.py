@@ -29,7 +29,7 @@ from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import DomainError, OptionError
 from gibbsian.kernels.transport import TransportLangevin, check_onset, heat
 from gibbsian.objectives.base import Batch, Counting, Loss, Objective, context_of
-from gibbsian.objectives.contrastive import chain_metrics, contrast
+from gibbsian.objectives.contrast import chain_metrics, contrast
 from gibbsian.objectives.interpolation import between, check_matching, draw_noise, gradient_error, uniform_times
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
@@ -184,7 +184,7 @@ class EnergyMatching(Counting):
             start, run = self._chains(energy.given(**context) if context else energy, batch.x.detach(), rng)
             gap, means = contrast(energy, batch.x, run.x, context, context)
             value = value + self.contrast_weight * gap
-            metrics = metrics | means | chain_metrics(start, run.x, run)
+            metrics = metrics | means | chain_metrics(start, run.x, run.acceptance, run.nonfinite)
         return Loss(value, metrics)
 
     def _chains(self, energy: Energy, x: Tensor, rng: Generator) -> tuple[Tensor, Samples]:
