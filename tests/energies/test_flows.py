@@ -12,7 +12,7 @@ from contracts import seeded
 from gibbsian.energies.flows import Flow, spline_flow
 from gibbsian.energies.neural import MLP
 from gibbsian.energies.tractable import Gaussian
-from gibbsian.errors import ArgumentTypeError, DataError, MissingPackageError, ShapeError
+from gibbsian.errors import ArgumentTypeError, DataError, MissingPackageError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from gibbsian.partition.exact import quadrature
@@ -151,3 +151,15 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(MissingPackageError, match=r'pip install "gibbsian\[flows\]"'):
         spline_flow(2)
+
+
+def test_coupling_draws_agree_with_their_density():
+    torch.manual_seed(3)
+    flow = spline_flow(6, transforms=2, hidden=(16,), passes=2).double()
+    x = flow.sample(200, torch.Generator().manual_seed(0))
+    assert x.shape == (200, 6)
+    # Down to the base and up again: the density is that of the map that draws.
+    transform = flow.flow().transform
+    torch.testing.assert_close(transform.inv(transform(x)), x, rtol=1e-6, atol=1e-6)
+    with pytest.raises(OptionError, match="passes is a whole number from 2, or None for one per coordinate; got 1"):
+        spline_flow(6, passes=1)
