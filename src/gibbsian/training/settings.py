@@ -62,9 +62,11 @@ class TrainingSettings:
     max_rollbacks: int = _setting(3, "Returns to the last good checkpoint before training gives up.")
     rollback_learning_rate_factor: float = _setting(0.5, "The learning rate is multiplied by this at every rollback.")
     patience: int = _setting(3, "Records in a row that must look ill before it counts (non-finite numbers: at once).")
-    gap_limit: float = _setting(1000.0, "Energy gap between data and samples, in nats, below which none is a runaway.")
+    gap_limit: float = _setting(
+        4.0, "Energy gap between data and samples, in nats per coordinate of a row, below which none is a runaway."
+    )
     gap_ratio: float = _setting(
-        20.0, "A runaway gap is also this many times its usual size, the lowest running median so far."
+        20.0, "A runaway gap is also this many times its usual size, the lowest running median so far, or it keeps growing."
     )
     gradient_limit: float = _setting(1000.0, "Gradient norm, in nats per unit of weight, below which none explodes.")
     gradient_ratio: float = _setting(100.0, "An exploding gradient norm is also this many times its usual size.")
