@@ -71,7 +71,7 @@ class Recipe:
     )
     spectral_norm: bool = _option(False, "Bound the slope of an mlp, convolutional or residual energy.")
     base_scale: float = _option(1.3, "Standard deviation of the Gaussian base of an energy without noise levels.")
-    base_fitted: bool = _option(False, "Give the base each coordinate's mean and spread in the data instead.")
+    base_fitted: bool = _option(False, "Center the base at the data's mean, as wide as data_noise; see `build_base`.")
     objective: ObjectiveName = _option(
         "multi-level-denoising", "How it is fitted: multi-level-denoising, denoising, noise-contrastive, pcd or cd."
     )
@@ -114,6 +114,10 @@ class Recipe:
             raise OptionError(
                 "Noise levels need 0 < sigma_min <= sigma_density < sigma_max; got "
                 f"{self.sigma_min}, {self.sigma_density}, {self.sigma_max}."
+            )
+        if self.base_fitted and not self.data_noise > 0.0:
+            raise OptionError(
+                "base_fitted makes the base as wide as data_noise, which is 0; set data_noise, or base_fitted=False."
             )
         if not 0.0 <= self.noise_tail < 1.0:
             raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
@@ -234,24 +238,28 @@ def _defaults(
         # Resampled draws of the base are in the right places already; the chains only take copies apart.
         return recipe | {"step_size": 0.05, "sample_steps": 100}, training
     if kind == "image":
-        return _image_chains(objective, d, energy)
+        training = {"steps": 2000, "learning_rate": 1e-3, "betas": (0.0, 0.999), "ema_decay": 0.99}
+        return _image_pcd(d, energy) if objective == "pcd" else _image_cd(), training
     recipe = {"energy": "mlp", "width": 128, "depth": 3, "step_size": 0.02}
     return recipe, {"steps": 2000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
 
 
-def _image_chains(objective: str, d: int, energy: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Images by chains: the data with noise, which the draws lose again, from a base that has their moments.
+def _image_pcd(d: int, energy: str | None) -> dict[str, Any]:
+    """Images by persistent chains: the data with noise, which draws lose again.
 
-    Noise is what lets plain Langevin chains move from image to image, and it is the floor of the network's slopes.
+    Noise is what lets plain Langevin chains move from image to image, in steps in proportion to its variance.
     """
-    recipe = {"energy": "mlp", "width": 256, "depth": 3, "kernel": "ula", "base_fitted": True}
+    noise = 0.25 if d <= 256 else 0.5
+    recipe = {"energy": "mlp", "width": 256, "depth": 3, "kernel": "ula", "step_size": 0.32 * noise**2}
     if energy in ("convolutional", "residual"):
-        recipe |= {"energy": energy, "width": 32}
-    if objective == "pcd":
-        noise = 0.35 if d <= 256 else 0.5
-        recipe |= {"data_noise": noise, "denoise": True, "step_size": 0.32 * noise**2, "chain_steps": 10}
-        recipe |= {"buffer_size": 1024, "restart": 0.01, "sample_steps": 300}
-    return recipe, {"steps": 2000, "learning_rate": 1e-3, "betas": (0.0, 0.999), "ema_decay": 0.99}
+        recipe["width"] = 32
+    recipe |= {"data_noise": noise, "base_fitted": True, "denoise": True}
+    return recipe | {"chain_steps": 10, "buffer_size": 1024, "restart": 0.01, "sample_steps": 300}
+
+
+def _image_cd() -> dict[str, Any]:
+    recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.01}
+    return recipe | {"base_scale": 0.7, "energy_penalty": 0.01}
 
 
 def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
@@ -273,16 +281,14 @@ def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
 def build_base(recipe: Recipe, data: Tensor | None = None) -> Gaussian:
     """Build the Gaussian that an energy without noise levels contains.
 
-    With ``base_fitted`` it takes mean and standard deviation of each coordinate from data in model units, with the
-    noise that is added to them; without data it only has their shape, to be loaded into.
+    With ``base_fitted`` it is the mean of the data, in model units, with the noise that is added to them. No other base
+    has the right width along the many directions in which noise is all there is, and a network finds it easier to widen
+    a Gaussian along the few others than to narrow one along the many. Without data the mean is to be loaded.
     """
     if not recipe.base_fitted:
         return Gaussian(recipe.shape, scale=recipe.base_scale)
-    if data is None:
-        return Gaussian(recipe.shape, scale=torch.full(recipe.shape, recipe.base_scale))
-    # A coordinate that never changes would have no spread at all, and no chain could move along it.
-    variance = (data.var(0, correction=0) + recipe.data_noise**2).clamp(min=1e-4)
-    return Gaussian(recipe.shape, loc=data.mean(0), scale=variance.sqrt())
+    mean = torch.zeros(recipe.shape) if data is None else data.mean(0)
+    return Gaussian(recipe.shape, loc=mean, scale=recipe.data_noise)
 
 
 def base_of(recipe: Recipe, energy: Energy) -> Tractable:
@@ -299,7 +305,12 @@ def build_noise(recipe: Recipe, data: Tensor | None = None) -> Tractable:
     neither data nor noise ever are, a network's energy is anything, and may hold all the mass.
     """
     base = build_base(recipe, data)
-    if recipe.base_fitted or recipe.objective != "noise-contrastive" or recipe.noise_tail == 0.0 or len(recipe.shape) != 1:
+    if (
+        recipe.base_fitted
+        or recipe.objective != "noise-contrastive"
+        or recipe.noise_tail == 0.0
+        or len(recipe.shape) != 1
+    ):
         return base
     scales = torch.tensor([1.0, TAIL]) * recipe.base_scale
     return GaussianMixture(

@@ -112,7 +112,7 @@ class DataScale:
 
     @staticmethod
     def of(x: Tensor) -> DataScale:
-        """Measure it: root mean variance per coordinate, the share of entries off the extreme values, the size of a row."""
+        """Measure it: root mean variance, the share of entries off the extreme values, and the size of a row."""
         deviation = x.var(0, correction=0).mean().sqrt()
         low, high = torch.aminmax(x)
         interior = ((x != low) & (x != high)).to(torch.float32).mean()

@@ -66,7 +66,8 @@ class TrainingSettings:
         4.0, "Energy gap between data and samples, in nats per coordinate of a row, below which none is a runaway."
     )
     gap_ratio: float = _setting(
-        20.0, "A runaway gap is also this many times its usual size, the lowest running median so far, or it keeps growing."
+        20.0,
+        "A runaway gap is also this many times its usual size, the lowest running median so far, or it keeps growing.",
     )
     gradient_limit: float = _setting(1000.0, "Gradient norm, in nats per unit of weight, below which none explodes.")
     gradient_ratio: float = _setting(100.0, "An exploding gradient norm is also this many times its usual size.")
