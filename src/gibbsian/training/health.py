@@ -26,7 +26,7 @@ at every record (non-finite numbers as soon as they are seen):
 ``edge``
     Exact likelihood whose model has mass at the edge of its box, and more beyond it.
 ``unlike``
-    A run whose chains, at its end, are farther from the data than independent columns would be: it was useless. This is
+    A run whose chains, at its end, are farther from the data than a Gaussian would be: it was useless. This is
     not a stop but a verdict, see `gibbsian.training.verdict`.
 
 All but the first and last must last for ``patience`` records in a row. The usual size is the lowest running median so

@@ -87,7 +87,7 @@ class TrainingSettings:
     )
     unlike_limit: float = _setting(
         2.0,
-        "Chains that end a run at more than this many times the distance of independent columns are unlike the data.",
+        "Chains that end a run at more than this many times a Gaussian's distance from the data are unlike them.",
     )
 
     def __post_init__(self) -> None:
