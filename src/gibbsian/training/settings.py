@@ -86,7 +86,7 @@ class TrainingSettings:
         1e-3, "Exact likelihood's box is too small when more than this part of the mass lies at its edge."
     )
     unlike_limit: float = _setting(
-        2.0,
+        1.0,
         "Chains that end a run at more than this many times a Gaussian's distance from the data are unlike them.",
     )
 

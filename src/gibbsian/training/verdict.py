@@ -44,7 +44,7 @@ def chain_distance(state: TrainingState) -> Estimate | None:
     Parameters
     ----------
     state
-        At the end of a run; its generator is not touched. The data are those of its probe.
+        At the end of a run; its generator is not touched. The data are its rows of reference.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def chain_distance(state: TrainingState) -> Estimate | None:
         With its standard error, of several buffers the largest; infinite if a chain is not finite, ``None`` without
         enough chains.
     """
-    data = state.probe.x
+    data = state.reference.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
     found: list[Estimate] = []
     for buffer, noise in buffers(state.objective):
