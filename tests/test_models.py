@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickletools
@@ -137,6 +138,19 @@ def test_a_gaussian_model_draws_and_integrates_exactly():
     assert abs(float(z.value)) < 1e-4
     assert float(z.lower) <= 1e-4
     assert float(z.upper) >= -1e-4
+
+
+def test_draws_of_noisy_data_lose_the_noise_again():
+    """With nothing learned every image is the mean with noise, of which the mean is left."""
+    recipe = choose("image", (1, 4, 4), 100, {"objective": "pcd", "width": 4, "sample_steps": 20})
+    data = torch.rand(200, 1, 4, 4, generator=generator())
+    energy = initial_weights(recipe, data)
+    for p in energy.parameters():
+        p.data.zero_()
+    model = Model(energy, recipe, identity_scaling((1, 4, 4)))
+    torch.testing.assert_close(model.draw(50, generator(1)), data.mean(0).expand(50, 1, 4, 4), atol=1e-4, rtol=1e-4)
+    noisy = Model(energy, dataclasses.replace(recipe, denoise=False), model.scaling).draw(2000, generator(1))
+    assert float((noisy - data.mean(0)).std()) == pytest.approx(recipe.data_noise, rel=0.02)
 
 
 def test_resampling_finds_modes_in_their_proportions():

@@ -8,12 +8,25 @@ import json
 import pytest
 import torch
 
-from gibbsian import MALA, ULA, Gaussian, Model, NoiseConditional, Recipe, TrainingSettings, fit, load, quadrature
+from gibbsian import (
+    MALA,
+    ULA,
+    Gaussian,
+    Model,
+    NoiseConditional,
+    Recipe,
+    TrainingSettings,
+    fit,
+    load,
+    quadrature,
+    sample,
+)
 from gibbsian.errors import GibbsianError, ModelFileError, OptionError
 from gibbsian.objectives.base import Batch
 from gibbsian.recipes import (
     TAIL,
     VERSION,
+    base_of,
     build_annealing,
     build_base,
     build_energy,
@@ -21,6 +34,7 @@ from gibbsian.recipes import (
     build_noise,
     build_objective,
     choose,
+    exact_noise,
     initial_weights,
 )
 
@@ -104,6 +118,38 @@ def test_the_default_recipe_fits_densities_in_the_plane(name, limit):
 @pytest.mark.slow
 def test_noise_without_a_wide_part_loses_the_bananas_tails():
     assert distance_to_truth("banana", noise_tail=0.0) > 0.5
+
+
+def test_the_base_of_images_by_persistent_chains_is_their_mean_with_noise():
+    recipe = choose("image", (1, 8, 8), 1000, {"objective": "pcd", "width": 4})
+    data = torch.rand(300, 1, 8, 8, generator=generator())
+    base = build_base(recipe, data)
+    torch.testing.assert_close(base.loc, data.mean(0))
+    assert bool((base.scale == recipe.data_noise).all())
+    objective = build_objective(recipe, data)
+    torch.testing.assert_close(objective.base.loc, data.mean(0))
+    # An energy is built without data to load a saved one into it.
+    energy, empty = initial_weights(recipe, data), build_energy(recipe)
+    empty.load_state_dict(energy.state_dict())
+    torch.testing.assert_close(base_of(recipe, empty).loc, data.mean(0))
+    assert choose("image", (1, 8, 8), 1000, {"objective": "pcd", "energy": "residual"}).width == 32
+    with pytest.raises(OptionError, match="set data_noise, or base_fitted=False"):
+        choose("image", (1, 8, 8), 1000, {"objective": "pcd", "data_noise": 0.0})
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 1.9])
+def test_the_noise_of_a_langevin_step_keeps_a_gaussian_as_it_is(part):
+    sigma = 0.5
+    kernel = ULA(part * sigma**2, exact_noise(part * sigma**2, sigma))
+    x = sigma * torch.randn(400, 50, generator=generator(1))
+    moved = sample(Gaussian(50, scale=sigma), kernel, x, steps=50, rng=generator(2)).x
+    # 20,000 numbers know their variance to 1 per cent.
+    assert float(moved.var()) == pytest.approx(sigma**2, rel=0.04)
+    plain = sample(Gaussian(50, scale=sigma), ULA(part * sigma**2), x, steps=50, rng=generator(2)).x
+    assert float(plain.var()) > sigma**2 * (1.0 + 0.3 * part)
+    assert exact_noise(0.1, 0.0) is None
+    with pytest.raises(OptionError, match=r"twice the square of data_noise, 0\.5; got 0\.5"):
+        exact_noise(0.5, 0.5)
 
 
 def test_overrides_win_wherever_they_live():

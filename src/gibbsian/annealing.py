@@ -23,6 +23,7 @@ from gibbsian.errors import DivergenceError, OptionError
 from gibbsian.kernels.base import Kernel, evaluate
 from gibbsian.kernels.langevin import ULA
 from gibbsian.sampling import sample
+from gibbsian.typing import EnergyFn
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,19 @@ def anneal(
         if progress is not None:
             progress(1)
     if annealing.denoise:
-        x = x - sigmas[-1] ** 2 * evaluate(energy.given(sigma=sigmas[-1]), x)[1]
+        x = denoised(energy.given(sigma=sigmas[-1]), x, sigmas[-1])
         _require_finite(x, f"when the noise of {sigmas[-1]:.4g} was taken out")
     return x
+
+
+def denoised(energy: EnergyFn, x: Tensor, sigma: float) -> Tensor:
+    r"""Take out the noise that a density was smoothed with: :math:`x - \sigma^2 \nabla E(x)`.
+
+    It is the mean of what x was before Gaussian noise of standard deviation ``sigma`` was added. Chains that walk a
+    smoothed density and end with this are those of `Neural empirical Bayes (Saremi & Hyvärinen, 2019)
+    <https://www.jmlr.org/papers/v20/19-216.html>`_.
+    """
+    return x - sigma**2 * evaluate(energy, x)[1]
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.adaptation import tune
-from gibbsian.annealing import anneal
+from gibbsian.annealing import anneal, denoised
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy
 from gibbsian.energies.noise import NoiseConditional
@@ -31,7 +31,7 @@ from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import Path as EnergyPath
 from gibbsian.partition.paths import noise_levels
-from gibbsian.recipes import Recipe, build_annealing, build_energy, build_kernel, build_noise
+from gibbsian.recipes import Recipe, base_of, build_annealing, build_energy, build_kernel
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 
@@ -71,7 +71,7 @@ class Model:
         """The tractable density where sampling and annealing start, in model units."""
         if self.recipe.noise_conditional:
             return cast(NoiseConditional, self.energy).base(self.recipe.sigma_max)
-        return build_noise(self.recipe)
+        return base_of(self.recipe, self.energy)
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
@@ -108,7 +108,10 @@ class Model:
         if n < 1:
             raise OptionError(f"n counts the draws, 1 or more; got {n}.")
         if not self.recipe.noise_conditional:
-            return self.chains(n, rng, progress=progress).x
+            x = self.chains(n, rng, progress=progress).x
+            if not (self.recipe.denoise and self.recipe.objective == "pcd"):
+                return x
+            return torch.cat([denoised(self.density, part, self.recipe.data_noise) for part in x.split(ROWS_AT_ONCE)])
         start = self.base.sample(n, rng)
         annealing = build_annealing(self.recipe)
         if sigma is not None:

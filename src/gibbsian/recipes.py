@@ -71,6 +71,7 @@ class Recipe:
     )
     spectral_norm: bool = _option(False, "Bound the slope of an mlp, convolutional or residual energy.")
     base_scale: float = _option(1.3, "Standard deviation of the Gaussian base of an energy without noise levels.")
+    base_fitted: bool = _option(False, "Center the base at the data's mean, as wide as data_noise; see `build_base`.")
     objective: ObjectiveName = _option(
         "multi-level-denoising", "How it is fitted: multi-level-denoising, denoising, noise-contrastive, pcd or cd."
     )
@@ -91,7 +92,7 @@ class Recipe:
     data_noise: float = _option(0.0, "Noise added to the data in pcd.")
     levels: int = _option(16, "Noise levels that sampling walks down.")
     corrector_steps: int = _option(1, "Langevin steps at each of them.")
-    denoise: bool = _option(False, "End a walk down the levels by taking out the last noise.")
+    denoise: bool = _option(False, "End draws by taking out the last noise: the lowest level's, or pcd's data_noise.")
     sample_steps: int = _option(500, "Chain steps of sampling an energy without noise levels.")
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = _option(0, "Seed of everything random.")
@@ -113,6 +114,10 @@ class Recipe:
             raise OptionError(
                 "Noise levels need 0 < sigma_min <= sigma_density < sigma_max; got "
                 f"{self.sigma_min}, {self.sigma_density}, {self.sigma_max}."
+            )
+        if self.base_fitted and not self.data_noise > 0.0:
+            raise OptionError(
+                "base_fitted makes the base as wide as data_noise, which is 0; set data_noise, or base_fitted=False."
             )
         if not 0.0 <= self.noise_tail < 1.0:
             raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
@@ -202,15 +207,17 @@ def choose(
             objective = "noise-contrastive" if kind == "table" and d <= 5 else "multi-level-denoising"
         else:
             objective = "multi-level-denoising" if energy == "noise-conditional" else "pcd"
-    chosen, training = _defaults(objective, kind, d, rows)
+    chosen, training = _defaults(objective, kind, d, rows, energy)
     chosen["objective"] = objective
     chosen |= {k: v for k, v in given.items() if k in fields}
     training |= {k: v for k, v in given.items() if k in settings}
     return Recipe(kind=kind, shape=tuple(shape), training=TrainingSettings(**training), **chosen)
 
 
-def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings measured to work (benchmarks/digits.py, benchmarks/densities.py), by objective and kind."""
+def _defaults(
+    objective: str, kind: DataKind, d: int, rows: int, energy: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings measured to work (benchmarks/digits.py, densities.py, dependable.py), by objective and kind."""
     if objective == "multi-level-denoising":
         recipe = {"energy": "noise-conditional", "width": 256, "depth": 3}
         # An epoch more or less does not matter; small sets overfit long before large ones have been seen once.
@@ -231,15 +238,32 @@ def _defaults(objective: str, kind: DataKind, d: int, rows: int) -> tuple[dict[s
         # Resampled draws of the base are in the right places already; the chains only take copies apart.
         return recipe | {"step_size": 0.05, "sample_steps": 100}, training
     if kind == "image":
-        recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.01}
-        recipe |= {"base_scale": 0.7, "energy_penalty": 0.01, "data_noise": 0.15}
-        return recipe, {"steps": 2000, "learning_rate": 3e-4, "betas": (0.0, 0.999), "ema_decay": 0.99}
+        training = {"steps": 2000, "learning_rate": 1e-3, "betas": (0.0, 0.999), "ema_decay": 0.99}
+        return _image_pcd(d, energy) if objective == "pcd" else _image_cd(), training
     recipe = {"energy": "mlp", "width": 128, "depth": 3, "step_size": 0.02}
     return recipe, {"steps": 2000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
 
 
-def build_energy(recipe: Recipe) -> Energy:
-    """Build the untrained energy; with a Gaussian base added where there are no noise levels."""
+def _image_pcd(d: int, energy: str | None) -> dict[str, Any]:
+    """Images by persistent chains: the data with noise, which draws lose again.
+
+    Noise is what lets plain Langevin chains move from image to image, in steps in proportion to its variance.
+    """
+    noise = 0.25 if d <= 256 else 0.5
+    recipe = {"energy": "mlp", "width": 256, "depth": 3, "kernel": "ula", "step_size": 0.32 * noise**2}
+    if energy in ("convolutional", "residual"):
+        recipe["width"] = 32
+    recipe |= {"data_noise": noise, "base_fitted": True, "denoise": True}
+    return recipe | {"chain_steps": 10, "buffer_size": 1024, "restart": 0.01, "sample_steps": 300}
+
+
+def _image_cd() -> dict[str, Any]:
+    recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.01}
+    return recipe | {"base_scale": 0.7, "energy_penalty": 0.01}
+
+
+def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
+    """Build the untrained energy; with a Gaussian base added where there are no noise levels, see `build_base`."""
     if recipe.noise_conditional:
         sizes = (recipe.width, recipe.depth, recipe.frequencies, recipe.local)
         return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout)
@@ -251,22 +275,42 @@ def build_energy(recipe: Recipe) -> Energy:
         net = ConvEnergy(recipe.shape, widths, spectral_norm=recipe.spectral_norm)
     else:
         net = ResidualEnergy(recipe.shape, widths, spectral_norm=recipe.spectral_norm)
-    return net + build_base(recipe)
+    return net + build_base(recipe, data)
 
 
-def build_base(recipe: Recipe) -> Gaussian:
-    """Build the Gaussian that an energy without noise levels contains."""
-    return Gaussian(recipe.shape, scale=recipe.base_scale)
+def build_base(recipe: Recipe, data: Tensor | None = None) -> Gaussian:
+    """Build the Gaussian that an energy without noise levels contains.
+
+    With ``base_fitted`` it is the mean of the data, in model units, with the noise that is added to them. No other base
+    has the right width along the many directions in which noise is all there is, and a network finds it easier to widen
+    a Gaussian along the few others than to narrow one along the many. Without data the mean is to be loaded.
+    """
+    if not recipe.base_fitted:
+        return Gaussian(recipe.shape, scale=recipe.base_scale)
+    mean = torch.zeros(recipe.shape) if data is None else data.mean(0)
+    return Gaussian(recipe.shape, loc=mean, scale=recipe.data_noise)
 
 
-def build_noise(recipe: Recipe) -> Tractable:
+def base_of(recipe: Recipe, energy: Energy) -> Tractable:
+    """Find the base of a trained energy, where its chains and its annealing start."""
+    if not recipe.base_fitted:
+        return build_noise(recipe)
+    return next(part for part in energy.modules() if isinstance(part, Gaussian))
+
+
+def build_noise(recipe: Recipe, data: Tensor | None = None) -> Tractable:
     """Build what an energy without noise levels is contrasted with, and where its chains start.
 
     It is the Gaussian that the energy contains. For noise contrastive estimation on tables part of it is wider: where
     neither data nor noise ever are, a network's energy is anything, and may hold all the mass.
     """
-    base = build_base(recipe)
-    if recipe.objective != "noise-contrastive" or recipe.noise_tail == 0.0 or len(recipe.shape) != 1:
+    base = build_base(recipe, data)
+    if (
+        recipe.base_fitted
+        or recipe.objective != "noise-contrastive"
+        or recipe.noise_tail == 0.0
+        or len(recipe.shape) != 1
+    ):
         return base
     scales = torch.tensor([1.0, TAIL]) * recipe.base_scale
     return GaussianMixture(
@@ -291,13 +335,13 @@ def build_objective(recipe: Recipe, data: Tensor) -> Objective:
     if recipe.objective == "denoising":
         return DenoisingScoreMatching(recipe.sigma_min)
     if recipe.objective == "noise-contrastive":
-        return NoiseContrastiveEstimation(build_noise(recipe), recipe.noise_ratio)
+        return NoiseContrastiveEstimation(build_noise(recipe, data), recipe.noise_ratio)
     kernel, penalty = build_kernel(recipe), recipe.energy_penalty
     if recipe.objective == "cd":
         return ContrastiveDivergence(kernel, recipe.chain_steps, energy_penalty=penalty)
     return PersistentContrastiveDivergence(
         kernel,
-        build_base(recipe),
+        build_base(recipe, data),
         steps=recipe.chain_steps,
         buffer_size=recipe.buffer_size,
         restart=recipe.restart,
@@ -329,8 +373,27 @@ class RelativeWeight:
 def build_kernel(recipe: Recipe) -> Kernel:
     """Build the kernel of training chains."""
     if recipe.kernel == "ula":
-        return ULA(recipe.step_size)
+        return ULA(recipe.step_size, exact_noise(recipe.step_size, recipe.data_noise))
     return MALA(recipe.step_size) if recipe.kernel == "mala" else HMC(recipe.step_size, leapfrog=5)
+
+
+def exact_noise(step_size: float, sigma: float) -> float | None:
+    r"""Noise of a Langevin step that leaves a Gaussian of standard deviation ``sigma`` as it is.
+
+    With :math:`s^2 = 2h (1 - h / 2\sigma^2)` the Euler step is the exact one along all directions in which noise of
+    ``sigma`` is all there is: most of them, in images. With :math:`2h` chains would be too hot there by a part of
+    :math:`h / 2\sigma^2`, which adds up to many nats over the pixels and which no energy can make up for.
+
+    Raises
+    ------
+    OptionError
+        If the step is too large for any noise to do so.
+    """
+    if not sigma:
+        return None
+    if not step_size < 2.0 * sigma**2:
+        raise OptionError(f"step_size is below twice the square of data_noise, {2.0 * sigma**2:.4g}; got {step_size}.")
+    return (2.0 * step_size * (1.0 - step_size / (2.0 * sigma**2))) ** 0.5
 
 
 def build_annealing(recipe: Recipe) -> Annealing:
@@ -342,7 +405,7 @@ def initial_weights(recipe: Recipe, data: Tensor) -> Energy:
     """Build the energy with weights that depend on the seed alone, calibrated to data in model units."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        energy = build_energy(recipe)
+        energy = build_energy(recipe, data)
     if isinstance(energy, NoiseConditional):
         energy.calibrate(data)
     return energy

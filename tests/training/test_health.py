@@ -9,9 +9,13 @@ from training_cases import QUIET, Bowl, Chains, ExactLikelihood, rows, same
 
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.energies.base import Energy
+from gibbsian.energies.neural import MLP
+from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import DivergenceError, DomainError
+from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.objectives.contrastive import PersistentContrastiveDivergence
 from gibbsian.training.fit import fit, take_step
 from gibbsian.training.health import DataScale, Health
 from gibbsian.training.metrics import read_metrics
@@ -25,7 +29,7 @@ def seeded(seed=0):
 
 def watch(records, settings=None, data=None):
     """The first alarm that a sequence of records raises, or None."""
-    health = Health(settings or TrainingSettings(), data or DataScale(deviation=1.0, interior=1.0))
+    health = Health(settings or TrainingSettings(), data or DataScale(1.0, 1.0, coordinates=250))
     for step, record in enumerate(records, 1):
         alarm = health.check({"step": step, "loss": 0.0, "grad_norm": 1.0, **record})
         if alarm is not None:
@@ -72,6 +76,28 @@ def test_a_runaway_needs_both_limits():
     assert watch({"gap": 0.1 if i < 50 else 1001.0} for i in range(60)) is not None
 
 
+def grown(start, rate):
+    """Gaps that grow by a constant factor per record."""
+    return ({"gap": -start * math.exp(rate * i)} for i in range(100))
+
+
+@pytest.mark.parametrize("coordinates", [2, 64, 784])
+def test_the_limit_of_a_gap_grows_with_the_coordinates(coordinates):
+    data, settings = DataScale(1.0, 1.0, coordinates), TrainingSettings()
+    alarm = watch(grown(0.1, 0.3), data=data)
+    assert alarm.kind == "gap"
+    assert settings.gap_limit * coordinates < -alarm.value < 4 * settings.gap_limit * coordinates
+    assert watch(({"gap": -0.99 * settings.gap_limit * coordinates * (i > 20)} for i in range(60)), data=data) is None
+
+
+@pytest.mark.parametrize("seen", [0.4, 20.0])
+def test_growth_without_end_is_a_runaway_whatever_was_usual(seen):
+    """From the first records on, when nothing is usual yet, and where large gaps have become so."""
+    data = DataScale(1.0, 1.0, coordinates=2)
+    assert watch(({"gap": -seen * 2.0**i} for i in range(8)), data=data).step <= 9
+    assert watch(({"gap": -seen * 0.9**i} for i in range(99)), data=data) is None
+
+
 def test_a_single_outlier_is_not_an_illness():
     assert watch({"gap": 1e6 if i % 3 == 2 else 0.1} for i in range(60)) is None
     assert watch(({"gap": 1e6 if i > 20 else 0.1} for i in range(60)), TrainingSettings(patience=1)).step == 22
@@ -97,16 +123,16 @@ def test_dead_chains_are_seen(record, metric, remedy):
 
 
 def test_movement_is_measured_on_the_scale_of_the_data():
-    assert watch([{"moved": 1e-6}] * 9, data=DataScale(deviation=1e-3, interior=1.0)) is None
-    assert DataScale.of(3.0 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])) == DataScale(3.0, 0.0)
+    assert watch([{"moved": 1e-6}] * 9, data=DataScale(1e-3, 1.0, 250)) is None
+    assert DataScale.of(3.0 * torch.tensor([[1.0, -1.0], [-1.0, 1.0]])) == DataScale(3.0, 0.0, 2)
 
 
 def test_saturation_is_measured_against_the_data():
-    plain, images = DataScale(1.0, interior=1.0), DataScale(1.0, interior=0.2)
+    plain, images = DataScale(1.0, 1.0, 250), DataScale(1.0, 0.2, 250)
     assert watch([{"saturated": 0.95}] * 3, data=plain).kind == "saturated"
     assert watch([{"saturated": 0.95}] * 9, data=images) is None
     assert watch([{"saturated": 0.99}] * 3, data=images).kind == "saturated"
-    assert watch([{"saturated": 1.0}] * 9, data=DataScale(1.0, interior=0.0)) is None
+    assert watch([{"saturated": 1.0}] * 9, data=DataScale(1.0, 0.0, 250)) is None
 
 
 @pytest.mark.parametrize("metric", ["loss", "grad_norm", "energy_data", "energy_samples", "gap"])
@@ -152,9 +178,9 @@ def test_another_phase_has_another_usual_size():
 
 def test_the_memory_is_restored():
     records = [{"step": i, "loss": 0.0, "grad_norm": 1.0, "gap": 0.1 if i < 30 else 2000.0} for i in range(40)]
-    first = Health(TrainingSettings(), DataScale(1.0, 1.0))
+    first = Health(TrainingSettings(), DataScale(1.0, 1.0, 250))
     assert not any(first.check(r) for r in records[:31])
-    second = Health(TrainingSettings(), DataScale(1.0, 1.0))
+    second = Health(TrainingSettings(), DataScale(1.0, 1.0, 250))
     second.load_state_dict(first.state_dict())
     assert [second.check(r) for r in records[31:33]] == [first.check(r) for r in records[31:33]]
     assert first.streaks["gap"] == 3
@@ -386,7 +412,7 @@ def far():
 
 
 def test_chains_that_came_no_nearer_are_told():
-    with pytest.warns(UserWarning, match="farther from the data than independent columns.*Train for more steps"):
+    with pytest.warns(UserWarning, match="farther from the data than a Gaussian would be.*Train for more steps"):
         run = verdict(far().sample(128, seeded(3)), far())
     (event,) = run.events
     assert (event["event"], event["kind"], event["step"]) == ("verdict", "unlike", 4)
@@ -409,19 +435,73 @@ def test_chains_that_are_like_the_data_are_not():
     assert run.history[-1]["chain_distance"] > 100
 
 
-def test_the_unit_of_the_chains_distance_is_that_of_permuted_columns():
-    """Where two columns are equal, chains with independent ones are at a distance of one, and no model's are."""
-    x = rows(600, dim=1).expand(600, 8).clone() + 0.01 * rows(600, dim=8, seed=3)
+def distance(x, chains, noise=0.0):
+    objective = Held(chains, Gaussian(x.shape[1], scale=torch.ones(x.shape[1], dtype=torch.float64)))
+    objective.exact, objective.data_noise = Shrinking(), noise
+    return fit(Bowl(x.shape[1]), x, objective, rng=seeded(), steps=2, **QUIET).history[-1]["chain_distance"]
 
-    def distance(chains):
-        objective = Held(chains, Gaussian(8, scale=torch.ones(8, dtype=torch.float64)))
-        objective.exact = Shrinking()
-        return fit(Bowl(8), x, objective, rng=seeded(), steps=2, **QUIET).history[-1]["chain_distance"]
 
-    fresh = rows(128, dim=1, seed=11).expand(128, 8).clone()
-    independent = rows(128, dim=8, seed=12)
-    assert abs(distance(fresh)) < 0.2
-    assert distance(independent) == pytest.approx(1.0, abs=0.4)
+def two_humps(n, seed):
+    return rows(n, dim=8, seed=seed) * 0.1 + torch.randint(0, 2, (n, 1), generator=seeded(seed)).double() * 2.0
+
+
+def test_the_unit_of_the_chains_distance_is_that_of_a_gaussian():
+    """Where the data have two humps, draws with their mean and covariance are at a distance of one, and no model's."""
+    x = two_humps(600, 3)
+    noise = rows(128, dim=8, seed=12)
+    gaussian = x.mean(0) + ((noise - noise.mean()) / noise.std()) @ torch.linalg.cholesky(x.T.cov()).T
+    assert abs(distance(x, two_humps(128, 11))) < 0.2
+    assert distance(x, gaussian) == pytest.approx(1.0, abs=0.4)
+
+
+def test_the_noise_of_the_data_is_taken_out_of_the_chains_first():
+    """The noise is a quarter of the variance; minus the energy's slope at mean zero is that of the noisy data."""
+    x = rows(600, dim=8)
+    spread = float(x.std())
+    noisy = rows(128, dim=8, seed=5) + 0.6 * spread * rows(128, dim=8, seed=6) / spread
+    assert distance(x, noisy, noise=0.0) > distance(x, noisy, noise=0.3) + 0.1
+
+
+def three_humps(n):
+    means = torch.tensor([[-2.0, 0.0], [2.0, 1.0], [1.0, -2.5]])
+    x = GaussianMixture(means, torch.full((3,), 0.35), torch.tensor([0.6, 0.3, 0.1])).sample(n, seeded(5))
+    return (x - x.mean(0)) / x.std(0)
+
+
+def in_the_plane(learning_rate, **overrides):
+    """Neural PCD in two dimensions, momentum and all."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        energy = MLP(2, (64, 64, 64), frequencies=3) + Gaussian(2, scale=1.3)
+    objective = PersistentContrastiveDivergence(MALA(0.02), Gaussian(2, scale=1.3), 10, buffer_size=1024)
+    more = {"learning_rate": learning_rate, "batch_size": 128, "log_every": 10, "checkpoint_every": 50} | overrides
+    return fit(energy, three_humps(2000), objective, rng=seeded(), steps=300, **more)
+
+
+def test_a_runaway_in_the_plane_is_caught():
+    """A gap of 20 nats is a wreck in two dimensions; a limit made for images let it pass."""
+    wild = in_the_plane(4e-3, health=False)
+    assert max(abs(r["gap"]) for r in wild.history if "gap" in r) > 20.0
+    with pytest.raises(DivergenceError, match="gap was"):
+        in_the_plane(4e-3, max_rollbacks=0)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_healthy_run_in_the_plane_is_left_alone():
+    assert in_the_plane(3e-4, betas=(0.0, 0.99)).events == []
+
+
+def test_a_runaway_that_the_end_of_a_run_cuts_short_is_told():
+    class Running(Chains):
+        def forward(self, energy, batch, rng):
+            loss = super().forward(energy, batch, rng)
+            self.calls = getattr(self, "calls", 0) + 1
+            return Loss(loss.value, {**loss.metrics, "gap": torch.tensor(-0.1 * 2.0 ** (self.calls / 10))})
+
+    with pytest.warns(UserWarning, match="running away: gap was"):
+        run = fit(Bowl(), rows(), Running(), rng=seeded(), steps=80, log_every=10)
+    assert [(e["event"], e["kind"]) for e in run.events] == [("verdict", "gap")]
+    assert repr(run).startswith("Fit(a runaway at its end")
 
 
 def test_healthy_training_has_no_events():

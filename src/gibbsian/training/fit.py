@@ -34,7 +34,7 @@ from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import Order, TrainingState
-from gibbsian.training.verdict import chain_distance, verdict, warn
+from gibbsian.training.verdict import TOLD, chain_distance, verdicts, warn
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Fit:
     def __repr__(self) -> str:
         """Lead with what went wrong, if anything did."""
         told = [f"{self.rollbacks} rollback{'s' * (self.rollbacks != 1)}"] if self.rollbacks else []
-        told += [f"chains {e['kind']} the data" for e in self.events if e["event"] == "verdict"]
+        told += [TOLD[e["kind"]] for e in self.events if e["event"] == "verdict"]
         warning = "".join(f"{words}, " for words in told)
         last = next((record for record in reversed(self.history) if "loss" in record), None)
         loss = "" if last is None else f", loss {last['loss']:.4g}"
@@ -256,15 +256,12 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
 
 
 def judge(state: TrainingState, recorder: Recorder) -> Record:
-    """Measure how far the chains are at the end, for the last record; a verdict goes before it."""
+    """Look at the end whether the run was useful; verdicts go before the last record, which holds what was measured."""
     distance = chain_distance(state)
-    if distance is None:
-        return {}
-    alarm = verdict(state, distance) if state.settings.health else None
-    if alarm is not None:
+    for alarm in verdicts(state, distance) if state.settings.health else ():
         write(state, recorder, alarm.event("verdict"))
         warn(alarm)
-    return {"chain_distance": distance.value}
+    return {} if distance is None else {"chain_distance": distance.value}
 
 
 def first_broken(state: TrainingState) -> Alarm:

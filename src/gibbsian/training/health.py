@@ -7,9 +7,12 @@ at every record (non-finite numbers as soon as they are seen):
 ``nonfinite``
     A loss or gradient that is NaN or infinite. The step that made it was not applied.
 ``gap``
-    :math:`|\bar E(\text{data}) - \bar E(\text{samples})|` beyond ``gap_limit`` nats *and* ``gap_ratio`` times its
-    usual size. A model that matches the data has a gap near zero; one that runs away has not. Far above zero, the
-    chains have found states much deeper than the data; far below, they no longer reach what the energy has dug.
+    :math:`|\bar E(\text{data}) - \bar E(\text{samples})|` beyond ``gap_limit`` nats per coordinate *and* either
+    ``gap_ratio`` times its usual size or larger than ever before. A model that matches the data has a gap near zero;
+    one that runs away has not, whatever was usual. Far above zero, the chains have found states much deeper than the
+    data; far below, they no longer reach what the energy has dug. Energies are sums over coordinates, and so is the
+    limit: healthy runs were seen below 1 nat per coordinate in 2, 64 and 784 dimensions. A run that ends before a
+    runaway has lasted long enough to be stopped is told of it.
 ``gradient``
     Gradient norms beyond ``gradient_limit`` *and* ``gradient_ratio`` times their usual size.
 ``dead``
@@ -23,7 +26,7 @@ at every record (non-finite numbers as soon as they are seen):
 ``edge``
     Exact likelihood whose model has mass at the edge of its box, and more beyond it.
 ``unlike``
-    A run whose chains, at its end, are farther from the data than independent columns would be: it was useless. This is
+    A run whose chains, at its end, are farther from the data than a Gaussian would be: it was useless. This is
     not a stop but a verdict, see `gibbsian.training.verdict`.
 
 All but the first and last must last for ``patience`` records in a row. The usual size is the lowest running median so
@@ -101,17 +104,19 @@ class Alarm:
 
 @dataclass(frozen=True)
 class DataScale:
-    """What the detectors need to know of the data: its spread, and how much of it lies strictly inside its range."""
+    """What the detectors need to know of the data: its spread, how much of it is inside its range, and coordinates."""
 
     deviation: float
     interior: float
+    coordinates: int
 
     @staticmethod
     def of(x: Tensor) -> DataScale:
-        """Measure it: root mean variance per coordinate, and the share of entries off the extreme values."""
+        """Measure it: root mean variance, the share of entries off the extreme values, and the size of a row."""
         deviation = x.var(0, correction=0).mean().sqrt()
         low, high = torch.aminmax(x)
-        return DataScale(float(deviation), float(((x != low) & (x != high)).to(torch.float32).mean()))
+        interior = ((x != low) & (x != high)).to(torch.float32).mean()
+        return DataScale(float(deviation), float(interior), x[0].numel())
 
 
 class Health:
@@ -127,8 +132,10 @@ class Health:
         """Start anew: nothing is usual yet."""
         self.windows: dict[str, list[float]] = {}
         self.usual: dict[str, float] = {}
+        self.largest: dict[str, float] = {}
         self.streaks: dict[str, int] = {}
         self.moved = False
+        self.suspected: list[Alarm] = []
 
     def check(self, record: Mapping[str, Any]) -> Alarm | None:
         """Read one record; return an alarm if the run is ill."""
@@ -141,14 +148,18 @@ class Health:
             self.phases = phases
         self.moved = self.moved or record.get("grad_norm", math.inf) >= NO_GRADIENT
         alarm: Alarm | None = None
+        self.suspected = []
         for kind, suspicion in self._suspicions(record):
             self.streaks[kind] = self.streaks.get(kind, 0) + 1 if suspicion else 0
-            if suspicion and self.streaks[kind] >= self.settings.patience:
-                alarm = alarm or suspicion
+            if suspicion:
+                self.suspected.append(suspicion)
+                if self.streaks[kind] >= self.settings.patience:
+                    alarm = alarm or suspicion
         for name, value in record.items():
             if last_part(name) in ("gap", "grad_norm"):
                 window = self.windows.setdefault(name, [])
                 window.append(abs(value))
+                self.largest[name] = max(abs(value), self.largest.get(name, 0.0))
                 del window[:-WINDOW]
                 if len(window) >= ENOUGH:
                     self.usual[name] = min(statistics.median(window), self.usual.get(name, math.inf))
@@ -172,7 +183,11 @@ class Health:
                 yield name, detect(record["step"], name, value)
 
     def _gap(self, step: int, name: str, value: float) -> Alarm | None:
-        limit = max(self.settings.gap_limit, self.settings.gap_ratio * self.usual.get(name, math.inf))
+        floor = self.settings.gap_limit * self.data.coordinates
+        limit = max(floor, self.settings.gap_ratio * self.usual.get(name, math.inf))
+        if abs(value) > self.largest.get(name, math.inf):
+            # Where nothing is usual yet, or a runaway has become so, growth without end is the sign.
+            limit = floor
         remedy = _REMEDY["gap_high" if value > 0 else "gap_low"]
         return Alarm("gap", step, name, value, limit, remedy) if abs(value) > limit else None
 
@@ -211,12 +226,14 @@ class Health:
         """Copy the memory."""
         windows = {name: list(window) for name, window in self.windows.items()}
         memory = {"windows": windows, "usual": dict(self.usual), "streaks": dict(self.streaks)}
+        memory |= {"largest": dict(self.largest)}
         return memory | {"phases": dict(self.phases), "moved": self.moved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a memory that `state_dict` copied."""
         self.windows = {k: list(v) for k, v in state["windows"].items()}
         self.usual, self.streaks = dict(state["usual"]), dict(state["streaks"])
+        self.largest = dict(state.get("largest", {}))
         self.phases, self.moved = dict(state.get("phases", {})), bool(state.get("moved", True))
 
 

@@ -62,9 +62,12 @@ class TrainingSettings:
     max_rollbacks: int = _setting(3, "Returns to the last good checkpoint before training gives up.")
     rollback_learning_rate_factor: float = _setting(0.5, "The learning rate is multiplied by this at every rollback.")
     patience: int = _setting(3, "Records in a row that must look ill before it counts (non-finite numbers: at once).")
-    gap_limit: float = _setting(1000.0, "Energy gap between data and samples, in nats, below which none is a runaway.")
+    gap_limit: float = _setting(
+        4.0, "Energy gap between data and samples, in nats per coordinate of a row, below which none is a runaway."
+    )
     gap_ratio: float = _setting(
-        20.0, "A runaway gap is also this many times its usual size, the lowest running median so far."
+        20.0,
+        "A runaway gap is also this many times its usual size, the lowest running median so far, or it keeps growing.",
     )
     gradient_limit: float = _setting(1000.0, "Gradient norm, in nats per unit of weight, below which none explodes.")
     gradient_ratio: float = _setting(100.0, "An exploding gradient norm is also this many times its usual size.")
@@ -83,8 +86,8 @@ class TrainingSettings:
         1e-3, "Exact likelihood's box is too small when more than this part of the mass lies at its edge."
     )
     unlike_limit: float = _setting(
-        2.0,
-        "Chains that end a run at more than this many times the distance of independent columns are unlike the data.",
+        1.0,
+        "Chains that end a run at more than this many times a Gaussian's distance from the data are unlike them.",
     )
 
     def __post_init__(self) -> None:

@@ -27,6 +27,9 @@ FORMAT = 1
 PROBE = 256
 """Rows of data at which the energy's spread is looked at."""
 
+REFERENCE = 1024
+"""Rows that chains are compared with at the end."""
+
 State = dict[str, Any]
 
 _COUNTS = ("order_seed", "rollbacks", "last_target", "records", "seconds")
@@ -61,7 +64,9 @@ class TrainingState:
         self.health = Health(settings, DataScale.of(data.x))
         # Evenly spread, for data may come sorted.
         n = len(data)
-        self.probe = data.rows(torch.linspace(0, n - 1, min(n, PROBE), device=self.device).long())
+        self.probe, self.reference = (
+            data.rows(torch.linspace(0, n - 1, min(n, most), device=self.device).long()) for most in (PROBE, REFERENCE)
+        )
         self.drops = bool(dropout_layers(energy))
         self.step = 0
         self.pending: list[dict[str, Tensor | float]] = []

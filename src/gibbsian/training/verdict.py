@@ -3,20 +3,25 @@ r"""A last look at a run: whether its chains became like the data.
 A run may end in good health and be useless: a learning rate so low that nothing was learned in the steps there were,
 chains so slow that the energy never saw where they go. Persistent chains show it. With the energy distance D,
 
-.. math:: \frac{D(\text{chains}, \text{data})}{D(\text{independent}, \text{data})}
+.. math:: \frac{D(\text{chains}, \text{data})}{D(\text{plain}, \text{data})}
 
-compares them with what needs no model at all: rows of data whose columns were permuted, each on its own. A model of the
-data is well below 1; one that has learned less than the columns' own histograms is above.
+compares them with what needs no network: draws of a Gaussian that has the data's mean and covariance, or, where states
+are discrete, rows of data whose columns were permuted, each on its own. Where noise was added to the data, it is taken
+out of the chains first, as it would be of draws.
+
+And a run may end just as it runs away, before that has lasted long enough to be stopped: that is told too.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, nn
 
+from gibbsian.annealing import denoised
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import energy_distance
@@ -24,19 +29,22 @@ from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
 
 CLOSE = 0.01
-"""The unit is this part of the data's own mean distance at least: columns may be nearly independent by nature."""
+"""The unit is this part of the data's own mean distance at least: the data may be plain by nature."""
 
 FEWEST = 16
 """Chains or rows below which nothing can be said."""
 
+TOLD = {"unlike": "chains unlike the data", "gap": "a runaway at its end"}
+"""Each verdict in a few words."""
+
 
 def chain_distance(state: TrainingState) -> Estimate | None:
-    """Distance of the replay buffer's chains from the data, in units of that of independent columns.
+    """Distance of the replay buffer's chains from the data, in units of that of a plain model.
 
     Parameters
     ----------
     state
-        At the end of a run; its generator is not touched. The data are those of its probe.
+        At the end of a run; its generator is not touched. The data are its rows of reference.
 
     Returns
     -------
@@ -44,42 +52,62 @@ def chain_distance(state: TrainingState) -> Estimate | None:
         With its standard error, of several buffers the largest; infinite if a chain is not finite, ``None`` without
         enough chains.
     """
-    data = state.probe.x
+    data = state.reference.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
     found: list[Estimate] = []
-    for buffer in buffers(state.objective):
+    for buffer, noise in buffers(state.objective):
         n = min(len(data), buffer.size)
         if not buffer.filled or n < FEWEST:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
-        chains = buffer.sample(n, rng)
+        chains = without_noise(state, buffer, n, noise, rng)
         if not bool(torch.isfinite(chains).all()):
             return Estimate(math.inf, 0.0)
-        flat = rows.flatten(1)
-        order = torch.rand(flat.shape, generator=rng, device=flat.device).argsort(0)
-        scale = float(torch.pdist(flat.double()).mean())
-        unit = max(energy_distance(flat.gather(0, order), flat).value, CLOSE * scale)
+        unit = plain_distance(rows, rng, buffer.base.support.is_discrete)
         distance = energy_distance(chains, rows)
         found.append(Estimate(distance.value / unit, distance.stderr / unit))
     return max(found, default=None, key=lambda estimate: estimate.value)
 
 
-def buffers(objective: nn.Module) -> list[ReplayBuffer]:
-    """Find the replay buffers of an objective, each once."""
-    return [module for module in objective.modules() if isinstance(module, ReplayBuffer)]
+def buffers(objective: nn.Module) -> Iterator[tuple[ReplayBuffer, float]]:
+    """Find the replay buffers of an objective, each once, with the noise that its chains should have."""
+    for module in objective.modules():
+        buffer = getattr(module, "buffer", None)
+        if isinstance(buffer, ReplayBuffer):
+            yield buffer, float(getattr(module, "data_noise", 0.0))
 
 
-def verdict(state: TrainingState, distance: Estimate) -> Alarm | None:
-    """Find a run useless whose chains are farther than the limit beyond chance."""
+def without_noise(state: TrainingState, buffer: ReplayBuffer, n: int, noise: float, rng: Generator) -> Tensor:
+    """Chains of a buffer, less the noise that was added to the data."""
+    slots = buffer.peek(n, rng)
+    if not noise:
+        return slots.x
+    return denoised(state.energy.given(**slots.context) if slots.context else state.energy, slots.x, noise)
+
+
+def plain_distance(rows: Tensor, rng: Generator, discrete: bool) -> float:
+    """Distance from the data of what a model without a network makes of them."""
+    flat = rows.flatten(1).double()
+    if discrete:
+        plain = flat.gather(0, torch.rand(flat.shape, generator=rng, device=flat.device).argsort(0))
+    else:
+        values, axes = torch.linalg.eigh(flat.T.cov().reshape(flat.shape[1], -1))
+        noise = torch.randn(flat.shape, generator=rng, device=flat.device, dtype=flat.dtype)
+        plain = flat.mean(0) + (noise * values.clamp(min=0.0).sqrt()) @ axes.T
+    return max(energy_distance(plain, flat).value, CLOSE * float(torch.pdist(flat).mean()))
+
+
+def verdicts(state: TrainingState, distance: Estimate | None) -> list[Alarm]:
+    """Find a run useless whose chains are farther than the limit beyond chance, or whose gap was running away."""
+    found = [alarm for alarm in state.health.suspected if alarm.kind == "gap"][:1]
     limit = state.settings.unlike_limit
-    return unlike(state.step, distance.value, limit) if distance.value > limit + 3.0 * distance.stderr else None
+    if distance is not None and distance.value > limit + 3.0 * distance.stderr:
+        found.append(unlike(state.step, distance.value, limit))
+    return found
 
 
 def warn(alarm: Alarm) -> None:
     """Tell the caller of `fit`."""
-    warnings.warn(
-        f"Training ended, but its chains are farther from the data than independent columns would be: {alarm}. "
-        f"{alarm.remedy}",
-        UserWarning,
-        stacklevel=5,
-    )
+    far = alarm.kind == "unlike"
+    what = "its chains are farther from the data than a Gaussian would be" if far else "it was running away"
+    warnings.warn(f"Training ended, but {what}: {alarm}. {alarm.remedy}", UserWarning, stacklevel=5)
