@@ -301,7 +301,8 @@ def report(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
     for name in options.sets:
         own, setting = [row for row in rows if row["set"] == name], SETS[name]
         if own:
-            told = f"Noise of {setting.sigma} on pixels in [-1, 1]; {options.budget * setting.budget:g} s of training each."
+            seconds = options.budget * setting.budget
+            told = f"Noise of {setting.sigma} on pixels in [-1, 1]; {seconds:g} s of training each."
             sections.append(f"## {name}\n\n{told}\n\n{set_table(own)}")
     write("objectives_images", "Objectives on images", record, sections)
 
