@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from common import RESULTS, Stopwatch, circumstances, generator, over_seeds, table, write
+from gibbsian.building import build_objective, initial_weights
 from gibbsian.data import Dataset, load
 from gibbsian.diagnostics.two_sample import energy_distance
 from gibbsian.models import Model
-from gibbsian.recipes import build_objective, choose, initial_weights
+from gibbsian.recipes import choose
 from gibbsian.training.fit import fit
 
 SETS = ("two-moons", "eight-gaussians", "checkerboard", "pinwheel", "ring", "banana", "double-well")

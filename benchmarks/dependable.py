@@ -33,12 +33,13 @@ from torch import Tensor
 
 import common
 from common import Stopwatch, circumstances, generator, table, write
+from gibbsian.building import build_objective, initial_weights
 from gibbsian.data import Dataset, load
 from gibbsian.diagnostics.two_sample import frechet_distance
 from gibbsian.errors import DivergenceError, GibbsianError
 from gibbsian.evaluation import classifier_features
 from gibbsian.models import Model
-from gibbsian.recipes import build_objective, choose, initial_weights
+from gibbsian.recipes import choose
 from gibbsian.training.fit import Fit, fit
 
 LOWEST, HIGHEST, RUNS = 3e-5, 3e-3, 20

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from common import RESULTS, Stopwatch, circumstances, generator, over_seeds, table, write
+from gibbsian.building import build_objective, initial_weights
 from gibbsian.data import Dataset, load
 from gibbsian.diagnostics.detection import auroc
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
 from gibbsian.errors import DivergenceError
 from gibbsian.models import Model
-from gibbsian.recipes import build_objective, choose, initial_weights
+from gibbsian.recipes import choose
 from gibbsian.training.fit import fit
 
 GREY = 16

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gibbsian import Model, load
+from gibbsian.building import initial_weights
 from gibbsian.data.scaling import identity_scaling
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.energies.tractable import Gaussian
@@ -29,7 +30,7 @@ from gibbsian.evaluation import (
     write_evaluation,
 )
 from gibbsian.partition.base import LogZ
-from gibbsian.recipes import choose, initial_weights
+from gibbsian.recipes import choose
 
 
 def generator(seed=0):

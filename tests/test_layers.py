@@ -26,6 +26,7 @@ LAYERS = (
     {"bridges"},
     {"training"},
     {"recipes"},
+    {"building"},
     {"models"},
     {"estimator", "report", "applications"},
     {"evaluation", "options"},

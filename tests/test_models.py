@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gibbsian import Gaussian, Model, fit, load_model, save_model
+from gibbsian.building import build_objective, initial_weights
 from gibbsian.data.scaling import identity_scaling, range_scaling, standard_scaling
 from gibbsian.errors import DivergenceError, GibbsianError, ModelFileError, OptionError
 from gibbsian.models import replace_file, resampled
-from gibbsian.recipes import build_objective, choose, initial_weights
+from gibbsian.recipes import choose
 from oracles import Z_LIMIT
 
 

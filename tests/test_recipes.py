@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -21,11 +22,8 @@ from gibbsian import (
     quadrature,
     sample,
 )
-from gibbsian.errors import GibbsianError, ModelFileError, OptionError
-from gibbsian.objectives.base import Batch
-from gibbsian.recipes import (
+from gibbsian.building import (
     TAIL,
-    VERSION,
     base_of,
     build_annealing,
     build_base,
@@ -33,13 +31,15 @@ from gibbsian.recipes import (
     build_kernel,
     build_noise,
     build_objective,
-    choose,
     exact_noise,
     initial_weights,
 )
+from gibbsian.errors import GibbsianError, ModelFileError, OptionError
+from gibbsian.objectives.base import Batch
+from gibbsian.recipes import VERSION, ObjectiveName, choose
 
 DATA = [("table", (1,), 50), ("table", (3,), 6000), ("table", (12,), 500), ("image", (1, 8, 8), 1000)]
-OBJECTIVES = ["multi-level-denoising", "denoising", "noise-contrastive", "pcd", "cd"]
+OBJECTIVES = [name for name in get_args(ObjectiveName) if name != "exact-likelihood"]
 
 
 def generator(seed=0):
@@ -65,6 +65,15 @@ def test_every_choice_can_be_built_and_gives_a_loss_with_gradients(kind, shape, 
 def test_a_recipe_is_the_same_after_a_trip_through_json(kind, shape, rows, objective):
     recipe = choose(kind, shape, rows, {"seed": 7} | ({} if objective is None else {"objective": objective}))
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_exact_likelihood_is_for_one_or_two_columns():
+    x = torch.randn((16, 2), generator=generator())
+    recipe = choose("table", (2,), 100, {"objective": "exact-likelihood", "width": 8})
+    energy = initial_weights(recipe, x)
+    assert bool(torch.isfinite(build_objective(recipe, x)(energy, Batch(x), generator(1)).value))
+    with pytest.raises(OptionError, match="exact-likelihood is for tables of one or two columns"):
+        choose("table", (3,), 100, {"objective": "exact-likelihood"})
 
 
 def test_every_field_says_what_it_is():

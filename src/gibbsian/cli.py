@@ -46,8 +46,9 @@ INTERRUPTED = 130
 
 def train(options: Any, command: str = "gibbsian train") -> None:
     """Fit an energy, draw from it, score with it, bracket its log Z, and write a report."""
+    from gibbsian.building import build_annealing, build_objective, initial_weights
     from gibbsian.models import Model, save_model
-    from gibbsian.recipes import build_annealing, build_objective, choose, initial_weights
+    from gibbsian.recipes import choose
     from gibbsian.training.fit import fit
 
     console = _console()

@@ -15,11 +15,12 @@ import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 
+from gibbsian.building import build_objective, initial_weights
 from gibbsian.data.scaling import identity_scaling, range_scaling, standard_scaling
 from gibbsian.errors import ModelFileError, OptionError
 from gibbsian.models import Model, load_model, replace_file, save_model
 from gibbsian.partition.base import LogZ
-from gibbsian.recipes import build_objective, choose, initial_weights
+from gibbsian.recipes import choose
 from gibbsian.training.fit import fit
 
 ESTIMATOR = "estimator.json"

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from gibbsian.adaptation import tune
 from gibbsian.annealing import anneal, denoised
+from gibbsian.building import base_of, build_annealing, build_energy, build_kernel
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy
 from gibbsian.energies.noise import NoiseConditional
@@ -31,7 +32,7 @@ from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import Path as EnergyPath
 from gibbsian.partition.paths import noise_levels
-from gibbsian.recipes import Recipe, base_of, build_annealing, build_energy, build_kernel
+from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 

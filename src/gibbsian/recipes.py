@@ -1,7 +1,7 @@
 """Recipes: which energy, objective, sampler and settings suit which kind of data.
 
 A recipe is a frozen dataclass of plain values. The command line overrides it field by field, the estimator carries it,
-and a saved model is rebuilt from it. Its names become objects here and nowhere else.
+and a saved model is rebuilt from it. Its names become objects in `gibbsian.building` and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,34 +11,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
-import torch
-from torch import Tensor
-
-from gibbsian.annealing import Annealing
-from gibbsian.energies.base import Energy
-from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
-from gibbsian.energies.noise import NoiseConditional
-from gibbsian.energies.targets import GaussianMixture
-from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import ModelFileError, OptionError, unknown_name
-from gibbsian.kernels.base import Kernel
-from gibbsian.kernels.hmc import HMC
-from gibbsian.kernels.langevin import MALA, ULA
-from gibbsian.objectives.base import Objective
-from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
-from gibbsian.objectives.denoising import DenoisingScoreMatching, LogNormal, MultiLevelDenoising
-from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
 from gibbsian.training.settings import TrainingSettings
 
 VERSION = 1
 """Version of the recipe's format; a saved recipe of a later one is refused."""
 
-TAIL = 3.0
-"""How much wider the wide part of the noise is."""
-
 DataKind = Literal["image", "table", "binary"]
 EnergyName = Literal["noise-conditional", "mlp", "convolutional", "residual"]
-ObjectiveName = Literal["multi-level-denoising", "denoising", "noise-contrastive", "pcd", "cd"]
+ObjectiveName = Literal[
+    "multi-level-denoising",
+    "denoising",
+    "noise-contrastive",
+    "ranking-nce",
+    "conditional-nce",
+    "score-matching",
+    "sliced-score-matching",
+    "energy-discrepancy",
+    "exact-likelihood",
+    "pcd",
+    "cd",
+]
 KernelName = Literal["ula", "mala", "hmc"]
 
 
@@ -73,7 +66,9 @@ class Recipe:
     base_scale: float = _option(1.3, "Standard deviation of the Gaussian base of an energy without noise levels.")
     base_fitted: bool = _option(False, "Center the base at the data's mean, as wide as data_noise; see `build_base`.")
     objective: ObjectiveName = _option(
-        "multi-level-denoising", "How it is fitted: multi-level-denoising, denoising, noise-contrastive, pcd or cd."
+        "multi-level-denoising",
+        "How it is fitted: multi-level-denoising, denoising, noise-contrastive, ranking-nce, conditional-nce, "
+        "score-matching, sliced-score-matching, energy-discrepancy, exact-likelihood, pcd or cd.",
     )
     sigma_min: float = _option(0.05, "Lowest noise level; draws are of the data with this much noise.")
     sigma_max: float = _option(8.0, "Highest noise level.")
@@ -82,6 +77,7 @@ class Recipe:
     sigma_std: float = _option(1.3, "Standard deviation of the logarithm of the noise level in training.")
     level_weight: float = _option(0.3, "Weight of fitting the energy's change from level to level.")
     noise_ratio: int = _option(2, "Noise draws per row of data in noise contrastive estimation.")
+    noise_scale: float = _option(0.5, "Spread of the noise around each row in conditional-nce and energy-discrepancy.")
     noise_tail: float = _option(0.1, "Part of that noise drawn three times wider, which teaches the energy its tails.")
     kernel: KernelName = _option("mala", "How chains move in cd, pcd and sampling: ula, mala or hmc.")
     step_size: float = _option(0.01, "The kernel's step size in training; sampling tunes its own for mala and hmc.")
@@ -108,7 +104,8 @@ class Recipe:
                 raise unknown_name(kind, str(getattr(self, name)), get_args(known))
         levels = self.energy == "noise-conditional"
         if levels != (self.objective == "multi-level-denoising"):
-            fits = "multi-level-denoising" if levels else "denoising, noise-contrastive, pcd or cd"
+            others = (name for name in get_args(ObjectiveName) if name != "multi-level-denoising")
+            fits = "multi-level-denoising" if levels else f"one of {', '.join(others)}"
             raise OptionError(f"The {self.energy} energy is fitted by {fits}, not by {self.objective}.")
         if levels and not 0 < self.sigma_min <= self.sigma_density < self.sigma_max:
             raise OptionError(
@@ -119,6 +116,8 @@ class Recipe:
             raise OptionError(
                 "base_fitted makes the base as wide as data_noise, which is 0; set data_noise, or base_fitted=False."
             )
+        if self.objective == "exact-likelihood" and self.shape not in ((1,), (2,)):
+            raise OptionError(f"exact-likelihood is for tables of one or two columns; these rows have {self.shape}.")
         if not 0.0 <= self.noise_tail < 1.0:
             raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
         if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
@@ -156,6 +155,17 @@ class Recipe:
             raise ModelFileError(
                 f"The recipe cannot be read: {error}. It was changed by hand or is damaged."
             ) from error
+
+
+_DENSITIES = (
+    "ranking-nce",
+    "conditional-nce",
+    "score-matching",
+    "sliced-score-matching",
+    "energy-discrepancy",
+    "exact-likelihood",
+)
+"""Objectives that tables may take in the place of noise contrastive estimation, with its network and settings."""
 
 
 def choose(
@@ -232,7 +242,7 @@ def _defaults(
             return recipe | {"dropout": 0.25 if few else 0.0}, training | ({"steps": 2000} if few else {})
         narrow = {"frequencies": 2 if d <= 5 else 0, "gain": 0.0 if d <= 5 else 0.5, "sigma_mean": -1.0}
         return recipe | narrow | {"width": 128}, training
-    if objective == "noise-contrastive":
+    if objective == "noise-contrastive" or (objective in _DENSITIES and kind == "table"):
         recipe = {"energy": "mlp", "width": 128, "depth": 3, "frequencies": 3 if d <= 5 else 0}
         training = {"steps": 2500, "batch_size": 512, "learning_rate": 2e-3, "betas": (0.9, 0.99), "ema_decay": 0.998}
         # Resampled draws of the base are in the right places already; the chains only take copies apart.
@@ -260,155 +270,6 @@ def _image_pcd(d: int, energy: str | None) -> dict[str, Any]:
 def _image_cd() -> dict[str, Any]:
     recipe = {"energy": "convolutional", "width": 32, "depth": 3, "kernel": "ula", "step_size": 0.01}
     return recipe | {"base_scale": 0.7, "energy_penalty": 0.01}
-
-
-def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
-    """Build the untrained energy; with a Gaussian base added where there are no noise levels, see `build_base`."""
-    if recipe.noise_conditional:
-        sizes = (recipe.width, recipe.depth, recipe.frequencies, recipe.local)
-        return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout)
-    widths = tuple(recipe.width * 2**i for i in range(recipe.depth))
-    if recipe.energy == "mlp":
-        hidden = (recipe.width,) * recipe.depth
-        net: Energy = MLP(recipe.shape, hidden, recipe.frequencies, spectral_norm=recipe.spectral_norm)
-    elif recipe.energy == "convolutional":
-        net = ConvEnergy(recipe.shape, widths, spectral_norm=recipe.spectral_norm)
-    else:
-        net = ResidualEnergy(recipe.shape, widths, spectral_norm=recipe.spectral_norm)
-    return net + build_base(recipe, data)
-
-
-def build_base(recipe: Recipe, data: Tensor | None = None) -> Gaussian:
-    """Build the Gaussian that an energy without noise levels contains.
-
-    With ``base_fitted`` it is the mean of the data, in model units, with the noise that is added to them. No other base
-    has the right width along the many directions in which noise is all there is, and a network finds it easier to widen
-    a Gaussian along the few others than to narrow one along the many. Without data the mean is to be loaded.
-    """
-    if not recipe.base_fitted:
-        return Gaussian(recipe.shape, scale=recipe.base_scale)
-    mean = torch.zeros(recipe.shape) if data is None else data.mean(0)
-    return Gaussian(recipe.shape, loc=mean, scale=recipe.data_noise)
-
-
-def base_of(recipe: Recipe, energy: Energy) -> Tractable:
-    """Find the base of a trained energy, where its chains and its annealing start."""
-    if not recipe.base_fitted:
-        return build_noise(recipe)
-    return next(part for part in energy.modules() if isinstance(part, Gaussian))
-
-
-def build_noise(recipe: Recipe, data: Tensor | None = None) -> Tractable:
-    """Build what an energy without noise levels is contrasted with, and where its chains start.
-
-    It is the Gaussian that the energy contains. For noise contrastive estimation on tables part of it is wider: where
-    neither data nor noise ever are, a network's energy is anything, and may hold all the mass.
-    """
-    base = build_base(recipe, data)
-    if (
-        recipe.base_fitted
-        or recipe.objective != "noise-contrastive"
-        or recipe.noise_tail == 0.0
-        or len(recipe.shape) != 1
-    ):
-        return base
-    scales = torch.tensor([1.0, TAIL]) * recipe.base_scale
-    return GaussianMixture(
-        torch.zeros(2, *recipe.shape), scales, torch.tensor([1.0 - recipe.noise_tail, recipe.noise_tail])
-    )
-
-
-def build_objective(recipe: Recipe, data: Tensor) -> Objective:
-    """Build the objective.
-
-    Parameters
-    ----------
-    recipe
-        Names it.
-    data
-        Training rows in model units; the weight of the noise levels needs their spread.
-    """
-    if recipe.objective == "multi-level-denoising":
-        levels = LogNormal(recipe.sigma_mean, recipe.sigma_std, recipe.sigma_min, recipe.sigma_max)
-        spread = float((data - data.mean(0)).square().mean().sqrt())
-        return MultiLevelDenoising(levels, RelativeWeight(spread), recipe.level_weight)
-    if recipe.objective == "denoising":
-        return DenoisingScoreMatching(recipe.sigma_min)
-    if recipe.objective == "noise-contrastive":
-        return NoiseContrastiveEstimation(build_noise(recipe, data), recipe.noise_ratio)
-    kernel, penalty = build_kernel(recipe), recipe.energy_penalty
-    if recipe.objective == "cd":
-        return ContrastiveDivergence(kernel, recipe.chain_steps, energy_penalty=penalty)
-    return PersistentContrastiveDivergence(
-        kernel,
-        build_base(recipe, data),
-        steps=recipe.chain_steps,
-        buffer_size=recipe.buffer_size,
-        restart=recipe.restart,
-        energy_penalty=penalty,
-        data_noise=recipe.data_noise,
-    )
-
-
-@dataclass(frozen=True)
-class RelativeWeight:
-    r"""The weight :math:`1 + \sigma^2 / s^2` of a noise level: no level is lost beside the others.
-
-    In denoiser units it is the weight of `Elucidating the design space of diffusion-based generative models (Karras et
-    al., 2022) <https://arxiv.org/abs/2206.00364>`_.
-
-    Parameters
-    ----------
-    scale
-        The data's overall standard deviation s.
-    """
-
-    scale: float
-
-    def __call__(self, sigma: Tensor) -> Tensor:
-        """Weights of levels, ``(n,)`` to ``(n,)``."""
-        return 1.0 + (sigma / self.scale).square()
-
-
-def build_kernel(recipe: Recipe) -> Kernel:
-    """Build the kernel of training chains."""
-    if recipe.kernel == "ula":
-        return ULA(recipe.step_size, exact_noise(recipe.step_size, recipe.data_noise))
-    return MALA(recipe.step_size) if recipe.kernel == "mala" else HMC(recipe.step_size, leapfrog=5)
-
-
-def exact_noise(step_size: float, sigma: float) -> float | None:
-    r"""Noise of a Langevin step that leaves a Gaussian of standard deviation ``sigma`` as it is.
-
-    With :math:`s^2 = 2h (1 - h / 2\sigma^2)` the Euler step is the exact one along all directions in which noise of
-    ``sigma`` is all there is: most of them, in images. With :math:`2h` chains would be too hot there by a part of
-    :math:`h / 2\sigma^2`, which adds up to many nats over the pixels and which no energy can make up for.
-
-    Raises
-    ------
-    OptionError
-        If the step is too large for any noise to do so.
-    """
-    if not sigma:
-        return None
-    if not step_size < 2.0 * sigma**2:
-        raise OptionError(f"step_size is below twice the square of data_noise, {2.0 * sigma**2:.4g}; got {step_size}.")
-    return (2.0 * step_size * (1.0 - step_size / (2.0 * sigma**2))) ** 0.5
-
-
-def build_annealing(recipe: Recipe) -> Annealing:
-    """Build the walk down the noise levels by which a noise-conditional energy is sampled."""
-    return Annealing(recipe.sigma_max, recipe.sigma_min, recipe.levels, recipe.corrector_steps, denoise=recipe.denoise)
-
-
-def initial_weights(recipe: Recipe, data: Tensor) -> Energy:
-    """Build the energy with weights that depend on the seed alone, calibrated to data in model units."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        energy = build_energy(recipe, data)
-    if isinstance(energy, NoiseConditional):
-        energy.calibrate(data)
-    return energy
 
 
 def _tuples(saved: Mapping[str, Any], kind: type) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gibbsian import NoiseConditional, anneal, quadrature
+from gibbsian.building import build_annealing
 from gibbsian.errors import DataError, OptionError, ShapeError
-from gibbsian.recipes import Recipe, build_annealing
+from gibbsian.recipes import Recipe
 from oracles import double_precision
 
 SHAPES = [(1,), (3,), (1, 1, 1), (2, 3, 5)]
