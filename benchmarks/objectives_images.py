@@ -40,6 +40,9 @@ from gibbsian.partition.smc import smc
 CHAINS, REVERSED = 512, 128
 """Particles that are drawn, and how many of them go back for the upper bound."""
 
+SPARE = 0.95
+"""Effective part of the particles that each temperature leaves."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -218,7 +221,7 @@ def judged(energy: gb.Energy, target: Target, seed: int) -> dict[str, Any]:
     rng = generator(seed, 2)
     with Stopwatch() as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        found = smc(energy, target.base, rng=rng, chains=CHAINS, populations=8, moves=3, spare=0.95)
+        found = smc(energy, target.base, rng=rng, chains=CHAINS, populations=8, moves=3, spare=SPARE)
         draws = found.draw(CHAINS, rng)
         log_z = bracket(energy, target.base, draws[:REVERSED], rng=rng, schedule=found.schedule, steps=2)
     told = {"FD": target.distance(without_noise(energy, draws, target.setting.sigma)), "judge_cpu": watch.cpu}
@@ -231,7 +234,7 @@ def scores(energy: gb.Energy, target: Target, lower: Any, upper: Any, seed: int)
     inside = energy(target.held_out)
     mean, error = float(-inside.double().mean()), float(inside.double().std()) / len(inside) ** 0.5
     rng = generator(seed, 3)
-    told = {name: auroc(inside, energy(rows), rng=rng).value for name, rows in target.strangers.items()}
+    told = {name: auroc(inside, energy(rows), rng=rng, resamples=2).value for name, rows in target.strangers.items()}
     return {"ll_lower": mean - float(upper), "ll_upper": mean - float(lower), "ll_error": error, "auroc": told}
 
 

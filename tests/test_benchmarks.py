@@ -15,17 +15,44 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def dependable(monkeypatch, tmp_path):
+def script(monkeypatch, tmp_path):
+    """Import a benchmark; what it writes goes to a folder of the test's."""
     pytest.importorskip("sklearn")
     if not FOLDER.is_dir():
         pytest.skip("the benchmarks are not here")
     monkeypatch.syspath_prepend(str(FOLDER))
-    common, found = importlib.import_module("common"), importlib.import_module("dependable")
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.delenv("GIBBSIAN_DATA", raising=False)
-    yield found
-    for name in ("common", "dependable"):
-        sys.modules.pop(name, None)
+    before = set(sys.modules)
+
+    def imported(name):
+        common, found = importlib.import_module("common"), importlib.import_module(name)
+        monkeypatch.setattr(common, "RESULTS", tmp_path)
+        return found
+
+    yield imported
+    for name in set(sys.modules) - before:
+        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
+            sys.modules.pop(name)
+
+
+@pytest.fixture
+def dependable(script):
+    return script("dependable")
+
+
+def test_objectives_are_compared_on_images(script, tmp_path, monkeypatch):
+    images = script("objectives_images")
+    monkeypatch.setattr(images, "CHAINS", 64)
+    monkeypatch.setattr(images, "REVERSED", 32)
+    monkeypatch.setattr(images, "SPARE", 0.5)
+    rows = images.main(["--sets", "digits", "--budget", "0.001", "--methods", "NCE", "PCD"])
+    assert [row["method"] for row in rows] == ["the Gaussian alone", "training rows", "NCE", "PCD"]
+    gaussian, floor, *fitted = rows
+    # Its log Z is known, so that its bounds are one.
+    assert gaussian["ll_lower"] == gaussian["ll_upper"]
+    assert floor["FD"] < gaussian["FD"]
+    assert all(math.isfinite(row["FD"]) and row["auroc"]["shuffled pixels"] > 0.9 for row in fitted)
+    assert "| NCE |" in (tmp_path / "objectives_images.md").read_text()
 
 
 def test_a_tiny_run_writes_after_every_model_and_goes_on(dependable, tmp_path, capsys, monkeypatch):
