@@ -32,6 +32,7 @@ import gibbsian as gb
 from chains import default_folder, make_environments
 from common import circumstances, generator, over_seeds, table, write
 from gibbsian.data import load
+from gibbsian.errors import DivergenceError
 from gibbsian.objectives.base import Objective
 
 HERE = Path(__file__).resolve().parent
@@ -211,7 +212,7 @@ def ours(name: str, method: Method, truth: Plane, seconds: float, seed: int) -> 
     told: dict[str, Any] = {"library": "gibbsian", "method": name, "density": truth.name, "seed": seed}
     try:
         energy, facts = trained(method, truth.rows, seconds, seed)
-    except gb.DivergenceError as error:
+    except DivergenceError as error:
         return told | {"error": str(error)}
     with torch.no_grad():
         values = torch.cat([energy(part) for part in truth.grid.split(20_000)])
