@@ -14,6 +14,7 @@ that of samples, has this gradient; its value is not a likelihood and does not g
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Generator, Tensor
@@ -35,6 +36,9 @@ from gibbsian.objectives.sampler_gradient import SamplerKL, check_differentiable
 from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
 from gibbsian.short_run import ShortRun
 from gibbsian.typing import Context
+
+# Not with the objective itself: a copy of it, or a pickle, has nothing to do with them.
+_SHAPES: WeakKeyDictionary[Objective, Shapes] = WeakKeyDictionary()
 
 
 class ChainObjective(Objective):
@@ -77,7 +81,6 @@ class ChainObjective(Objective):
         self.augment_fraction = augment_fraction
         self.kl = kl
         self.compile_steps = compile
-        self._shapes: Shapes | None = None
 
     @property
     def base(self) -> Tractable | None:
@@ -102,11 +105,12 @@ class ChainObjective(Objective):
         start = self._moved(slots, rng)
         conditional = energy.given(**slots.context) if slots.context else energy
         if self.compile_steps and self.kl is None and is_one_graph(energy, self.kernel, start, self.steps):
-            if self._shapes is None or not self._shapes.serve(energy, self.kernel, start):
-                self._shapes = Shapes.of(conditional, self.kernel, start, rng)
+            shapes = _SHAPES.get(self)
+            if shapes is None or not shapes.serve(energy, self.kernel, start):
+                shapes = _SHAPES[self] = Shapes.of(conditional, self.kernel, start, rng)
             labels, penalty = (context, slots.context), self.energy_penalty
             value, metrics, samples = run_round(
-                energy, conditional, self._shapes, start, x, *labels, self.steps, penalty, rng
+                energy, conditional, shapes, start, x, *labels, self.steps, penalty, rng
             )
         else:
             value, metrics, samples = self._round(energy, conditional, slots, start, x, context, rng)

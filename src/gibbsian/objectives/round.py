@@ -6,7 +6,9 @@ What is checked by looking at values is looked at afterwards.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -33,7 +35,7 @@ from gibbsian.typing import Context
 class Shapes:
     """What a round is compiled for: energy, kernel and chains, with a state of theirs that holds no numbers."""
 
-    owner: object
+    owner: weakref.ref[Any]
     kernel: Kernel
     state: State
 
@@ -41,12 +43,14 @@ class Shapes:
     def of(energy: Energy, kernel: Kernel, start: Tensor, rng: Generator) -> Shapes:
         """Check that all fits together, as `gibbsian.sample` does, and keep the shapes."""
         state = checked_start(energy, kernel, start, rng)
-        return Shapes(owner_of(energy), kernel, map_state(lambda t: t.new_empty(()).expand(t.shape), state))
+        return Shapes(
+            weakref.ref(owner_of(energy)), kernel, map_state(lambda t: t.new_empty(()).expand(t.shape), state)
+        )
 
     def serve(self, energy: Energy, kernel: Kernel, start: Tensor) -> bool:
         """Whether these are still the ones."""
         mine, x = (self.state.x.shape, self.state.x.dtype, self.state.x.device), start
-        return owner_of(energy) is self.owner and kernel is self.kernel and mine == (x.shape, x.dtype, x.device)
+        return owner_of(energy) is self.owner() and kernel is self.kernel and mine == (x.shape, x.dtype, x.device)
 
 
 def is_one_graph(energy: Energy, kernel: Kernel, start: Tensor, steps: int) -> bool:
