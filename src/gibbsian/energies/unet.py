@@ -45,8 +45,7 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
     width
         Feature maps at half size.
     blocks
-        Residual blocks of two 3x3 convolutions: one more at half size on the way down and on the way up than given as
-        0 would mean, ``blocks`` each, and twice as many at a quarter.
+        Residual blocks of two 3x3 convolutions on the way down and on the way up, each; twice as many at a quarter.
     gain
         As in `NoiseConditionalEnergy`.
 
