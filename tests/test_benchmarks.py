@@ -1,5 +1,6 @@
-"""The benchmark of training left alone runs, judges and goes on; its numbers are none of the tests'."""
+"""The benchmarks of training run, judge and go on; their numbers are none of the tests'."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -7,25 +8,47 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from gibbsian.data import load
 from gibbsian.errors import DivergenceError
 from gibbsian.training.fit import Fit
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.fixture
-def dependable(monkeypatch, tmp_path):
+def benchmark(name, monkeypatch, tmp_path):
     pytest.importorskip("sklearn")
     if not FOLDER.is_dir():
         pytest.skip("the benchmarks are not here")
     monkeypatch.syspath_prepend(str(FOLDER))
-    common, found = importlib.import_module("common"), importlib.import_module("dependable")
+    common, found = importlib.import_module("common"), importlib.import_module(name)
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.delenv("GIBBSIAN_DATA", raising=False)
     yield found
-    for name in ("common", "dependable"):
-        sys.modules.pop(name, None)
+    for loaded in ("common", name):
+        sys.modules.pop(loaded, None)
+
+
+@pytest.fixture
+def dependable(monkeypatch, tmp_path):
+    yield from benchmark("dependable", monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def mnist(monkeypatch, tmp_path):
+    """With digits of 8 x 8 pixels, enlarged, in place of both sets."""
+    pytest.importorskip("matplotlib")
+    digits = load("digits")
+    grown = {
+        name: torch.nn.functional.interpolate(getattr(digits, name)[:400] * (255 / 16), size=(28, 28))
+        for name in ("train", "held_out")
+    }
+    labels = {"labels": digits.labels[:400], "held_out_labels": digits.held_out_labels[:400]}
+    enlarged = dataclasses.replace(digits, **grown, **labels, value_range=(0.0, 255.0))
+    for found in benchmark("mnist", monkeypatch, tmp_path):
+        monkeypatch.setattr(found, "load", lambda name: enlarged)
+        yield found
 
 
 def test_a_tiny_run_writes_after_every_model_and_goes_on(dependable, tmp_path, capsys, monkeypatch):
@@ -55,3 +78,22 @@ def test_outcomes(dependable):
     assert dependable.outcome(1.0, 2.0, True, None, DivergenceError("gap")) == "stopped"
     assert dependable.outcome(math.inf, 2.0, False, silent, None) == "broken"
     assert dependable.rates(3) == pytest.approx([3e-5, 3e-4, 3e-3])
+
+
+def test_mnist_writes_after_every_part_and_takes_up_its_runs(mnist, tmp_path, capsys):
+    tiny = ["--budget", "0.0003", "--threads", "1", "--runs", str(tmp_path / "runs")]
+    first = mnist.main([*tiny, "--parts", "main"])
+    assert set(first["main"]["quality"]) == {"short-run", "annealed", "long-run", "training rows (floor)", "Gaussian"}
+    assert (tmp_path / "mnist-draws.png").stat().st_size < 200_000
+    assert (tmp_path / "mnist-ages.png").stat().st_size < 200_000
+    parts = mnist.main([*tiny, "--parts", "ood", "heldout"])
+    assert parts["main"] == json.loads(json.dumps(first["main"])), "the first part is gone, or was run again"
+    assert set(parts["ood"]["pairs"]) == {"MNIST, against Fashion-MNIST", "Fashion-MNIST, against MNIST"}
+    assert list(parts["heldout"]["digits"]) == ["1", "4", "5", "7", "9"]
+    scores = [*parts["ood"]["pairs"].values(), *parts["heldout"]["digits"].values()]
+    assert all(math.isfinite(v) for each in scores for v in torch.tensor(list(each.values())).flatten().tolist())
+    told = (tmp_path / "mnist.md").read_text()
+    assert "## Draws" in told
+    assert "## A digit left out" in told
+    other = mnist.main(["--budget", "0.0004", "--threads", "1", "--parts", "heldout"])
+    assert set(other) == {"heldout"}, "parts of another budget were mixed in"

@@ -1,4 +1,4 @@
-"""The U-Net energy: its Gaussian part is exact, its learned part is the stated formula, bounded, smooth and row by row."""
+"""The U-Net energy: its Gaussian part is exact, its learned part as stated, bounded, smooth, row by row."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def test_it_learns_the_noise_of_stripes():
 
 
 def test_convolutions_are_laid_out_for_speed():
-    layers = [m for m in NoiseConditionalUNet((1, 8, 8)).modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
+    layers = [
+        m for m in NoiseConditionalUNet((1, 8, 8)).modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3
+    ]
     assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in layers)
 
 

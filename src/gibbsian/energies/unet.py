@@ -12,7 +12,6 @@ energies made of denoisers; `Learning normalized image densities via dual score 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +63,7 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
         if height % 4 or breadth % 4:
             raise ShapeError(f"Height and width are multiples of 4; got {tuple(shape)}. Pad the images.")
         if min(width, blocks) < 1 or not 0.0 <= gain <= 1.0:
-            raise OptionError(
-                f"width and blocks are 1 or more, gain between 0 and 1; got {width}, {blocks}, {gain}."
-            )
+            raise OptionError(f"width and blocks are 1 or more, gain between 0 and 1; got {width}, {blocks}, {gain}.")
         self.width, self.blocks = width, blocks
         wide, levels = 2 * width, 2 * len(self.embedding)
         self.level = nn.Sequential(nn.Linear(levels, wide), nn.SiLU())
