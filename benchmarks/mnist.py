@@ -17,7 +17,6 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,14 +29,14 @@ from torch import Tensor, nn
 
 import common
 import gibbsian as gb
-from common import Stopwatch, circumstances, generator, table, write
+from common import Stopwatch, circumstances, generator, write
 from gibbsian.annealing import Annealing, anneal
 from gibbsian.data import Dataset, load
 from gibbsian.diagnostics.detection import auroc
-from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import frechet_distance, memorisation
 from gibbsian.kernels.base import evaluate
 from gibbsian.recipes import RelativeWeight
+from mnist_results import draw_panels, heldout_section, main_section, ood_section, tiles
 
 DIGITS = (1, 4, 5, 7, 9)
 """Left out one at a time, as in `Efficient GAN-based anomaly detection (Zenati et al., 2018)
@@ -353,34 +352,6 @@ def cut(rows: Tensor, options: Options) -> Tensor:
     return rows[: options.scaled(len(rows), 50)]
 
 
-def tiles(x: Tensor, columns: int) -> Any:
-    """Images ``(n, 1, h, w)`` side by side, with a grey line between, as an array."""
-    x = nn.functional.pad(x[: len(x) // columns * columns, 0].clamp(0, 255), (0, 1, 0, 1), value=128.0)
-    n, height, width = x.shape
-    grid = x.view(n // columns, columns, height, width).permute(0, 2, 1, 3)
-    return grid.reshape(n // columns * height, columns * width).numpy()
-
-
-def draw_panels(name: str, panels: Mapping[str, Any], across: int) -> None:
-    """Write panels of tiles with titles, as a small grey PNG."""
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    down = -(-len(panels) // across)
-    height, width = next(iter(panels.values())).shape
-    figure = Figure(figsize=(9.0, 9.0 / across * height / width * down + 0.3 * down), layout="constrained")
-    spaces = figure.subplots(down, across, squeeze=False).ravel()
-    for space in spaces:
-        space.set_axis_off()
-    for space, (title, picture) in zip(spaces, panels.items()):
-        space.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        space.set_title(title, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    common.RESULTS.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("L").quantize(16).save(common.RESULTS / f"mnist-{name}.png", optimize=True)
-
-
 def pictures(dataset: Dataset, shown: Mapping[str, Tensor], run: LongRun, clean: Mapping[int, Tensor]) -> None:
     """Draw the three kinds of draws beside test rows, and the same chains at several ages."""
     columns = min(10, len(shown["long-run"]))
@@ -390,50 +361,6 @@ def pictures(dataset: Dataset, shown: Mapping[str, Tensor], run: LongRun, clean:
     ages = {f"after {age} steps": tiles(x[:wide], wide) for age, x in clean.items()}
     last = dataset.scaling().backward(run.ages[max(run.ages)][:wide])
     draw_panels("ages", ages | {f"after {max(run.ages)} steps, with the noise they live in": tiles(last, wide)}, 1)
-
-
-def main_section(part: Mapping[str, Any]) -> str:
-    """Tables of the first part."""
-    seconds = part["seconds"]
-    rows = []
-    for name, distance in part["quality"].items():
-        every = part["quality_all"].get(name)
-        spent = f"{seconds[name] / 60:.1f}" if name in seconds else ""
-        rows.append([name, Estimate(*distance), Estimate(*every) if every else "", spent])
-    header = ["draws", f"FD, {part['chains']} draws", f"FD, {part['draws']} draws", "minutes"]
-    ages = [[age, Estimate(*d), f"{part['moved'][age]:.0%}"] for age, d in part["ages"].items()]
-    told = (
-        f"Training: {part['steps']} steps, {seconds['training'] / 60:.1f} minutes; {part['parameters']} parameters. "
-        f"In all {sum(seconds.values()) / 60:.1f} minutes. The classifier is right on {part['accuracy']:.2%} of the "
-        f"test rows. Annealed draws lie {part['nearest'][0]:.0f} grey levels from the nearest training row, test rows "
-        f"{part['nearest'][1]:.0f}. Long-run chains: MALA at step size {part['step_size']:.3g}, acceptance "
-        f"{part['acceptance']:.2f}."
-    )
-    ageing = table(["age of the long-run chains, steps", f"FD, {part['chains']} chains", "another class by now"], ages)
-    return "\n\n".join(
-        ("## Draws", told, table(header, rows), ageing, "![draws](mnist-draws.png)", "![chains](mnist-ages.png)")
-    )
-
-
-def ood_section(part: Mapping[str, Any]) -> str:
-    """AUROC of every score."""
-    names = list(next(iter(part["pairs"].values())))
-    rows = [[pair, *(Estimate(*found[k]) for k in names)] for pair, found in part["pairs"].items()]
-    return "## Another data set\n\n" + table(["trained on", *(f"AUROC, {k}" for k in names)], rows) + minutes(part)
-
-
-def heldout_section(part: Mapping[str, Any]) -> str:
-    """AUPRC of every score and digit."""
-    names = list(next(iter(part["digits"].values())))
-    rows = [[digit, *(f"{found[k]:.3f}" for k in names)] for digit, found in part["digits"].items()]
-    means = [sum(found[k] for found in part["digits"].values()) / len(rows) for k in names]
-    rows.append(["mean", *(f"{m:.3f}" for m in means)])
-    return "## A digit left out\n\n" + table(["digit", *(f"AUPRC, {k}" for k in names)], rows) + minutes(part)
-
-
-def minutes(part: Mapping[str, Any]) -> str:
-    """What a part took."""
-    return "\n\nMinutes: " + ", ".join(f"{k} {v / 60:.1f}" for k, v in part["seconds"].items()) + "."
 
 
 NOTES = f"""Pixels go from -1 to 1 in model units. All draws are shown and judged after the noise of their level was
@@ -448,8 +375,8 @@ Scores of foreign rows: the energy of the row, as it is, at one noise level; and
 distance of its energies at four levels from those of 5000 training rows. It was chosen, with its levels, among some
 sixty scores (single energies, score norms, denoising errors, and combinations) on training rows of MNIST alone: by the
 AUPRC of digits 0, 2, 3, 6, 8 under a model of digits 1, 4, 5, 7, 9, trained for 2000 steps. The same is used
-everywhere. Errors of AUROC are bootstrap standard errors. AUPRC: average precision; the digit that was left out is the positive
-class, the negative class are the other nine, both from the 10,000 test rows; chance is its share of them."""
+everywhere. Errors of AUROC are bootstrap standard errors. AUPRC: average precision; the digit that was left out is
+the positive class, the other nine are the negative one, all among the 10,000 test rows; chance is its share of them."""
 
 PARTS = {"main": (run_main, main_section), "ood": (run_ood, ood_section), "heldout": (run_heldout, heldout_section)}
 

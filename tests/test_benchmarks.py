@@ -26,7 +26,7 @@ def benchmark(name, monkeypatch, tmp_path):
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.delenv("GIBBSIAN_DATA", raising=False)
     yield found
-    for loaded in ("common", name):
+    for loaded in ("common", name, f"{name}_results"):
         sys.modules.pop(loaded, None)
 
 
