@@ -35,7 +35,6 @@ from gibbsian.data import Dataset, load
 from gibbsian.diagnostics.detection import auroc
 from gibbsian.diagnostics.two_sample import frechet_distance, memorisation
 from gibbsian.kernels.base import evaluate
-from gibbsian.objectives.base import Batch, Objective
 from gibbsian.recipes import RelativeWeight
 from mnist_results import draw_panels, heldout_section, main_section, ood_section, tiles
 
@@ -43,28 +42,22 @@ DIGITS = (1, 4, 5, 7, 9)
 """Left out one at a time, as in `Efficient GAN-based anomaly detection (Zenati et al., 2018)
 <https://arxiv.org/abs/1802.06222>`_ and the energies judged after it."""
 
-STEPS = {"main": 7000, "fashion": 4000, "heldout": 2500}
-"""Training steps of a model by denoising alone."""
-
-TAIL, ROWS, ROUND, AGE = 1500, 32, 10, 2000
-"""Further steps of the main model with chains: rows and chains of each, Langevin steps per round, and the steps after
-which a chain starts anew on average."""
+STEPS = {"main": 8500, "fashion": 4000, "heldout": 2500}
+"""Training steps of a model."""
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 128,
     "learning_rate": 2e-3,
     "betas": (0.9, 0.99),
     "ema_decay": 0.998,
-    "final_learning_rate_factor": 0.03,
-    # The last look at a run's chains compares them with rows without noise, and theirs have it.
-    "unlike_limit": 1e9,
+    "final_learning_rate_factor": 0.0,
     "tensorboard": False,
 }
 SIGMA_MIN, SIGMA_MAX, SIGMA = 0.05, 8.0, 0.5
 """Noise levels in model units, where pixels go from -1 to 1; the last is that of the chains at rest."""
 
 STRIDE = 0.16
-"""Step size of chains in training, in units of their level's variance: about half of MALA's proposals are accepted."""
+"""First guess of MALA's step size, in units of the level's variance: about half of its proposals are accepted."""
 
 CHAINS, DRAWS = 256, 2000
 """Long-run chains; draws by the faster ways."""
@@ -75,7 +68,7 @@ SHORT, LONG, FALL = 200, 10_000, 1000
 NEAR, FAR = (0.2, 1.4), (1.0, 1.4, 2.0, 2.8)
 """Levels at which single energies tell foreign rows, and those of the score that counts."""
 
-AGES = (200, 1000, 2000, 5000, 10_000)
+AGES = (1000, 2000, 5000, 10_000)
 """Steps after which long-run chains are shown."""
 
 
@@ -107,51 +100,17 @@ class Trained:
         return self.dataset.scaling().forward(x)
 
 
-class AtLevel(Objective):
-    """An objective for the first rows of a batch, with the energy at one noise level."""
-
-    def __init__(self, objective: Objective, sigma: float, rows: int) -> None:
-        super().__init__()
-        self.objective, self.sigma, self.rows = objective, sigma, rows
-
-    def forward(self, energy: gb.Energy, batch: Batch, rng: torch.Generator) -> gb.Loss:
-        """Fix the level."""
-        rows = torch.arange(min(self.rows, len(batch)))
-        return self.objective(energy.given(sigma=self.sigma), batch.rows(rows), rng)
-
-
-def with_chains(denoising: Objective, energy: gb.NoiseConditionalUNet, z: Tensor, steps: int, seed: int) -> Objective:
-    """Denoising, and at the end persistent chains beside it at the level at rest, which start at rows with noise.
-
-    Denoising sees the data's surroundings only. Where else chains get to in the long run is learned by going there.
-    """
-    anew, rng = ROUND / AGE, generator(seed, 4)
-    starts = gb.Starts(data=anew, buffer=1.0 - anew)
-    kernel = gb.MALA(STRIDE * SIGMA**2)
-    chains = gb.CD(kernel, ROUND, starts=starts, base=energy.base(SIGMA), buffer_size=2 * ROWS, data_noise=SIGMA)
-    assert chains.buffer is not None
-    first = z[torch.randperm(len(z), generator=rng)[: 2 * ROWS]]
-    chains.buffer.positions = first + SIGMA * torch.randn(first.shape, generator=rng)
-    chains.buffer.ages = torch.zeros(len(first), dtype=torch.int64)
-    return gb.Phases([(steps, denoising), (None, denoising + AtLevel(chains, SIGMA, ROWS))])
-
-
-def train(name: str, dataset: Dataset, rows: Tensor, steps: int, options: Options, tail: int = 0) -> Trained:
-    """Fit the energy by denoising at many levels, or take up a run that was stopped.
-
-    With a tail, so many steps more with chains.
-    """
+def train(name: str, dataset: Dataset, rows: Tensor, steps: int, options: Options) -> Trained:
+    """Fit the energy by denoising at many levels, or take up a run that was stopped."""
     z = dataset.scaling().forward(rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         energy = gb.NoiseConditionalUNet(dataset.event_shape).calibrate(z)
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
-    objective: Objective = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
-    steps, tail = options.scaled(steps), options.scaled(tail) if tail else 0
-    if tail:
-        objective = with_chains(objective, energy, z, steps, options.seed)
+    objective = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
+    steps = options.scaled(steps)
     home = None if options.runs is None else options.runs / name
-    settings = SETTINGS | {"steps": steps + tail, "warmup_steps": min(200, steps // 4)}
+    settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)}
     rng = generator(options.seed)
     done = gb.fit(energy, z, objective, rng=rng, folder=home, resume=home is not None, **settings)
     print(f"{name}: {done}", flush=True)
@@ -268,7 +227,7 @@ def gaussian_draws(rows: Tensor, n: int, rng: torch.Generator) -> Tensor:
 def run_main(options: Options) -> dict[str, Any]:
     """Train on MNIST, draw in three ways, judge and show."""
     dataset = load("mnist")
-    model = train("main", dataset, dataset.train, STEPS["main"], options, TAIL)
+    model = train("main", dataset, dataset.train, STEPS["main"], options)
     energy, back = model.energy, dataset.scaling().backward
     chains, draws = options.scaled(CHAINS, 8), options.scaled(DRAWS, 16)
     seconds = {"training": model.seconds}
@@ -355,7 +314,7 @@ def run_ood(options: Options) -> dict[str, Any]:
     """Train on Fashion-MNIST too, and let each model judge both sets."""
     mnist, fashion = load("mnist"), load("fashion_mnist")
     models = {
-        "MNIST": train("main", mnist, mnist.train, STEPS["main"], options, TAIL),
+        "MNIST": train("main", mnist, mnist.train, STEPS["main"], options),
         "Fashion-MNIST": train("fashion", fashion, fashion.train, STEPS["fashion"], options),
     }
     sets = {"MNIST": mnist.held_out, "Fashion-MNIST": fashion.held_out}
