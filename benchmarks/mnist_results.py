@@ -50,18 +50,25 @@ def main_section(part: Mapping[str, Any]) -> str:
         spent = f"{seconds[name] / 60:.1f}" if name in seconds else ""
         rows.append([name, Estimate(*distance), Estimate(*every) if every else "", spent])
     header = ["draws", f"FD, {part['chains']} draws", f"FD, {part['draws']} draws", "minutes"]
-    ages = [[age, Estimate(*d), f"{part['moved'][age]:.0%}"] for age, d in part["ages"].items()]
     told = (
         f"Training: {part['steps']} steps, {seconds['training'] / 60:.1f} minutes; {part['parameters']} parameters. "
         f"In all {sum(seconds.values()) / 60:.1f} minutes. The classifier is right on {part['accuracy']:.2%} of the "
         f"test rows. Annealed draws lie {part['nearest'][0]:.0f} grey levels from the nearest training row, test rows "
-        f"{part['nearest'][1]:.0f}. Long-run chains: MALA at step size {part['step_size']:.3g}, acceptance "
-        f"{part['acceptance']:.2f}."
+        f"{part['nearest'][1]:.0f}."
     )
-    ageing = table(["age of the long-run chains, steps", f"FD, {part['chains']} chains", "another class by now"], ages)
-    return "\n\n".join(
-        ("## Draws", told, table(header, rows), ageing, "![draws](mnist-draws.png)", "![chains](mnist-ages.png)")
-    )
+    shown = ("![draws](mnist-draws.png)", "![chains](mnist-ages.png)")
+    return "\n\n".join(("## Draws", told, table(header, rows), chain_table(part["chains at rest"]), *shown))
+
+
+def chain_table(runs: Mapping[str, Any]) -> str:
+    """What became of long-run chains with age."""
+    rows = []
+    for name, run in runs.items():
+        for age, found in run["ages"].items():
+            distance, shares = Estimate(*found["distance"]), (found["moved"], found["commonest"])
+            rows.append([name, age, distance, *(f"{share:.0%}" for share in shares), f"{run['acceptance']:.2f}"])
+    header = ["chains", "steps", "FD", "another digit than at first", "share of the commonest digit", "acceptance"]
+    return table(header, rows)
 
 
 def ood_section(part: Mapping[str, Any]) -> str:

@@ -83,7 +83,9 @@ def test_outcomes(dependable):
 def test_mnist_writes_after_every_part_and_takes_up_its_runs(mnist, tmp_path, capsys):
     tiny = ["--budget", "0.0003", "--threads", "1", "--runs", str(tmp_path / "runs")]
     first = mnist.main([*tiny, "--parts", "main"])
-    assert set(first["main"]["quality"]) == {"short-run", "annealed", "long-run", "training rows (floor)", "Gaussian"}
+    assert set(first["main"]["quality"]) == {
+        *("short-run", "annealed", "long-run at 0.5", "long-run at 1", "training rows (floor)", "Gaussian")
+    }
     assert (tmp_path / "mnist-draws.png").stat().st_size < 200_000
     assert (tmp_path / "mnist-ages.png").stat().st_size < 200_000
     parts = mnist.main([*tiny, "--parts", "ood", "heldout"])
