@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ class Options:
     budget: float
     seed: int
     threads: int
-    runs: Path | None
+    runs: Path
 
     def scaled(self, count: int, least: int = 2) -> int:
         """So many, times the budget where it is below 1."""
@@ -110,10 +111,9 @@ def train(name: str, dataset: Dataset, rows: Tensor, steps: int, options: Option
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
     objective = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
     steps = options.scaled(steps)
-    home = None if options.runs is None else options.runs / name
     settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)}
     rng = generator(options.seed)
-    done = gb.fit(energy, z, objective, rng=rng, folder=home, resume=home is not None, **settings)
+    done = gb.fit(energy, z, objective, rng=rng, folder=options.runs / name, resume=True, **settings)
     print(f"{name}: {done}", flush=True)
     return Trained(energy.eval(), dataset, done.seconds, done.steps)
 
@@ -420,15 +420,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--budget", type=float, default=1.0, help="factor on steps, draws and rows, up to 1")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=None, help="where checkpoints are kept")
+    parser.add_argument("--runs", type=Path, default=None, help="where checkpoints are kept; nowhere when left out")
     given = parser.parse_args(arguments)
-    options = Options(given.budget, given.seed, given.threads, given.runs)
+    with tempfile.TemporaryDirectory() as folder:
+        return run(given.parts, Options(given.budget, given.seed, given.threads, given.runs or Path(folder)))
+
+
+def run(names: Sequence[str], options: Options) -> dict[str, Any]:
+    """Run parts and write the results after each."""
     torch.set_num_threads(options.threads)
     own = {"budget": options.budget, "seeds": [options.seed]}
     file = common.RESULTS / "mnist.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     parts = before.get("parts", {}) if all(before.get(k) == v for k, v in own.items()) else {}
-    for name in given.parts:
+    for name in names:
         parts[name] = PARTS[name][0](options)
         record = circumstances([options.seed], options.threads) | own | {"parts": parts}
         sections = [tell(parts[k]) for k, (_, tell) in PARTS.items() if k in parts]
