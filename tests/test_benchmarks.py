@@ -1,5 +1,6 @@
-"""The benchmark of training left alone runs, judges and goes on; its numbers are none of the tests'."""
+"""The benchmarks of training run, judge and go on; their numbers are none of the tests'."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from gibbsian.data import load
 from gibbsian.errors import DivergenceError
 from gibbsian.training.fit import Fit
 
@@ -55,6 +58,22 @@ def test_objectives_are_compared_on_images(script, tmp_path, monkeypatch):
     assert "| NCE |" in (tmp_path / "objectives_images.md").read_text()
 
 
+@pytest.fixture
+def mnist(script, monkeypatch):
+    """With digits of 8 x 8 pixels, enlarged, in place of both sets."""
+    pytest.importorskip("matplotlib")
+    digits = load("digits")
+    grown = {
+        name: torch.nn.functional.interpolate(getattr(digits, name)[:400] * (255 / 16), size=(28, 28))
+        for name in ("train", "held_out")
+    }
+    labels = {"labels": digits.labels[:400], "held_out_labels": digits.held_out_labels[:400]}
+    enlarged = dataclasses.replace(digits, **grown, **labels, value_range=(0.0, 255.0))
+    found = script("mnist")
+    monkeypatch.setattr(found, "load", lambda name: enlarged)
+    return found
+
+
 def test_a_tiny_run_writes_after_every_model_and_goes_on(dependable, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dependable, "FEWEST_DRAWS", 32)
     monkeypatch.setitem(dependable.SETS, "digits", {"steps": 1500, "width": 4, "sample_steps": 20, "chain_steps": 2})
@@ -92,3 +111,24 @@ def test_outcomes(dependable):
     assert dependable.outcome(1.0, 2.0, True, None, DivergenceError("gap")) == "stopped"
     assert dependable.outcome(math.inf, 2.0, False, silent, None) == "broken"
     assert dependable.rates(3) == pytest.approx([3e-5, 3e-4, 3e-3])
+
+
+def test_mnist_writes_after_every_part_and_takes_up_its_runs(mnist, tmp_path, capsys):
+    tiny = ["--budget", "0.0003", "--threads", "1", "--runs", str(tmp_path / "runs")]
+    first = mnist.main([*tiny, "--parts", "main"])
+    assert set(first["main"]["quality"]) == {
+        *("short-run", "annealed", "long-run at 0.5", "long-run at 1", "training rows (floor)", "Gaussian")
+    }
+    assert (tmp_path / "mnist-draws.png").stat().st_size < 200_000
+    assert (tmp_path / "mnist-ages.png").stat().st_size < 200_000
+    parts = mnist.main([*tiny, "--parts", "ood", "heldout"])
+    assert parts["main"] == json.loads(json.dumps(first["main"])), "the first part is gone, or was run again"
+    assert set(parts["ood"]["pairs"]) == {"MNIST, against Fashion-MNIST", "Fashion-MNIST, against MNIST"}
+    assert list(parts["heldout"]["digits"]) == ["1", "4", "5", "7", "9"]
+    scores = [*parts["ood"]["pairs"].values(), *parts["heldout"]["digits"].values()]
+    assert all(math.isfinite(v) for each in scores for v in torch.tensor(list(each.values())).flatten().tolist())
+    told = (tmp_path / "mnist.md").read_text()
+    assert "## Draws" in told
+    assert "## A digit left out" in told
+    other = mnist.main(["--budget", "0.0004", "--threads", "1", "--parts", "heldout"])
+    assert set(other) == {"heldout"}, "parts of another budget were mixed in"

@@ -36,6 +36,7 @@ from gibbsian.energies.telescope import Telescope, geometric_alphas
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
 from gibbsian.energies.transformed import unconstrain
+from gibbsian.energies.unet import NoiseConditionalUNet
 from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
 from gibbsian.kernels.discrete_langevin import DiscreteLangevin
@@ -199,6 +200,7 @@ __all__ = [
     "Model",
     "MultiLevelDenoising",
     "NoiseConditional",
+    "NoiseConditionalUNet",
     "NoiseContrastiveEstimation",
     "Objective",
     "ParallelTempering",

@@ -8,8 +8,9 @@ is how such a model is sampled, and how its log Z is annealed.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from gibbsian.energies.tractable import Gaussian, batch_rows, shape_of
 from gibbsian.errors import DataError, OptionError
 
 
-class NoiseConditional(Energy):
-    r"""A residual network as an energy at every noise level, preconditioned so that both ends are easy.
+class NoiseConditionalEnergy(Energy):
+    r"""What noise-conditional energies share: a preconditioning under which both ends of the levels are easy.
 
     With the data's mean :math:`\mu` and overall standard deviation s,
 
@@ -44,69 +45,30 @@ class NoiseConditional(Energy):
     Parameters
     ----------
     shape
-        Size or shape of one point.
-    width, blocks
-        Of the residual network: hidden units, and blocks of two layers each.
-    frequencies
-        Octaves of Fourier features added to each input coordinate; sharp densities in few dimensions need some.
-    local
-        Terms per coordinate of an additive part :math:`\sum_i \sum_j c_{ij}\,\tanh(a_{ij} x_i + b_{ij})`, whose weights
-        :math:`c_{ij}` the network moves: it learns what single coordinates do given all of them, and has steps sharp
-        enough for values that the data repeat (the black of an image's border). The steps are bounded, so that the
-        learned part grows linearly at most and the density stays normalisable.
-    dropout
-        Part of the hidden units that `gibbsian.fit` drops at random in training, against overfitting of small sets;
-        never elsewhere.
+        Shape of one point.
     gain
-        :math:`\gamma` above.
-
-    Raises
-    ------
-    OptionError
-        If a size is not positive, the gain lies outside [0, 1] or dropout outside [0, 1).
+        :math:`\gamma` above, between 0 and 1.
     """
 
     context = ("sigma",)
     mean: Tensor
     scale: Tensor
-    octaves: Tensor
     embedding: Tensor
 
-    def __init__(
-        self,
-        shape: int | Sequence[int],
-        width: int = 256,
-        blocks: int = 3,
-        frequencies: int = 0,
-        local: int = 0,
-        gain: float = 1.0,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, shape: torch.Size, gain: float) -> None:
         super().__init__()
-        self.event_shape = shape_of(shape)
-        sizes = min(width, blocks) >= 1 and min(frequencies, local) >= 0
-        if not (sizes and 0.0 <= gain <= 1.0 and 0.0 <= dropout < 1.0):
-            raise OptionError(
-                "width and blocks are 1 or more, frequencies and local 0 or more, gain between 0 and 1, dropout from 0 "
-                f"to below 1; got {width}, {blocks}, {frequencies}, {local}, {gain}, {dropout}."
-            )
-        d = self.event_shape.numel()
-        self.width, self.blocks, self.frequencies, self.local, self.gain = width, blocks, frequencies, local, gain
-        self.register_buffer("mean", torch.zeros(self.event_shape))
+        self.event_shape = shape
+        self.gain = gain
+        self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("octaves", 0.25 * math.pi * 2.0 ** torch.arange(frequencies))
         self.register_buffer("embedding", torch.exp(torch.linspace(math.log(0.25), math.log(3.0), 16)))
-        self.enter = nn.Linear(d * (1 + 2 * frequencies), width)
-        self.level = nn.Linear(2 * len(self.embedding), width)
-        self.layers = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
-        self.leave = nn.Linear(width, 1)
-        # Off until fit turns it on, so that an energy is a function wherever it is used.
-        self.dropout = nn.Dropout(dropout).eval()
-        if local:
-            self.terms = _Local(d, local, 2 * len(self.embedding), width)
+
+    @abstractmethod
+    def network(self, u: Tensor, level: Tensor) -> Tensor:
+        """The learned part h, from scaled points ``(n, *event)`` and the level's embedding ``(n, 32)``: ``(n,)``."""
 
     @torch.no_grad()
-    def calibrate(self, data: Tensor) -> NoiseConditional:
+    def calibrate(self, data: Tensor) -> Self:
         """Set the mean and the overall scale from data ``(n, *event)``; returns the energy itself.
 
         Raises
@@ -136,17 +98,80 @@ class NoiseConditional(Energy):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Energy of each row at its noise level: ``(n, *event)`` and ``(n,)`` to ``(n,)``."""
-        z = (batch_rows(x, cast(torch.Size, self.event_shape)) - self.mean).flatten(1)
+        z = batch_rows(x, cast(torch.Size, self.event_shape)) - self.mean
         variance = self.scale.square() + sigma.square()
-        u = z * variance.rsqrt().unsqueeze(1)
+        u = z * variance.rsqrt().reshape(-1, *([1] * (z.ndim - 1)))
         phase = sigma.log().unsqueeze(1) * self.embedding
         level = torch.cat((phase.sin(), phase.cos()), 1)
         gain = (variance.sqrt() / sigma) ** self.gain
-        gaussian = 0.5 * u.square().sum(1) + 0.5 * u.shape[1] * (2 * math.pi * variance).log()
+        gaussian = 0.5 * u.square().sum(tuple(range(1, u.ndim))) + 0.5 * u[0].numel() * (2 * math.pi * variance).log()
         return gaussian - gain * self.network(u, level)
 
+
+class NoiseConditional(NoiseConditionalEnergy):
+    r"""A residual network over points of any shape, read as vectors, as an energy at every noise level.
+
+    Preconditioned as in `NoiseConditionalEnergy`.
+
+    Parameters
+    ----------
+    shape
+        Size or shape of one point.
+    width, blocks
+        Of the residual network: hidden units, and blocks of two layers each.
+    frequencies
+        Octaves of Fourier features added to each input coordinate; sharp densities in few dimensions need some.
+    local
+        Terms per coordinate of an additive part :math:`\sum_i \sum_j c_{ij}\,\tanh(a_{ij} x_i + b_{ij})`, whose weights
+        :math:`c_{ij}` the network moves: it learns what single coordinates do given all of them, and has steps sharp
+        enough for values that the data repeat (the black of an image's border). The steps are bounded, so that the
+        learned part grows linearly at most and the density stays normalisable.
+    dropout
+        Part of the hidden units that `gibbsian.fit` drops at random in training, against overfitting of small sets;
+        never elsewhere.
+    gain
+        :math:`\gamma` of `NoiseConditionalEnergy`.
+
+    Raises
+    ------
+    OptionError
+        If a size is not positive, the gain lies outside [0, 1] or dropout outside [0, 1).
+    """
+
+    octaves: Tensor
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        width: int = 256,
+        blocks: int = 3,
+        frequencies: int = 0,
+        local: int = 0,
+        gain: float = 1.0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(shape_of(shape), gain)
+        sizes = min(width, blocks) >= 1 and min(frequencies, local) >= 0
+        if not (sizes and 0.0 <= gain <= 1.0 and 0.0 <= dropout < 1.0):
+            raise OptionError(
+                "width and blocks are 1 or more, frequencies and local 0 or more, gain between 0 and 1, dropout from 0 "
+                f"to below 1; got {width}, {blocks}, {frequencies}, {local}, {gain}, {dropout}."
+            )
+        d = cast(torch.Size, self.event_shape).numel()
+        self.width, self.blocks, self.frequencies, self.local = width, blocks, frequencies, local
+        self.register_buffer("octaves", 0.25 * math.pi * 2.0 ** torch.arange(frequencies))
+        self.enter = nn.Linear(d * (1 + 2 * frequencies), width)
+        self.level = nn.Linear(2 * len(self.embedding), width)
+        self.layers = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
+        self.leave = nn.Linear(width, 1)
+        # Off until fit turns it on, so that an energy is a function wherever it is used.
+        self.dropout = nn.Dropout(dropout).eval()
+        if local:
+            self.terms = _Local(d, local, 2 * len(self.embedding), width)
+
     def network(self, u: Tensor, level: Tensor) -> Tensor:
-        """The learned part, from scaled points and the level's embedding: ``(n,)``."""
+        """The learned part."""
+        u = u.flatten(1)
         shift = nn.functional.silu(self.level(level))
         h = self.enter(fourier_features(u, self.octaves))
         for block in self.layers:
