@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import constraints
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, pad
 
 import gibbsian as gb
 from enumeration import binary_system, block_update, differing, one_hot_system
@@ -20,7 +20,7 @@ from gibbsian.objectives.base import Batch
 from gibbsian.objectives.concrete_score import ConcreteScoreMatching
 from gibbsian.objectives.probability_flow import MinimumProbabilityFlow
 from gibbsian.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
-from gibbsian.objectives.single_site import SingleSiteObjective, with_own
+from gibbsian.objectives.single_site import SingleSiteObjective
 from recovery import seeded
 
 OBJECTIVES = (PseudoLikelihood, RatioMatching, MinimumProbabilityFlow, ConcreteScoreMatching)
@@ -156,6 +156,11 @@ def test_the_laws_of_the_sums_are_those_of_gibbs_updates():
     system = ONE_HOT
     want = -sum(system.law @ block_update(system, [s]).diagonal().log() for s in range(system.sites))
     assert float(expected(PseudoLikelihood(), system.energy, system)) == pytest.approx(float(want), rel=1e-12)
+
+
+def with_own(r):
+    """The log-ratio of the value that a site has, 0, and those of the others."""
+    return pad(r, (1, 0))
 
 
 class Twin(SingleSiteObjective):
@@ -295,7 +300,7 @@ def test_a_sum_has_conditionals_when_all_terms_have():
     for energy in (0.5 * ising() + bits, ising() + network):
         bare = Energy.of(lambda v, e=energy: e(v), support=constraints.boolean)
         a, b = (PseudoLikelihood()(e, Batch(x), seeded()).value for e in (energy, bare))
-        assert float(a) == pytest.approx(float(b), rel=1e-11)
+        assert float(a.detach()) == pytest.approx(float(b.detach()), rel=1e-11)
 
 
 # A random part of the sites.
@@ -424,9 +429,9 @@ def test_a_forbidden_state_is_no_trouble_for_ratios_that_vanish_with_it(kind):
     assert bool(torch.isfinite(value)) == (kind is not ConcreteScoreMatching)
 
 
-@pytest.mark.parametrize(("kind", "rate"), list(zip(OBJECTIVES, (0.01, 0.01, 0.01, 1e-3))))
+@pytest.mark.parametrize("kind", OBJECTIVES)
 @pytest.mark.parametrize("sites", [None, 3])
-def test_fit_of_a_network_runs_and_nears_the_data(kind, rate, sites):
+def test_fit_of_a_network_runs_and_nears_the_data(kind, sites):
     system = binary_system((2, 4))
     data = system.states[torch.multinomial(system.law, 2000, replacement=True, generator=seeded())].float()
     with torch.random.fork_rng():
@@ -439,10 +444,10 @@ def test_fit_of_a_network_runs_and_nears_the_data(kind, rate, sites):
 
     before = divergence()
     run = gb.fit(
-        energy, data, kind(sites=sites, chunk=500), rng=seeded(), steps=150, batch_size=100, learning_rate=rate
+        energy, data, kind(sites=sites, chunk=500), rng=seeded(), steps=150, batch_size=100, learning_rate=0.01
     )
     assert run.events == []
-    assert divergence() < (0.7 if kind is ConcreteScoreMatching else 0.3) * before
+    assert divergence() < 0.3 * before
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)

@@ -9,8 +9,9 @@ discrete sample spaces (Dawid et al., 2012) <https://doi.org/10.1214/12-AOS972>`
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from gibbsian.objectives.single_site import SingleSiteObjective, with_own
+from gibbsian.objectives.single_site import SingleSiteObjective, odds_against
 
 
 class PseudoLikelihood(SingleSiteObjective):
@@ -46,7 +47,7 @@ class PseudoLikelihood(SingleSiteObjective):
 
     def score(self, log_ratios: Tensor) -> Tensor:
         """Minus the logarithm of the probability of the value that a site has."""
-        return -with_own(log_ratios).log_softmax(2)[..., 0]
+        return -logsigmoid(-odds_against(log_ratios))
 
 
 class RatioMatching(SingleSiteObjective):
@@ -76,5 +77,6 @@ class RatioMatching(SingleSiteObjective):
 
     def score(self, log_ratios: Tensor) -> Tensor:
         """Half the sum of squares; that the own value misses is what the others have."""
-        others = with_own(log_ratios).softmax(2)[..., 1:]
-        return 0.5 * (others.sum(2).square() + others.square().sum(2))
+        odds = odds_against(log_ratios)
+        others = (log_ratios + logsigmoid(-odds).unsqueeze(2)).exp()
+        return 0.5 * (odds.sigmoid().square() + others.square().sum(2))

@@ -19,7 +19,6 @@ from typing import cast
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from gibbsian.energies.base import Energy, tells_conditionals
@@ -94,9 +93,9 @@ class SingleSiteObjective(Objective):
         return f"{'' if self.sites is None else f'sites={self.sites}, '}chunk={self.chunk}"
 
 
-def with_own(log_ratios: Tensor) -> Tensor:
-    """Put the log-ratio of the value that a site has, 0, in front: logits of its law given all others."""
-    return pad(log_ratios, (1, 0))
+def odds_against(log_ratios: Tensor) -> Tensor:
+    """Log-odds against the value that a site has, given all others: ``(n, m, K - 1) -> (n, m)``."""
+    return log_ratios.squeeze(2) if log_ratios.shape[2] == 1 else log_ratios.logsumexp(2)
 
 
 def _chosen(n: int, count: int, sites: int | None, like: Tensor, rng: Generator) -> Tensor:
