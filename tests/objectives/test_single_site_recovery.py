@@ -130,8 +130,8 @@ def test_a_small_potts_model_is_recovered(kind):
 
 
 def test_models_are_recovered_from_energies_alone():
-    found = estimates(lambda: MinimumProbabilityFlow(chunk=1 << 20), CLASS_CASE, 500, wrap=Bare)
-    assert_recovered(found, CLASS_CASE.truth, 0.7)
+    found = estimates(lambda: MinimumProbabilityFlow(chunk=1 << 20), CLASS_CASE, 1000, wrap=Bare)
+    assert_recovered(found, CLASS_CASE.truth, 0.5)
 
 
 def test_some_sites_of_each_row_are_enough():
