@@ -429,8 +429,7 @@ def test_a_forbidden_state_is_no_trouble_for_ratios_that_vanish_with_it(kind):
     assert bool(torch.isfinite(value)) == (kind is not ConcreteScoreMatching)
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
-@pytest.mark.parametrize("sites", [None, 3])
+@pytest.mark.parametrize(("kind", "sites"), [*((kind, None) for kind in OBJECTIVES), (PseudoLikelihood, 3)])
 def test_fit_of_a_network_runs_and_nears_the_data(kind, sites):
     system = binary_system((2, 4))
     data = system.states[torch.multinomial(system.law, 2000, replacement=True, generator=seeded())].float()
