@@ -65,6 +65,7 @@ from gibbsian.models import Model, load_model, save_model
 from gibbsian.objectives.augment import AdditiveNoise, HorizontalFlip, InTurn, Shift
 from gibbsian.objectives.base import Batch, Loss, Objective, Ramp, WeightedSum
 from gibbsian.objectives.combination import Phases
+from gibbsian.objectives.concrete_score import ConcreteScoreMatching
 from gibbsian.objectives.conditional_noise import BitFlips, ConditionalNCE, GaussianPerturbation
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import (
@@ -81,6 +82,8 @@ from gibbsian.objectives.exact import ExactLikelihood
 from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
 from gibbsian.objectives.joint import JointEnergyModel
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
+from gibbsian.objectives.probability_flow import MinimumProbabilityFlow
+from gibbsian.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from gibbsian.objectives.recovery_likelihood import RecoveryLikelihood
 from gibbsian.objectives.sampler_gradient import SamplerKL
 from gibbsian.objectives.score_matching import FiniteDifferenceScoreMatching, ScoreMatching, SlicedScoreMatching
@@ -156,6 +159,7 @@ __all__ = [
     "Categorical",
     "Checkerboard",
     "ClassifierEnergy",
+    "ConcreteScoreMatching",
     "ConditionalNCE",
     "ContrastiveDivergence",
     "ConvEnergy",
@@ -197,6 +201,7 @@ __all__ = [
     "Loss",
     "ManyWell",
     "MinibatchEnergy",
+    "MinimumProbabilityFlow",
     "Model",
     "MultiLevelDenoising",
     "NoiseConditional",
@@ -210,9 +215,11 @@ __all__ = [
     "Phases",
     "Pinwheel",
     "Potts",
+    "PseudoLikelihood",
     "Ramp",
     "RandomWalk",
     "RankingNCE",
+    "RatioMatching",
     "Recipe",
     "RecoveryEnergy",
     "RecoveryLikelihood",

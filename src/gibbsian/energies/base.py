@@ -309,6 +309,15 @@ def conditionals(energy: Energy) -> Callable[..., Tensor]:
     return method
 
 
+def tells_conditionals(energy: Energy) -> bool:
+    """Whether `conditionals` of an energy, and of every term of a sum, are told."""
+    if isinstance(energy, Combination):
+        return all(tells_conditionals(term) for _, term in energy.terms)
+    if isinstance(energy, Given):
+        return tells_conditionals(cast(Energy, energy.energy))
+    return hasattr(energy, "conditional_logits")
+
+
 def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[float] | Tensor | None = None) -> Energy:
     r"""Mix densities: :math:`E(x) = -\log \sum_i w_i e^{-E_i(x)}`.
 

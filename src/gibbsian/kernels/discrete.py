@@ -64,8 +64,8 @@ def is_one_hot(energy: EnergyFn) -> bool:
     )
 
 
-def check_states(energy: EnergyFn, x: Tensor) -> bool:
-    """Refuse chains that do not stand on states; return whether these are one-hot.
+def check_states(energy: EnergyFn, x: Tensor, what: str = "chains") -> bool:
+    """Refuse chains, or rows of data, that do not stand on states; return whether these are one-hot.
 
     Inside a compiled graph, which could not wait for the answer, only the shape is looked at.
 
@@ -85,14 +85,14 @@ def check_states(energy: EnergyFn, x: Tensor) -> bool:
     if not bool(inside.all()):
         found = x[~inside]
         raise DomainError(
-            f"Discrete chains stand on zeros and ones; {int((~inside).flatten(1).any(1).sum())} of {x.shape[0]} chains "
+            f"Discrete {what} stand on zeros and ones; {int((~inside).flatten(1).any(1).sum())} of {x.shape[0]} {what} "
             f"do not (for example {float(found[0]):.4g}). Spins s of -1 and 1 are (s + 1) / 2; probabilities p become "
             "states by torch.bernoulli(p)."
         )
     if hot and not bool((x.sum(-1) == 1).all()):
         wrong = (x.sum(-1) != 1).flatten(1).any(1)
         raise DomainError(
-            f"One-hot states have a single one along the last axis; {int(wrong.sum())} of {x.shape[0]} chains do not. "
+            f"One-hot states have a single one along the last axis; {int(wrong.sum())} of {x.shape[0]} {what} do not. "
             "torch.nn.functional.one_hot(labels, K).to(dtype) makes them."
         )
     return hot

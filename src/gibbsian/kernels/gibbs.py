@@ -204,7 +204,18 @@ def _blocks_of(kernel: BlockGibbs, energy: EnergyFn) -> Sequence[Block]:
 
 
 def _logits(energy: EnergyFn, x: Tensor, block: Block) -> Tensor:
-    logits = energy.conditional_logits(x, block).detach()  # type: ignore[attr-defined]
+    return checked_logits(energy, x, block).detach()
+
+
+def checked_logits(energy: EnergyFn, x: Tensor, block: Block, **context: Tensor) -> Tensor:
+    """Ask an energy for its conditionals, and check their shape.
+
+    Raises
+    ------
+    ShapeError
+        If it is not that of the states.
+    """
+    logits = energy.conditional_logits(x, block, **context)  # type: ignore[attr-defined]
     if logits.shape != x.shape:
         raise ShapeError(
             f"conditional_logits of states {tuple(x.shape)} have their shape; {type(energy).__name__} returned "

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from gibbsian.energies.base import Energy
+from gibbsian.energies.domains import kind_of
 from gibbsian.energies.tractable import Tractable
-from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.kernels.discrete import DISCRETE, check_states
 
 
 def check_count(name: str, value: int, what: str) -> int:
@@ -44,6 +47,34 @@ def check_floating(method: str, x: Tensor) -> None:
     """
     if not x.is_floating_point():
         raise ArgumentTypeError(f"{method} needs floating-point data; got {x.dtype}. Pass data.float().")
+
+
+def check_discrete(method: str, energy: Energy, x: Tensor) -> bool:
+    """Check that an energy and data ``(n, *event)`` are on binary or one-hot states; return whether on one-hot ones.
+
+    The numbers themselves are read on the host alone, for to read them elsewhere would wait for the device; `fit` has
+    read all rows before.
+
+    Raises
+    ------
+    DomainError
+        If the energy lives elsewhere, or a row of data is no such state.
+    ShapeError
+        If the data's shape is not that of the energy's points.
+    ArgumentTypeError
+        If the data are not floating-point numbers.
+    """
+    if (kind := kind_of(energy.support)) not in DISCRETE:
+        raise DomainError(
+            f"{method} changes the values of single sites, of binary or one-hot states, and the energy lives on "
+            f"{energy.support}. Declare constraints.boolean or constraints.one_hot as its support if its states are "
+            "bits or classes; fit real points by score matching, noise contrastive estimation or chains."
+        )
+    check_floating(method, x)
+    if x.ndim < 2 or (energy.event_shape is not None and x.shape[1:] != energy.event_shape):
+        own = "(n, *event)" if energy.event_shape is None else ("n", *energy.event_shape)
+        raise ShapeError(f"The data have shape {tuple(x.shape)}; the energy takes {own}.")
+    return check_states(energy, x, "rows") if x.device.type == "cpu" else kind == "one_hot"
 
 
 def check_draws(what: str, source: Tractable, x: Tensor) -> None:

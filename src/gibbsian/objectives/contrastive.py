@@ -13,6 +13,7 @@ that of samples, has this gradient; its value is not a likelihood and does not g
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,6 +32,7 @@ from gibbsian.objectives.augment import Move
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
 from gibbsian.objectives.checks import check_at_least, check_draws
 from gibbsian.objectives.contrast import chain_metrics, contrast
+from gibbsian.objectives.fast_weights import FastWeights
 from gibbsian.objectives.round import Shapes, is_one_graph, run_round
 from gibbsian.objectives.sampler_gradient import SamplerKL, check_differentiable, run_chains, sampler_kl
 from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
@@ -57,6 +59,7 @@ class ChainObjective(Objective):
         augment_fraction: float,
         kl: SamplerKL | None,
         compile: bool,
+        fast: FastWeights | None = None,
     ) -> None:
         super().__init__()
         check_at_least(("steps", steps, 1), ("energy_penalty", energy_penalty, 0), ("data_noise", data_noise, 0))
@@ -67,6 +70,8 @@ class ChainObjective(Objective):
                 f"augment={augment!r} moves chains between two rounds, and no chain outlives one without a buffer; "
                 "take starts with a fraction in the buffer, or PersistentContrastiveDivergence."
             )
+        if kl is not None and fast is not None:
+            raise OptionError("kl differentiates chains in the weights that fast_rate moves them off; leave one out.")
         if kl is not None:
             check_differentiable(kernel, steps, kl)
         self.kernel = kernel
@@ -80,6 +85,7 @@ class ChainObjective(Objective):
         self.augment = augment
         self.augment_fraction = augment_fraction
         self.kl = kl
+        self.fast = fast
         self.compile_steps = compile
 
     @property
@@ -104,7 +110,8 @@ class ChainObjective(Objective):
         slots = self._begin(x.detach(), context, rng)
         start = self._moved(slots, rng)
         conditional = energy.given(**slots.context) if slots.context else energy
-        if self.compile_steps and self.kl is None and is_one_graph(energy, self.kernel, start, self.steps):
+        plain = self.kl is None and self.fast is None
+        if self.compile_steps and plain and is_one_graph(energy, self.kernel, start, self.steps):
             shapes = _SHAPES.get(self)
             if shapes is None or not shapes.serve(energy, self.kernel, start):
                 shapes = _SHAPES[self] = Shapes.of(conditional, self.kernel, start, rng)
@@ -114,6 +121,8 @@ class ChainObjective(Objective):
             )
         else:
             value, metrics, samples = self._round(energy, conditional, slots, start, x, context, rng)
+        if self.fast is not None:
+            metrics |= self.fast.update(value, energy)
         if self.buffer is not None:
             self.buffer.write(slots, samples, self.steps)
             metrics["buffer_age"] = self.buffer.mean_age
@@ -124,7 +133,7 @@ class ChainObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Run the chains and contrast them, step by step."""
         recorded = 0 if self.kl is None else self.kl.steps
-        with dropout_paused(conditional):
+        with dropout_paused(conditional), nullcontext() if self.fast is None else self.fast.laid_on(energy):
             run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
         samples = run.state.x.detach()
         against = compiled(contrast, owner_of(energy)) if self.compile_steps else contrast
@@ -142,6 +151,8 @@ class ChainObjective(Objective):
         for name, usual in (("data_noise", 0.0), ("augment", None), ("augment_fraction", 1.0), ("kl", None)):
             if (value := getattr(self, name)) != usual:
                 told += f", {name}={value}"
+        if self.fast is not None:
+            told += f", fast_rate={self.fast.rate}, fast_decay={self.fast.decay}"
         return told
 
     def _begin(self, data: Tensor, context: Context, rng: Generator) -> Slots:
@@ -308,6 +319,11 @@ class PersistentContrastiveDivergence(ChainObjective):
         How many of them are moved.
     kl
         Settings of the gradient through the sampler; ``None`` leaves it out.
+    fast_rate
+        Learning rate of fast weights, which drive the chains on where they mix slowly, at the cost of one more backward
+        pass; 0 leaves them out. Plain SGD's rate at the start is usual. See `gibbsian.objectives.fast_weights`.
+    fast_decay
+        What is left of the fast weights after a call.
 
     Attributes
     ----------
@@ -338,11 +354,25 @@ class PersistentContrastiveDivergence(ChainObjective):
         augment: Move | None = None,
         augment_fraction: float = 1.0,
         kl: SamplerKL | None = None,
+        fast_rate: float = 0.0,
+        fast_decay: float = 0.95,
     ) -> None:
         buffer = ReplayBuffer(base, buffer_size, restart)
         starts = Starts(noise=restart, buffer=1.0 - restart)
+        fast = FastWeights(fast_rate, fast_decay) if fast_rate else None
         super().__init__(
-            kernel, steps, starts, base, buffer, energy_penalty, data_noise, augment, augment_fraction, kl, compile
+            kernel,
+            steps,
+            starts,
+            base,
+            buffer,
+            energy_penalty,
+            data_noise,
+            augment,
+            augment_fraction,
+            kl,
+            compile,
+            fast,
         )
 
 
