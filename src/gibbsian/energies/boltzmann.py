@@ -25,10 +25,11 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.independent_units import IndependentUnits, as_visible
+from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.layered import TwoLayers
-from gibbsian.energies.real_units import GaussianUnits
+from gibbsian.energies.real_units import keep_scale, with_kept_scale
 from gibbsian.energies.tractable import batch_rows
-from gibbsian.energies.units import Units, as_units
+from gibbsian.energies.units import CategoricalUnits, Units, as_units
 from gibbsian.errors import DomainError, OptionError, ShapeError
 
 
@@ -83,8 +84,8 @@ class RBM(Energy):
         rng: Generator | None = None,
     ) -> None:
         super().__init__()
-        self._visible = self._kept("visible", as_visible(visible))
-        self._hidden = self._kept("hidden", as_units(hidden))
+        self._visible = keep_scale(self, "visible_scale", as_visible(visible))
+        self._hidden = keep_scale(self, "hidden_scale", as_units(hidden))
         if condition is not None and condition < 1:
             raise OptionError(f"condition is the size of the context, 1 or more; got {condition}.")
         if not weight_scale >= 0.0:
@@ -107,12 +108,12 @@ class RBM(Energy):
     @property
     def visible(self) -> Units:
         """Units of the data."""
-        return self._with_scale("visible", self._visible)
+        return with_kept_scale(self, "visible_scale", self._visible)
 
     @property
     def hidden(self) -> Units:
         """Units that are summed out."""
-        return self._with_scale("hidden", self._hidden)
+        return with_kept_scale(self, "hidden_scale", self._hidden)
 
     def two_layers(self, x: Tensor, y: Tensor | None = None) -> TwoLayers:
         """The machine, as alternating Gibbs sampling asks for it."""
@@ -160,12 +161,7 @@ class RBM(Energy):
 
     def marginal_hidden_energy(self, h: Tensor, y: Tensor | None = None) -> Tensor:
         """Free energy of the hidden layer, the visible one summed out: ``(n, *hidden event) -> (n,)``."""
-        h = batch_rows(h, self.hidden.event_shape)
-        b, c = self._biases(y)
-        t = self.hidden.statistic(h) - self.hidden_offset
-        field = b + t @ self.weight.T
-        own = self.hidden.own_energy(h) - (t * c).sum(1) + (field * self.visible_offset).sum(1)
-        return own - self.visible.log_partition(field).sum(1)
+        return self.two_layers(h, y).hidden_energy(batch_rows(h, self.hidden.event_shape))
 
     @property
     def blocks(self) -> tuple[slice | Tensor, ...] | None:
@@ -307,12 +303,41 @@ class RBM(Energy):
             return self.visible_bias + self.visible_slope[y.long()], self.hidden_bias + self.hidden_slope[y.long()]
         return self.visible_bias + y @ self.visible_slope, self.hidden_bias + y @ self.hidden_slope
 
-    def _kept(self, layer: str, units: Units) -> Units:
-        """Keep a scale for each unit as a buffer, which follows ``.to()``."""
-        if isinstance(units, GaussianUnits) and isinstance(units.scale, Tensor):
-            self.register_buffer(f"{layer}_scale", units.scale.clone())
-        return units
 
-    def _with_scale(self, layer: str, units: Units) -> Units:
-        scale = self._buffers.get(f"{layer}_scale")
-        return units if scale is None else cast(GaussianUnits, units).with_scale(scale)
+def label_log_probs(energy: RBM, x: Tensor) -> Tensor:
+    r"""Logarithms of :math:`p(y \mid x)` under a machine whose visible units are joined, the last of them a label.
+
+    `Classification using discriminative restricted Boltzmann machines (Larochelle & Bengio, 2008)
+    <https://doi.org/10.1145/1390156.1390224>`_.
+
+    Parameters
+    ----------
+    energy
+        With visible ``JoinedUnits((..., CategoricalUnits(1, classes=K)))``.
+    x
+        States of all other parts, flat ``(n, D - K)``.
+
+    Returns
+    -------
+    Tensor
+        ``(n, K)``, exact: K free energies per row.
+
+    Raises
+    ------
+    OptionError
+        If the last part is no single label.
+    ShapeError
+        If the rows are of another length.
+    """
+    units = energy.visible
+    label = units.parts[-1] if isinstance(units, JoinedUnits) else None
+    if not isinstance(label, CategoricalUnits) or label.sites.numel() != 1:
+        raise OptionError(
+            f"Labels are told by a machine over JoinedUnits((pixels, CategoricalUnits(1, classes=K))); got {units}."
+        )
+    k = label.classes
+    if x.ndim != 2 or x.shape[1] != units.size - k:
+        raise ShapeError(f"Rows without their label have shape (n, {units.size - k}); got {tuple(x.shape)}.")
+    labels = torch.eye(k, dtype=x.dtype, device=x.device)
+    both = torch.cat((x.repeat_interleave(k, 0), labels.repeat(len(x), 1)), 1)
+    return (-energy(both)).view(len(x), k).log_softmax(1)

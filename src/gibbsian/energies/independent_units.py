@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.energies.layered import Natural
-from gibbsian.energies.real_units import ReLUUnits
+from gibbsian.energies.real_units import ReLUUnits, keep_scale, with_kept_scale
 from gibbsian.energies.tractable import Tractable, batch_rows
 from gibbsian.energies.units import Units, as_units
 from gibbsian.errors import OptionError, ShapeError
@@ -36,13 +36,18 @@ class IndependentUnits(Tractable):
 
     def __init__(self, units: int | Sequence[int] | Units, field: Tensor | None = None) -> None:
         super().__init__()
-        self.units = as_visible(units)
+        self._units = keep_scale(self, "scale", as_visible(units))
         self.event_shape = self.units.event_shape
         self.support = self.units.support
         field = torch.zeros(self.units.size) if field is None else field.detach().clone()
         if tuple(field.shape) != (self.units.size,):
             raise ShapeError(f"The field on {self.units} has shape ({self.units.size},); got {tuple(field.shape)}.")
         self.register_buffer("field", field)
+
+    @property
+    def units(self) -> Units:
+        """The units."""
+        return with_kept_scale(self, "scale", self._units)
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy of each row, normalised: ``(n, *event) -> (n,)``."""

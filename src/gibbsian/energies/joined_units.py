@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from gibbsian.energies.layered import Natural
+from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.units import Units
 from gibbsian.errors import OptionError
 
@@ -64,11 +67,27 @@ class JoinedUnits(Units):
         object.__setattr__(self, "parts", tuple(self.parts))
         if len(self.parts) < 2 or not all(isinstance(part, Units) for part in self.parts):
             raise OptionError(f"Joined units are two or more layers of units; got {self.parts!r}.")
+        if any(isinstance(part, GaussianUnits) and isinstance(part.scale, Tensor) for part in self.parts):
+            raise OptionError("Gaussian units that are joined to others have one scale; divide the data by theirs.")
 
     @property
     def sites(self) -> torch.Size:
         """As many as numbers in a row."""
         return torch.Size((sum(part.size for part in self.parts),))
+
+    @property
+    def count(self) -> int | None:
+        """Product of those of the parts."""
+        counts = [part.count for part in self.parts]
+        return None if None in counts else math.prod(cast(list[int], counts))
+
+    def listed(self, index: Tensor) -> Tensor:
+        """States by their number; the first part changes fastest."""
+        found = []
+        for part in self.parts:
+            found.append(part.listed(index % cast(int, part.count)).flatten(1))
+            index = index // cast(int, part.count)
+        return torch.cat(found, 1)
 
     @property
     def support(self) -> Constraint:

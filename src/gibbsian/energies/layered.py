@@ -150,6 +150,12 @@ class TwoLayers:
         excess = tempered - self.strength * partition + rest
         return self.strength * own + beside - tempered + excess, None if plain and not self.rest else excess
 
+    def hidden_energy(self, h: Tensor) -> Tensor:
+        """Free energy of hidden states, ``(n,)``: of the machine at strength 1, the visible layer summed out."""
+        field = self.visible_field(h)
+        own = self.hidden.own_energy(h) - ((self.hidden.statistic(h) - self.hidden_offset) * self.hidden_bias).sum(1)
+        return own + (field * self.visible_offset).sum(1) - self.visible.log_partition(field).sum(1)
+
     def _scaled(self, value: Any) -> Any:
         return value if isinstance(self.strength, float) and self.strength == 1.0 else self.strength * value
 

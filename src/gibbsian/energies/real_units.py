@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from gibbsian.energies.layered import Natural
-from gibbsian.energies.units import Alike
+from gibbsian.energies.units import Alike, Units
 from gibbsian.errors import DomainError, OptionError, ShapeError
 
 
@@ -178,6 +179,19 @@ class ReLUUnits(Alike):
         check_finite(x, what)
         if bool((x < 0).any()):
             raise DomainError(f"ReLUUnits have states of 0 and above; {what} go down to {float(x.min()):.4g}.")
+
+
+def keep_scale(module: nn.Module, name: str, units: Units) -> Units:
+    """Keep scales that differ from unit to unit as a buffer of a module, which follows its ``.to()``."""
+    if isinstance(units, GaussianUnits) and isinstance(units.scale, Tensor):
+        module.register_buffer(name, units.scale.clone())
+    return units
+
+
+def with_kept_scale(module: nn.Module, name: str, units: Units) -> Units:
+    """Return units with the scales kept by `keep_scale`, if any."""
+    scale = module._buffers.get(name)
+    return units if scale is None else cast(GaussianUnits, units).with_scale(scale)
 
 
 def normal(u: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ class Units(ABC):
         """How many states one unit has; ``None`` for reals."""
         return None
 
+    @property
+    def count(self) -> int | None:
+        """How many states the layer has; ``None`` for reals."""
+        return None if self.states_of_one is None else self.states_of_one ** self.sites.numel()
+
     def statistic(self, x: Tensor) -> Tensor:
         """What enters the couplings: ``(n, *event) -> (n, size)``."""
         return x.flatten(1)

@@ -92,15 +92,15 @@ def _machine(energy: EnergyFn, x: Tensor) -> Any:
     method = getattr(energy, "two_layers", None)
     if method is None:
         raise ArgumentTypeError(
-            f"RBMGibbs alternates between two layers, and {type(energy).__name__} does not tell any. It serves RBM, its "
-            "multiples and its sums with other energies; on discrete states BlockGibbs, GibbsWithGradients and "
+            f"RBMGibbs alternates between two layers, and {type(energy).__name__} does not tell any. It serves RBM, "
+            "its multiples and its sums with other energies; on discrete states BlockGibbs, GibbsWithGradients and "
             "SingleSiteGibbs serve others."
         )
     return method(x)
 
 
 def _check_start(energy: EnergyFn, x: Tensor) -> None:
-    """Refuse chains that do not stand on states; inside a compiled graph, which could not wait, nothing is looked at."""
+    """Refuse chains that do not stand on states; a compiled graph, which could not wait, does not look."""
     support: Any = getattr(energy, "support", None)
     if torch.compiler.is_compiling() or support is None or not support.is_discrete:
         return
