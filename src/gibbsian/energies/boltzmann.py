@@ -226,7 +226,7 @@ class RBM(Energy):
 
     @torch.no_grad()
     def start_at(self, data: Tensor, smoothing: float = 0.1, centre: bool = True) -> None:
-        """Set biases so that the uncoupled machine has the data's means, and offsets to the means of both layers.
+        """Begin at independent units with the data's means, where hidden units are undecided; offsets at both means.
 
         Parameters
         ----------
@@ -235,14 +235,23 @@ class RBM(Energy):
         smoothing
             As for `base`.
         centre
-            Whether to set the offsets.
+            Whether to set the offsets; they stay 0 otherwise.
+
+        Raises
+        ------
+        ShapeError, DomainError
+            If the data are no states.
         """
         self.visible.check(data, "the data")
         rows = data.to(self.weight)
-        self.visible_bias.copy_(self.visible.fitted(rows, smoothing) + self.weight @ self.hidden_offset)
+        self.visible_bias.copy_(self.visible.fitted(rows, smoothing))
+        self.hidden_bias.zero_()
+        self.visible_offset.zero_()
+        self.hidden_offset.zero_()
         if centre:
-            means = self.means(rows)
-            self.recentre(*means)
+            idle = self.hidden.natural(torch.zeros_like(self.hidden_bias)[None])
+            self.visible_offset.copy_(self.visible.statistic(rows).mean(0))
+            self.hidden_offset.copy_(self.hidden.statistic(self.hidden.mean(idle))[0])
 
     @torch.no_grad()
     def means(self, v: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -157,17 +157,17 @@ class ReLUUnits(Alike):
     def draw(self, law: Natural, u: Tensor) -> Tensor:
         r"""Numbers h with :math:`P(h > x) = Φ(f - x) / Φ(f)`, by the inverse of that."""
         a, u = law.linear, inner(u).flatten(1)
-        here = torch.special.ndtr(a.clamp(min=-5.0)) * u
+        here = torch.special.ndtr(a.clamp(min=-2.0)) * u
         near = a - torch.special.ndtri(here.clamp(max=1.0 - 0.5 * torch.finfo(a.dtype).eps))
         # Where Phi(f) leaves the numbers: begin at the tail's leading term, and go on by Newton's method in logarithms.
-        far = a.clamp(max=-5.0)
+        far = a.clamp(max=-2.0)
         aim = u.log() + torch.special.log_ndtr(far)
         y = (far.square() - 2.0 * u.log()).sqrt()
-        for _ in range(3):
+        for _ in range(5):
             log_q = torch.special.log_ndtr(-y)
             hazard = (-0.5 * y.square() - 0.5 * math.log(2.0 * math.pi) - log_q).exp()
             y = y + (log_q - aim) / hazard
-        return self.shaped(torch.where(a < -5.0, y + far, near).clamp(min=0.0))
+        return self.shaped(torch.where(a < -2.0, y + far, near).clamp(min=0.0))
 
     def fitted(self, x: Tensor, smoothing: float) -> Tensor:
         """Not known in closed form: 0."""

@@ -51,16 +51,11 @@ class Centred(Objective):
             if not 0.0 <= value <= 1.0:
                 raise OptionError(f"{name} lies between 0 and 1; got {value}.")
         self.objective, self.rate, self.chains = objective, rate, chains
-        if chains and self.buffer is None:
+        if chains and self._buffer() is None:
             raise OptionError(
                 f"chains={chains} of the means are those of chains in a replay buffer, and {objective!r} keeps none; "
                 "take PersistentContrastiveDivergence, or chains=0."
             )
-
-    @property
-    def buffer(self) -> ReplayBuffer | None:
-        """The objective's replay buffer, if it has one."""
-        return next((part for part in self.objective.modules() if isinstance(part, ReplayBuffer)), None)
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Slide the offsets, then compute the objective's loss."""
@@ -76,9 +71,12 @@ class Centred(Objective):
         """The settings."""
         return f"{self.objective!r}, rate={self.rate}, chains={self.chains}"
 
+    def _buffer(self) -> ReplayBuffer | None:
+        return next((part for part in self.objective.modules() if isinstance(part, ReplayBuffer)), None)
+
     def _slide(self, machine: RBM, batch: Batch) -> None:
         means = _means(machine, batch.x, batch.context)
-        buffer = self.buffer
+        buffer = self._buffer()
         if self.chains and buffer is not None and buffer.filled:
             n = len(batch)
             model = _means(machine, buffer.positions[:n], {k: v[:n] for k, v in buffer.context.items()})
