@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.distributions import constraints
 
 from gibbsian.errors import ArgumentTypeError, DomainError
 from gibbsian.kernels.base import Info, State, check_carried, choose, is_finite, metropolis, per_chain, settings_repr
@@ -104,7 +105,10 @@ def _check_start(energy: EnergyFn, x: Tensor) -> None:
     support: Any = getattr(energy, "support", None)
     if torch.compiler.is_compiling() or support is None or not support.is_discrete:
         return
-    if not bool(support.check(x).all()):
+    inside = support.check(x).reshape(len(x), -1).all(1)
+    if bool(inside.all()):
+        return
+    if isinstance(support, (type(constraints.boolean), type(constraints.one_hot))):
         check_states(energy, x)
-        outside = int((~support.check(x).reshape(len(x), -1).all(1)).sum())
-        raise DomainError(f"{outside} of {len(x)} chains start outside the energy's domain, {support}.")
+    outside = int((~inside).sum())
+    raise DomainError(f"{outside} of {len(x)} chains start outside the energy's domain, {support}.")
