@@ -47,7 +47,7 @@ def randomised(energy: RBM, seed: int = 0, scale: float = 0.6) -> RBM:
             tensor.copy_(scale * torch.randn(tensor.shape, generator=rng, dtype=torch.float64))
         if energy.visible.states_of_one is None or energy.hidden.states_of_one is None:
             # Two real layers have no density when they are coupled strongly.
-            energy.weight.mul_(0.5)
+            energy.weight.mul_(0.4)
     return energy
 
 
