@@ -45,7 +45,7 @@ def assert_mean_gradient(make, energy, data, exact, replicates=40, limit=9.0):
 
 @pytest.mark.parametrize("pair", KINDS, ids="-".join)
 def test_the_gradient_of_cd_is_that_of_its_transition_matrix(pair):
-    """CD-3 in expectation: energies of data minus energies of what three steps make of them; those of one are not it."""
+    """CD-3 in expectation: energies of data minus those of what three steps make of them; one step is told apart."""
     energy, v, data = cd_case(pair)
     batch = drawn(energy, data, 4000, 1)
     share, step = (v[None].flatten(2) == batch[:, None].flatten(2)).all(2).double().mean(0), step_of(energy)

@@ -153,8 +153,8 @@ class TwoLayers:
     def hidden_energy(self, h: Tensor) -> Tensor:
         """Free energy of hidden states, ``(n,)``: of the machine at strength 1, the visible layer summed out."""
         field = self.visible_field(h)
-        own = self.hidden.own_energy(h) - ((self.hidden.statistic(h) - self.hidden_offset) * self.hidden_bias).sum(1)
-        return own + (field * self.visible_offset).sum(1) - self.visible.log_partition(field).sum(1)
+        own = self.hidden.own_energy(h) - _dot(self.hidden.statistic(h) - self.hidden_offset, self.hidden_bias)
+        return own + field @ self.visible_offset - self.visible.log_partition(field).sum(1)
 
     def _scaled(self, value: Any) -> Any:
         return value if isinstance(self.strength, float) and self.strength == 1.0 else self.strength * value
@@ -222,3 +222,8 @@ def has_layers(energy: Any) -> bool:
     several = getattr(energy, "energies", None)
     inner = getattr(energy, "energy", None)
     return any(map(has_layers, several)) if several is not None else inner is None or has_layers(inner)
+
+
+def _dot(rows: Tensor, weights: Tensor) -> Tensor:
+    """Products of rows with one vector, or with one each."""
+    return rows @ weights if weights.ndim == 1 else (rows * weights).sum(1)
