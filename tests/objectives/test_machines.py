@@ -209,6 +209,22 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
         assert torch.equal(a, b)
 
 
+def test_compiled_rounds_are_the_eager_ones(graphs):
+    energy = machine("bernoulli", "spin")
+    data = energy.base().sample(20, seeded(2))
+    losses = []
+    for compile in (False, True):
+        graphs()
+        persistent = PersistentContrastiveDivergence(
+            RBMGibbs(), energy.base(), steps=2, buffer_size=20, restart=0.0, compile=compile
+        )
+        objective, rng = Centred(persistent, rate=0.1), seeded(3)
+        own = copy.deepcopy(energy)
+        losses.append(torch.stack([objective(own, Batch(data), rng).value for _ in range(3)]).detach())
+    assert graphs() == 1, "offsets that move make no new graph"
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-12)
+
+
 def test_a_conditional_machine_learns_under_its_labels():
     energy = RBM(4, 2, condition=3, rng=seeded())
     y = torch.randint(0, 3, (300,), generator=seeded(1))

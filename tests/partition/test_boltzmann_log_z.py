@@ -158,6 +158,17 @@ def test_annealing_agrees_on_either_path(pair):
         assert float(found.lower) < exact
 
 
+def test_compiled_annealing_is_the_eager_one(graphs):
+    energy = machine("bernoulli", "bernoulli")
+    base, told = energy.base(), []
+    for compile in (False, True):
+        graphs()
+        options = {"chains": 20, "temperatures": 30, "compile": compile}
+        told.append(gb.ais(energy, base, kernel=RBMGibbs(), rng=seeded(), path=rbm_path(base, energy), **options))
+    assert 1 <= graphs() <= 2, "blocks of temperatures, and what is left over"
+    torch.testing.assert_close(told[0].value, told[1].value, rtol=0, atol=1e-12)
+
+
 def test_other_estimators_and_kernels_agree():
     energy = machine("bernoulli", "bernoulli", scale=1.0)
     base, exact = energy.base(), float(exact_log_z(energy).value)
