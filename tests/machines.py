@@ -10,6 +10,7 @@ import itertools
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts import seeded
 from enumeration import System
@@ -109,9 +110,21 @@ def everywhere(units: Units) -> tuple[Tensor, Tensor]:
 def system_of(name: str, energy: RBM) -> System:
     """A machine on bits or one-hot states with all of its visible states."""
     states, _ = everywhere(energy.visible)
-    return System(name, energy, states, energy.visible.event_shape != energy.visible.sites)
+    return System(name, energy.requires_grad_(False), states, energy.visible.event_shape != energy.visible.sites)
 
 
 def alternation(joint: Tensor) -> Tensor:
     """Transition matrix of v -> h -> v' from joint energies ``(m, k)``."""
     return (-joint).softmax(1) @ (-joint).softmax(0).T
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products of batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))

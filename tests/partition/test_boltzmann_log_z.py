@@ -18,8 +18,9 @@ from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.partition import boltzmann
 from gibbsian.partition.boltzmann import exact_log_likelihood, exact_log_z, rbm_path
 from gibbsian.partition.bracket import bracket
+from gibbsian.partition.schedule import Schedule
 from gibbsian.partition.smc import smc
-from machines import HIDDEN, PAIRS, everywhere, machine, randomised, table
+from machines import HIDDEN, PAIRS, Products, everywhere, machine, randomised, table
 
 
 @torch.no_grad()
@@ -167,6 +168,25 @@ def test_compiled_annealing_is_the_eager_one(graphs):
         told.append(gb.ais(energy, base, kernel=RBMGibbs(), rng=seeded(), path=rbm_path(base, energy), **options))
     assert 1 <= graphs() <= 2, "blocks of temperatures, and what is left over"
     torch.testing.assert_close(told[0].value, told[1].value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("along", ["machines", "geometric"])
+def test_hidden_fields_are_carried_from_temperature_to_temperature(along, monkeypatch):
+    """In blocks of five temperatures one field is computed anew, at the first; the weights are the same to the bit."""
+    energy = machine("spin", "bernoulli", scale=1.0)
+    base = energy.base()
+    path = rbm_path(base, energy) if along == "machines" else None
+    schedule = Schedule(torch.linspace(0.0, 1.0, 52, dtype=torch.float64))
+    told = []
+    for carried in (True, False):
+        if not carried:
+            monkeypatch.delattr(RBMGibbs, "arrive")
+        with Products() as products:
+            found = gb.ais(energy, base, kernel=RBMGibbs(), rng=seeded(), path=path, schedule=schedule, chains=50)
+        told.append((found.value, products.count))
+    assert torch.equal(told[0][0], told[1][0])
+    assert told[0][1] == 2 * 50 + 10 + 2
+    assert told[1][1] == 3 * 50 + 2
 
 
 def test_other_estimators_and_kernels_agree():

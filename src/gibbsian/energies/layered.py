@@ -119,6 +119,11 @@ class TwoLayers:
         """Return the field on the visible units, ``(n, D)``, at strength 1."""
         return self.visible_bias + (self.hidden.statistic(h) - self.hidden_offset) @ self.weight.T
 
+    def shares_fields(self, other: TwoLayers) -> bool:
+        """Whether these are one machine's parameters, so that ``hidden_field`` is the same at any strength."""
+        mine = (self.weight, self.hidden_bias, self.visible_offset)
+        return all(a is b for a, b in zip(mine, (other.weight, other.hidden_bias, other.visible_offset)))
+
     def draw_hidden(self, field: Tensor, u: Tensor) -> Tensor:
         """Draw hidden states from the field of a visible one, with uniform numbers ``(n, M)``."""
         return self.hidden.draw(self.hidden.natural(self._scaled(field)), u)

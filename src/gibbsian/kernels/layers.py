@@ -8,7 +8,9 @@ An energy of two layers tells them by ``two_layers(x)``, an object with
     states from uniform numbers, ``(n, M)`` and of the shape of v;
 ``energy(v, field)``
     the energy of the visible states, ``(n,)``, from the field there, and by how much it exceeds that of the machine
-    that draws; ``None`` where it does not.
+    that draws; ``None`` where it does not;
+``shares_fields(other)``
+    whether another such object gives the same hidden fields.
 
 Sums, multiples and fixed contexts pass it on, so that tempered and annealed machines are sampled too.
 """
@@ -55,10 +57,14 @@ class RBMGibbs:
         """Evaluate the energy and the hidden field at the start."""
         machine = _machine(energy, x)
         _check_start(energy, x)
-        field = machine.hidden_field(x).detach()
-        value, excess = machine.energy(x, field)
-        memory = (field,) if excess is None else (field, excess.detach())
-        return State(x, value.detach(), x.new_zeros((x.shape[0], 0)), memory=memory)
+        return _begun(machine, x, machine.hidden_field(x).detach())
+
+    def arrive(self, energy: EnergyFn, state: State, before: EnergyFn) -> State:
+        """Start at another temperature where chains stopped under ``before``; one machine keeps its hidden fields."""
+        machine = _machine(energy, state.x)
+        if not machine.shares_fields(_machine(before, state.x)):
+            return self.init(energy, state.x)
+        return _begun(machine, state.x, state.memory[0])
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """A uniform number for each number in a hidden and in a visible state; one more where there is a test."""
@@ -98,6 +104,12 @@ def _machine(energy: EnergyFn, x: Tensor) -> Any:
             "SingleSiteGibbs serve others."
         )
     return method(x)
+
+
+def _begun(machine: Any, x: Tensor, field: Tensor) -> State:
+    value, excess = machine.energy(x, field)
+    memory = (field,) if excess is None else (field, excess.detach())
+    return State(x, value.detach(), x.new_zeros((x.shape[0], 0)), memory=memory)
 
 
 def _check_start(energy: EnergyFn, x: Tensor) -> None:
