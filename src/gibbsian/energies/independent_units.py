@@ -43,6 +43,9 @@ class IndependentUnits(Tractable):
         if tuple(field.shape) != (self.units.size,):
             raise ShapeError(f"The field on {self.units} has shape ({self.units.size},); got {tuple(field.shape)}.")
         self.register_buffer("field", field)
+        self.register_buffer("log_normalizer", self.units.log_partition(field).sum())
+
+    log_normalizer: Tensor
 
     @property
     def units(self) -> Units:
@@ -53,7 +56,7 @@ class IndependentUnits(Tractable):
         """Energy of each row, normalised: ``(n, *event) -> (n,)``."""
         x = batch_rows(x, self.event_shape)
         own = self.units.own_energy(x) - self.units.statistic(x) @ self.field
-        return own + self.units.log_partition(self.field).sum()
+        return own + self.log_normalizer
 
     def sample(self, n: int, rng: Generator) -> Tensor:
         """Draw ``n`` states."""

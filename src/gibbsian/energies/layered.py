@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from gibbsian.errors import ArgumentTypeError
@@ -142,18 +143,19 @@ class TwoLayers:
             1
         )
         own = own + (field * self.hidden_offset).sum(1)
-        partition = self.hidden.log_partition(field).sum(1)
         plain = isinstance(self.strength, float) and self.strength == 1.0
         if plain and not self.sites and not self.rest:
-            return own - partition, None
-        beside = sum((w * e(v) for w, e, _ in self.sites), start=0.0 * own)
+            return own - self.hidden.log_partition(field).sum(1), None
         tempered = self.hidden.log_partition(self._scaled(field)).sum(1)
+        free = self.strength * own + sum((w * e(v) for w, e, _ in self.sites), start=0.0 * own) - tempered
         if self.is_path:
-            idle = self.hidden.log_partition(0.0 * field[:1]).sum()
-            return self.strength * own + beside - tempered + (1.0 - self.strength) * idle, None
-        rest = sum((w * e(v) for w, e in self.rest), start=0.0 * own)
-        excess = tempered - self.strength * partition + rest
-        return self.strength * own + beside - tempered + excess, None if plain and not self.rest else excess
+            idle = self.hidden.log_partition(torch.zeros_like(field[:1])).sum()
+            return free + (1.0 - self.strength) * idle, None
+        if plain and not self.rest:
+            return free, None
+        excess = tempered - self.strength * self.hidden.log_partition(field).sum(1)
+        excess = excess + sum((w * e(v) for w, e in self.rest), start=0.0 * own)
+        return free + excess, excess
 
     def hidden_energy(self, h: Tensor) -> Tensor:
         """Free energy of hidden states, ``(n,)``: of the machine at strength 1, the visible layer summed out."""
