@@ -139,10 +139,8 @@ class TwoLayers:
 
     def energy(self, v: Tensor, field: Tensor) -> tuple[Tensor, Tensor | None]:
         """Energy of the target at v, ``(n,)``, from the field there; and the excess R, ``None`` where it is 0."""
-        own = self.visible.own_energy(v) - ((self.visible.statistic(v) - self.visible_offset) * self.visible_bias).sum(
-            1
-        )
-        own = own + (field * self.hidden_offset).sum(1)
+        s = self.visible.statistic(v) - self.visible_offset
+        own = self.visible.own_energy(v) - _dot(s, self.visible_bias) + field @ self.hidden_offset
         plain = isinstance(self.strength, float) and self.strength == 1.0
         if plain and not self.sites and not self.rest:
             return own - self.hidden.log_partition(field).sum(1), None
