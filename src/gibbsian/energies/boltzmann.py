@@ -68,7 +68,7 @@ class RBM(Energy):
     Raises
     ------
     OptionError
-        If ReLU units are visible, a size is not positive, or both layers are real and both free of any bound.
+        If ReLU units are visible, or a size is not positive.
     """
 
     visible_offset: Tensor
