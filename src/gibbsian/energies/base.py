@@ -27,6 +27,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from gibbsian.energies.domains import common_event_shape, common_support
+from gibbsian.energies.layered import TwoLayers, beside, two_layers
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.typing import Scalar
 
@@ -210,6 +211,10 @@ class Combination(Energy):
             total = total + weight * conditionals(energy)(x, block, **_context_of(energy, context))
         return total
 
+    def two_layers(self, x: Tensor, **context: Tensor) -> TwoLayers:
+        """The one term of two layers, at its weight, with the others beside it."""
+        return beside([(weight, energy, _context_of(energy, context)) for weight, energy in self.terms], x)
+
     @property
     def blocks(self) -> Any:
         """Blocks of sites that are independent in every term; ``None`` where two terms have blocks of their own."""
@@ -272,6 +277,10 @@ class Given(Energy):
     def conditional_logits(self, x: Tensor, block: Tensor | slice, **context: Tensor) -> Tensor:
         """Logits of the energy with the fixed context."""
         return conditionals(cast(Energy, self.energy))(x, block, **self._filled(x, context))
+
+    def two_layers(self, x: Tensor, **context: Tensor) -> TwoLayers:
+        """The layers of the energy with the fixed context."""
+        return two_layers(cast(Energy, self.energy), x, self._filled(x, context))
 
     @property
     def blocks(self) -> Any:

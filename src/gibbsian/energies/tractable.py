@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.layered import Natural
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 
 
@@ -146,6 +147,14 @@ class Gaussian(Tractable):
         z = torch.randn((n, *self.event_shape), generator=rng, device=self.loc.device, dtype=self.loc.dtype)
         return self.loc + (z @ self.scale.T if self.full else z * self.scale)
 
+    @property
+    def natural(self) -> Natural | None:
+        """The law of each number; ``None`` with a covariance, under which they are not independent."""
+        if self.full:
+            return None
+        precision = self.scale.flatten().square().reciprocal()
+        return Natural(self.loc.flatten() * precision, precision)
+
     def extra_repr(self) -> str:
         """Shape and, when it is one number, scale."""
         shape = self.event_shape[0] if len(self.event_shape) == 1 else tuple(self.event_shape)
@@ -269,6 +278,11 @@ class Bernoulli(Tractable):
         p = self.logits.sigmoid().expand(n, *self.event_shape)
         return torch.bernoulli(p, generator=rng)
 
+    @property
+    def natural(self) -> Natural:
+        """The law of each number."""
+        return Natural(self.logits.flatten())
+
     def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
         """The logits, whatever the other sites are, ``(n, *event)``."""
         return self.logits.expand_as(x)
@@ -313,6 +327,11 @@ class Categorical(Tractable):
         chosen = torch.multinomial(self.logits.exp().reshape(-1, k), n, replacement=True, generator=rng)
         hot = torch.nn.functional.one_hot(chosen.T, k).to(self.logits.dtype)
         return hot.reshape(n, *self.event_shape)
+
+    @property
+    def natural(self) -> Natural:
+        """The law of each number."""
+        return Natural(self.logits.flatten())
 
     def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
         """The logits, whatever the other sites are, ``(n, *event)``."""
@@ -361,6 +380,8 @@ def require_support(x: Tensor, energy: Energy, what: str) -> None:
     DomainError
         With the number of points outside and the domain.
     """
+    if (check := getattr(energy, "check_states", None)) is not None:
+        check(x, what)
     inside = energy.support.check(x)
     if not bool(inside.all()):
         outside = int((~inside.reshape(x.shape[0], -1).all(1)).sum())

@@ -216,7 +216,9 @@ def anneal_block(
     steps = noise[0].shape[0] // len(energies)
     for i, (energy, kernel) in enumerate(zip(energies, kernels)):
         # The state holds the energy at the last temperature, and is evaluated once at this one: that is the weight.
-        arrived = kernel.init(energy, state.x)
+        # A kernel may carry over what does not depend on the temperature.
+        arrive = getattr(kernel, "arrive", None) if i else None
+        arrived = kernel.init(energy, state.x) if arrive is None else arrive(energy, state, energies[i - 1])
         gained = gained + (state.energy - arrived.energy).double()
         state = arrived
         for j in range(i * steps, (i + 1) * steps):

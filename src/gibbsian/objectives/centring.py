@@ -1,0 +1,88 @@
+r"""Centring: offsets of Boltzmann machines that follow the means of their units while they are trained.
+
+Before each loss the offsets slide by a factor :math:`\nu` towards the means of a batch,
+:math:`\mu \leftarrow (1 - \nu) \mu + \nu \langle s(v) \rangle`, :math:`\lambda` likewise, and the biases move so that
+the density stays what it was. The gradient that the objective then has is that of covariances; see
+`gibbsian.energies.boltzmann`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.buffers import ReplayBuffer
+from gibbsian.energies.base import Energy
+from gibbsian.energies.boltzmann import RBM
+from gibbsian.errors import ArgumentTypeError, OptionError
+from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.typing import Context
+
+
+class Centred(Objective):
+    """Fit restricted Boltzmann machines by another objective, with offsets that follow the means of both layers.
+
+    `How to center deep Boltzmann machines (Melchior et al., 2016) <https://jmlr.org/papers/v17/14-237.html>`_. Offsets
+    move in training only, with gradients on; they are part of the energy's ``state_dict``.
+
+    Parameters
+    ----------
+    objective
+        What is minimised, such as `PersistentContrastiveDivergence`.
+    rate
+        The sliding factor.
+    chains
+        The share of the model's means in the means that the offsets follow, from as many chains of the objective's
+        replay buffer as the batch has rows: 0 for data alone, 0.5 for the enhanced gradient.
+
+    Raises
+    ------
+    OptionError
+        If a setting is not between 0 and 1, or chains are asked for and the objective keeps none.
+    ArgumentTypeError
+        If it is given no objective; at the first loss, if there is no `RBM` in the energy.
+    """
+
+    def __init__(self, objective: Objective, rate: float = 0.01, chains: float = 0.0) -> None:
+        super().__init__()
+        if not isinstance(objective, Objective):
+            raise ArgumentTypeError(f"Centred wraps an objective; got {objective!r}.")
+        for name, value in (("rate", rate), ("chains", chains)):
+            if not 0.0 <= value <= 1.0:
+                raise OptionError(f"{name} lies between 0 and 1; got {value}.")
+        self.objective, self.rate, self.chains = objective, rate, chains
+        if chains and self._buffer() is None:
+            raise OptionError(
+                f"chains={chains} of the means are those of chains in a replay buffer, and {objective!r} keeps none; "
+                "take PersistentContrastiveDivergence, or chains=0."
+            )
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Slide the offsets, then compute the objective's loss."""
+        machines = [part for part in energy.modules() if isinstance(part, RBM)]
+        if not machines:
+            raise ArgumentTypeError(f"Centring moves the offsets of an RBM, and there is none in {energy!r}.")
+        if self.training and torch.is_grad_enabled():
+            for machine in machines:
+                self._slide(machine, batch)
+        return self.objective(energy, batch, rng)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"{self.objective!r}, rate={self.rate}, chains={self.chains}"
+
+    def _buffer(self) -> ReplayBuffer | None:
+        return next((part for part in self.objective.modules() if isinstance(part, ReplayBuffer)), None)
+
+    def _slide(self, machine: RBM, batch: Batch) -> None:
+        means = _means(machine, batch.x, batch.context)
+        buffer = self._buffer()
+        if self.chains and buffer is not None and buffer.filled:
+            n = len(batch)
+            model = _means(machine, buffer.positions[:n], {k: v[:n] for k, v in buffer.context.items()})
+            means = tuple(torch.lerp(a, b, self.chains) for a, b in zip(means, model))
+        machine.recentre(*means, rate=self.rate)
+
+
+def _means(machine: RBM, x: Tensor, context: Context) -> tuple[Tensor, ...]:
+    return machine.means(x.detach(), context.get("y") if machine.condition is not None else None)
