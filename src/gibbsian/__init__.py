@@ -21,15 +21,19 @@ from gibbsian.diagnostics.two_sample import (
     sliced_wasserstein,
 )
 from gibbsian.energies.base import Energy, mixture
+from gibbsian.energies.boltzmann import RBM, label_log_probs
 from gibbsian.energies.classifier import ClassifierEnergy
 from gibbsian.energies.directional import VonMises, VonMisesFisher
 from gibbsian.energies.domains import Sphere, Torus
 from gibbsian.energies.fields import FieldEnergy
 from gibbsian.energies.flows import Flow, spline_flow
+from gibbsian.energies.independent_units import IndependentUnits
+from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
+from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.recovery import RecoveryEnergy
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.telescope import Telescope, geometric_alphas
@@ -37,6 +41,7 @@ from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring,
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
 from gibbsian.energies.transformed import unconstrain
 from gibbsian.energies.unet import NoiseConditionalUNet
+from gibbsian.energies.units import BernoulliUnits, CategoricalUnits, SpinUnits
 from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
 from gibbsian.kernels.discrete_langevin import DiscreteLangevin
@@ -46,6 +51,7 @@ from gibbsian.kernels.gibbs import BlockGibbs, SingleSiteGibbs
 from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.kernels.microcanonical import MCLMC, AdjustedMCLMC
 from gibbsian.kernels.nuts import NUTS
 from gibbsian.kernels.path_auxiliary import PathAuxiliary
@@ -64,6 +70,7 @@ from gibbsian.microcanonical_adaptation import tune_mclmc
 from gibbsian.models import Model, load_model, save_model
 from gibbsian.objectives.augment import AdditiveNoise, HorizontalFlip, InTurn, Shift
 from gibbsian.objectives.base import Batch, Loss, Objective, Ramp, WeightedSum
+from gibbsian.objectives.centring import Centred
 from gibbsian.objectives.combination import Phases
 from gibbsian.objectives.concrete_score import ConcreteScoreMatching
 from gibbsian.objectives.conditional_noise import BitFlips, ConditionalNCE, GaussianPerturbation
@@ -92,6 +99,7 @@ from gibbsian.objectives.telescoping import TelescopingRatios
 from gibbsian.objectives.transport import EnergyMatching, TransportMatching
 from gibbsian.partition.annealed import ais, reverse_ais
 from gibbsian.partition.base import LogZ
+from gibbsian.partition.boltzmann import exact_log_likelihood, exact_log_z, rbm_path
 from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import geometric, noise_levels
@@ -144,6 +152,7 @@ __all__ = [
     "NUTS",
     "PCD",
     "PSGLD",
+    "RBM",
     "SGHMC",
     "SGLD",
     "SVGD",
@@ -154,9 +163,12 @@ __all__ = [
     "Barker",
     "Batch",
     "Bernoulli",
+    "BernoulliUnits",
     "BitFlips",
     "BlockGibbs",
     "Categorical",
+    "CategoricalUnits",
+    "Centred",
     "Checkerboard",
     "ClassifierEnergy",
     "ConcreteScoreMatching",
@@ -187,11 +199,14 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "GaussianPerturbation",
+    "GaussianUnits",
     "GibbsWithGradients",
     "HorizontalFlip",
     "InTurn",
+    "IndependentUnits",
     "Info",
     "Ising",
+    "JoinedUnits",
     "JointEnergyModel",
     "Kernel",
     "Lattice",
@@ -216,10 +231,12 @@ __all__ = [
     "Pinwheel",
     "Potts",
     "PseudoLikelihood",
+    "RBMGibbs",
     "Ramp",
     "RandomWalk",
     "RankingNCE",
     "RatioMatching",
+    "ReLUUnits",
     "Recipe",
     "RecoveryEnergy",
     "RecoveryLikelihood",
@@ -238,6 +255,7 @@ __all__ = [
     "SlicedScoreMatching",
     "Sphere",
     "SphericalHMC",
+    "SpinUnits",
     "Starts",
     "State",
     "Summary",
@@ -276,6 +294,8 @@ __all__ = [
     "energy_bfmi",
     "energy_distance",
     "evaluate",
+    "exact_log_likelihood",
+    "exact_log_z",
     "false_positive_rate",
     "find_mode",
     "fit",
@@ -284,6 +304,7 @@ __all__ = [
     "geometric_alphas",
     "grid_total_variation",
     "kernel_mmd",
+    "label_log_probs",
     "load",
     "load_kernel",
     "load_model",
@@ -294,6 +315,7 @@ __all__ = [
     "quadrature",
     "quantile_effective_sample_size",
     "rank_figure",
+    "rbm_path",
     "reverse_ais",
     "round_trips",
     "sample",
