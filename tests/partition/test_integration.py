@@ -69,7 +69,9 @@ def test_the_ring_against_its_closed_form(rule, nodes):
 
 def test_the_statistical_error_is_the_spread_of_repeats():
     """By Gauss' rule, whose own error is nothing here. The spread of 40 values is known to 11%."""
-    runs = [on_spins(seed, rule="gauss", nodes=4, chains=24, steps=20, warmup=6) for seed in range(40)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runs = [on_spins(seed, rule="gauss", nodes=4, chains=24, steps=20, warmup=6) for seed in range(40)]
     values = torch.stack([r.log_z.value for r in runs])
     stated = torch.stack([r.statistical for r in runs]).square().mean().sqrt()
     assert float(values.std() / stated) == pytest.approx(1.0, abs=0.62)
@@ -88,10 +90,12 @@ def test_correlation_along_the_chains_counts():
             return new._replace(x=x, energy=energy(x)), info
 
     energy, base, truth = spins()
-    lazy, quick = (
-        thermodynamic_integration(energy, base, rng=generator(3), kernel=k, nodes=4, rule="gauss", steps=250)
-        for k in (Lazy(), BlockGibbs())
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        lazy, quick = (
+            thermodynamic_integration(energy, base, rng=generator(3), kernel=k, nodes=4, rule="gauss", steps=250)
+            for k in (Lazy(), BlockGibbs())
+        )
     assert_found(lazy, truth)
     assert float(lazy.statistical / quick.statistical) == pytest.approx(math.sqrt(19.0), rel=0.35)
 
@@ -144,11 +148,14 @@ def test_a_path_down_noise_levels():
     with double_precision():
         base = Gaussian(2, scale=4.0)
     path = noise_levels(energy, (3.0, 0.5), base)
+    # The slope jumps where the stretch from the base ends, from -8 to 6, and a stop lies on either side.
+    nodes = torch.cat((torch.linspace(0.0, 0.4999, 7), torch.linspace(0.5001, 1.0, 14)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = thermodynamic_integration(energy, base, rng=generator(), path=path, nodes=17, steps=60)
-    assert_found(found, math.log(2.0 * math.pi * 1.25))
-    assert float(found.log_z.stderr) < 0.4
+        found = thermodynamic_integration(energy, base, rng=generator(), path=path, nodes=nodes, steps=60)
+    truth = math.log(2.0 * math.pi * 1.25)
+    assert_found(found, truth)
+    assert abs(float(found.log_z.value) - truth) < Z_LIMIT * float(found.statistical) + 0.05
 
 
 def twin_without_sign(betas, values, rule, geometric, confidence):

@@ -93,7 +93,8 @@ def thermodynamic_integration(
         As in `ais`. Step sizes are found by a pilot walk.
     nodes
         How many stops, or, for the trapezoidal rule, the stops themselves, from 0 to 1. A number is odd, and its stops
-        lie as dense as the density changes fast along the pilot's walk.
+        lie as dense as the density changes fast along the pilot's walk. A path whose slope jumps, as that of
+        `noise_levels` where its stretch from the base ends, takes stops of yours, one on either side of the jump.
     rule
         ``"trapezoid"``, or ``"gauss"`` for Gauss-Legendre's stops and weights: far better where the slope is smooth in
         beta, far worse where it is steep near 0 as it is from a base much wider than the energy. It gives no bounds.
