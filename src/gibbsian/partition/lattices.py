@@ -79,7 +79,7 @@ def transfer_matrix(energy: Energy, *, progress: bool | Callable[[int], object] 
         raise OptionError(_too_wide(lattice, strip, f"and a run from {runs} of them or more, which would take hours"))
     starts, counts = _starts(strip) if strip.uniform else (torch.arange(states), torch.ones(states))
     report, close = reporter(progress, len(starts), "transfer matrix")
-    size = max(1, min(len(starts), (1 << 19) // states))
+    size = max(1, min(len(starts), (1 << 16) // states))
     logs = []
     trace = _trace_of_power if strip.uniform else _trace_of_product
     try:
