@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gibbsian.diagnostics.chains import effective_sample_size
 from gibbsian.errors import DivergenceError, OptionError
 
 
@@ -108,6 +109,11 @@ def from_log_weights(log_weights: Tensor, confidence: float = 0.99) -> LogZ:
     return LogZ(value, stderr, lower, torch.full_like(value, torch.inf), ess, n, bad)
 
 
+def exactly(log_z: Tensor) -> LogZ:
+    """Present a log Z that is known to rounding: no error, bounds that meet, and no weights to judge."""
+    return LogZ(log_z, torch.zeros_like(log_z), log_z, log_z, torch.full_like(log_z, torch.inf))
+
+
 def mirrored(estimate: LogZ) -> LogZ:
     """Turn an estimate of -log Z into one of log Z: its lower bound becomes the upper one."""
     return estimate._replace(value=-estimate.value, lower=-estimate.upper, upper=-estimate.lower)
@@ -137,6 +143,23 @@ def lower_bound(log_weights: Tensor, confidence: float) -> Tensor:
 def effective_size(log_weights: Tensor) -> Tensor:
     """Effective number of weights, (sum w)^2 / (sum w^2), 0-d."""
     return (2.0 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2.0 * log_weights, 0)).exp()
+
+
+def variance_of_mean(values: Tensor) -> Tensor:
+    """Variance of the mean of independent numbers ``(n,)``, or of those along chains ``(draws, chains)``, 0-d."""
+    x = values.double()
+    spread = (x.square().mean() - x.mean().square()).clamp(min=0.0)
+    return spread / worth(x)
+
+
+def worth(values: Tensor) -> Tensor:
+    """How many independent numbers these are worth: ``(n,)`` as many, ``(draws, chains)`` their effective size; 0-d."""
+    count = torch.full((), float(values.numel()), dtype=torch.float64, device=values.device)
+    if values.ndim == 1:
+        return count
+    ess = effective_sample_size(values, ranked=False)
+    # Numbers that are all equal are as good as independent: their spread is 0.
+    return torch.where(ess.isnan(), count, ess)
 
 
 def warn_if_degenerate(estimate: LogZ, what: str, remedy: str) -> None:

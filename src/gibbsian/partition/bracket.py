@@ -24,7 +24,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.tractable import Tractable
 from gibbsian.kernels.base import Kernel
 from gibbsian.partition.annealed import REMEDY, check_draws, log_weights, settle
-from gibbsian.partition.base import LogZ, from_log_weights, mirrored, warn_if_degenerate
+from gibbsian.partition.base import LogZ, from_log_weights, mirrored, variance_of_mean, warn_if_degenerate
 from gibbsian.partition.paths import Path
 from gibbsian.partition.schedule import Schedule, pilot
 
@@ -123,13 +123,14 @@ def acceptance_ratio(forward: Tensor, reverse: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     forward, reverse
-        Log-weights, ``(n_F,)`` and ``(n_R,)``; non-finite ones are paths that the other direction never takes.
+        Log-weights, ``(n_F,)`` and ``(n_R,)``, or of chains ``(draws, chains)``, whose correlation then counts in the
+        error; non-finite ones are paths that the other direction never takes.
     """
     f, r = forward.double(), reverse.double()
     f = torch.where(torch.isfinite(f), f, -torch.inf)
     r = torch.where(torch.isfinite(r), r, torch.inf)
     odds = math.log(f.numel() / r.numel())
-    ends = torch.cat((f, r))
+    ends = torch.cat((f.flatten(), r.flatten()))
     ends = ends[torch.isfinite(ends)]
     low, high = ends.min() - abs(odds) - 1.0, ends.max() + abs(odds) + 1.0
     # The equation's left side falls from positive to negative in log Z, once; 80 halvings exhaust float64.
@@ -139,7 +140,6 @@ def acceptance_ratio(forward: Tensor, reverse: Tensor) -> tuple[Tensor, Tensor]:
         low, high = torch.where(positive, middle, low), torch.where(positive, high, middle)
     value = 0.5 * (low + high)
     variance = sum(
-        (a.square().mean() / a.mean().square() - 1.0) / a.numel()
-        for a in ((f - value - odds).sigmoid(), (value + odds - r).sigmoid())
+        variance_of_mean(a) / a.mean().square() for a in ((f - value - odds).sigmoid(), (value + odds - r).sigmoid())
     )
     return value, torch.as_tensor(variance).clamp(min=0.0).sqrt()

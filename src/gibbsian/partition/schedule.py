@@ -109,17 +109,17 @@ def pilot(
     stages = len(found.betas) - 1
     count = min(5000, max(200, 2 * stages**2)) if temperatures is None else temperatures
     place = torch.linspace(0.0, stages, count + 1, dtype=torch.float64)
-    fine = _interpolate(place, torch.tensor(found.betas, dtype=torch.float64))
+    fine = interpolate(place, torch.tensor(found.betas, dtype=torch.float64))
     fine[0], fine[-1] = 0.0, 1.0
     if not has_step_size(kernel):
         return Schedule(fine)
-    logs = _interpolate(place[1:-1], torch.tensor(found.log_sizes, dtype=torch.float64))
+    logs = interpolate(place[1:-1], torch.tensor(found.log_sizes, dtype=torch.float64))
     # The golden ratio's multiples fill [0, 1) evenly in any stretch of the schedule.
     turn = torch.arange(1, count, dtype=torch.float64) * (0.5 * (math.sqrt(5.0) - 1.0)) % 1.0
     return Schedule(fine, (logs - math.log(PALETTE) * turn).exp())
 
 
-def _interpolate(place: Tensor, values: Tensor) -> Tensor:
+def interpolate(place: Tensor, values: Tensor) -> Tensor:
     """Read a table at fractional indices, linearly."""
     i = place.floor().long().clamp(0, values.numel() - 2)
     return values[i] + (place - i) * (values[i + 1] - values[i])
