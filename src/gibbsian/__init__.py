@@ -101,7 +101,12 @@ from gibbsian.partition.annealed import ais, reverse_ais
 from gibbsian.partition.base import LogZ
 from gibbsian.partition.boltzmann import exact_log_likelihood, exact_log_z, rbm_path
 from gibbsian.partition.bracket import bracket
+from gibbsian.partition.enumeration import enumeration
 from gibbsian.partition.exact import quadrature
+from gibbsian.partition.held_out import HeldOut, raise_lower_bound
+from gibbsian.partition.integration import Integrated, thermodynamic_integration
+from gibbsian.partition.lattices import kaufman, transfer_matrix
+from gibbsian.partition.multistate import Multistate, bridge, mbar
 from gibbsian.partition.paths import geometric, noise_levels
 from gibbsian.partition.smc import Particles, smc
 from gibbsian.path_adaptation import tune_path
@@ -201,10 +206,12 @@ __all__ = [
     "GaussianPerturbation",
     "GaussianUnits",
     "GibbsWithGradients",
+    "HeldOut",
     "HorizontalFlip",
     "InTurn",
     "IndependentUnits",
     "Info",
+    "Integrated",
     "Ising",
     "JoinedUnits",
     "JointEnergyModel",
@@ -219,6 +226,7 @@ __all__ = [
     "MinimumProbabilityFlow",
     "Model",
     "MultiLevelDenoising",
+    "Multistate",
     "NoiseConditional",
     "NoiseConditionalUNet",
     "NoiseContrastiveEstimation",
@@ -283,6 +291,7 @@ __all__ = [
     "auroc",
     "autocorrelation_figure",
     "bracket",
+    "bridge",
     "chain_mean",
     "chain_quantile",
     "chain_sd",
@@ -293,6 +302,7 @@ __all__ = [
     "effective_sample_size",
     "energy_bfmi",
     "energy_distance",
+    "enumeration",
     "evaluate",
     "exact_log_likelihood",
     "exact_log_z",
@@ -303,17 +313,20 @@ __all__ = [
     "geometric",
     "geometric_alphas",
     "grid_total_variation",
+    "kaufman",
     "kernel_mmd",
     "label_log_probs",
     "load",
     "load_kernel",
     "load_model",
+    "mbar",
     "memorisation",
     "mixture",
     "nearest_neighbour_entropy",
     "noise_levels",
     "quadrature",
     "quantile_effective_sample_size",
+    "raise_lower_bound",
     "rank_figure",
     "rbm_path",
     "reverse_ais",
@@ -326,7 +339,9 @@ __all__ = [
     "spline_flow",
     "split_r_hat",
     "tail_effective_sample_size",
+    "thermodynamic_integration",
     "trace_figure",
+    "transfer_matrix",
     "tune",
     "tune_ladder",
     "tune_mclmc",
