@@ -217,7 +217,8 @@ bar, stated with each table); draws are clipped to the pixels' range. Stopped: t
 the cause in brackets. Told: it ended and said that its chains were farther from the data than a Gaussian's draws, or
 that it was running away. Useless: worse than the bar without a word. Broken: weights that are no numbers, without a
 word. FD inf: no draws were made. Chains: the energy distance of the last chains to the data, in units of that of a
-Gaussian's draws; more than 1, and three standard errors, is told."""
+Gaussian's draws; more than 1, and three standard errors, is told. A run that health left alone is the same without it,
+less what is told, and was not trained again."""
 
 
 def report(runs: Sequence[Run], options: Any) -> None:
