@@ -206,3 +206,8 @@ def test_what_a_place_requires_is_said():
         require_support(
             torch.tensor([[0.0, 1.0, 0.5], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]), bits, "the data"
         )
+
+
+def test_a_size_in_the_place_of_logits_is_named():
+    with pytest.raises(ArgumentTypeError, match=r"are tensors of the event's shape; got 8\..*torch\.zeros\(n\)"):
+        gb.Bernoulli(8)

@@ -345,6 +345,11 @@ class Categorical(Tractable):
 def _logits(logits: Tensor | None, probs: Tensor | None, to_logits) -> Tensor:  # noqa: ANN001
     if (logits is None) == (probs is None):
         raise OptionError("Give exactly one of logits and probs.")
+    given = probs if logits is None else logits
+    if not isinstance(given, Tensor):
+        raise ArgumentTypeError(
+            f"Logits, or probabilities, are tensors of the event's shape; got {given!r}. For n bits: torch.zeros(n)."
+        )
     if logits is not None:
         return logits.clone()
     assert probs is not None
