@@ -1,5 +1,7 @@
 """Being here, this file puts the folder of tests on the path, so that `contracts` can be imported from every room."""
 
+import signal
+
 import pytest
 import torch
 
@@ -23,3 +25,10 @@ def graphs(monkeypatch):
         return count
 
     return new
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Let tests of Ctrl-C find Python's own handler, also in a job of the background, which begins without one."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
