@@ -270,7 +270,10 @@ def test_no_derivative_is_taken(monkeypatch):
         raise AssertionError("autograd was called")
 
     monkeypatch.setattr(torch.autograd, "grad", forbidden)
-    gb.sample(0.5 * energy, RBMGibbs(), start, steps=5, rng=seeded())
+    moved = gb.sample(0.5 * energy, RBMGibbs(), start, steps=5, rng=seeded())
+    assert int(moved.nonfinite.sum()) == 0
+    with pytest.raises(AssertionError, match="autograd was called"):
+        gb.sample(0.5 * energy, gb.GibbsWithGradients(), start, steps=1, rng=seeded())
 
 
 def test_a_step_takes_two_products(monkeypatch):

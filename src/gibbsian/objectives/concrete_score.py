@@ -39,9 +39,6 @@ class ConcreteScoreMatching(SingleSiteObjective):
         If an option is no whole number of 1 or more.
     """
 
-    def __init__(self, sites: int | None = None, chunk: int = 8192) -> None:
-        super().__init__(sites, chunk)
-
     def score(self, log_ratios: Tensor) -> Tensor:
         """Sum over the other values."""
         return ((2.0 * log_ratios).exp() - 2.0 * (-log_ratios).exp() + 1.0).sum(2)

@@ -34,9 +34,6 @@ class MinimumProbabilityFlow(SingleSiteObjective):
         If an option is no whole number of 1 or more.
     """
 
-    def __init__(self, sites: int | None = None, chunk: int = 8192) -> None:
-        super().__init__(sites, chunk)
-
     def score(self, log_ratios: Tensor) -> Tensor:
         """Sum the rates to the other values."""
         return (0.5 * log_ratios).exp().sum(2)

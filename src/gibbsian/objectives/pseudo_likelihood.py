@@ -42,9 +42,6 @@ class PseudoLikelihood(SingleSiteObjective):
         If an option is no whole number of 1 or more.
     """
 
-    def __init__(self, sites: int | None = None, chunk: int = 8192) -> None:
-        super().__init__(sites, chunk)
-
     def score(self, log_ratios: Tensor) -> Tensor:
         """Minus the logarithm of the probability of the value that a site has."""
         return -logsigmoid(-odds_against(log_ratios))
@@ -71,9 +68,6 @@ class RatioMatching(SingleSiteObjective):
     OptionError
         If an option is no whole number of 1 or more.
     """
-
-    def __init__(self, sites: int | None = None, chunk: int = 8192) -> None:
-        super().__init__(sites, chunk)
 
     def score(self, log_ratios: Tensor) -> Tensor:
         """Half the sum of squares; that the own value misses is what the others have."""

@@ -46,7 +46,7 @@ class SingleSiteObjective(Objective):
         If ``sites`` or ``chunk`` is no whole number of 1 or more.
     """
 
-    def __init__(self, sites: int | None, chunk: int) -> None:
+    def __init__(self, sites: int | None = None, chunk: int = 8192) -> None:
         super().__init__()
         self.sites = None if sites is None else check_count("sites", sites, "the sites of each row that are looked at")
         self.chunk = check_count("chunk", chunk, "the points at which the energy is evaluated at once")
