@@ -34,7 +34,7 @@ CASES = (
     ("ill: 4e-4, with health off", 4e-4, False),
     ("ill: 4e-4, with health on", 4e-4, True),
 )
-CURES = (
+CURES: tuple[tuple[str, float, dict[str, Any]], ...] = (
     ("ill: 4e-4, health off, four times the chain steps", 4e-4, {"chain_steps": 40}),
     ("ill: 4e-4, health off, Adam without momentum", 4e-4, {"betas": (0.0, 0.99)}),
 )
