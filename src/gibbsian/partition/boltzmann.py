@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
+from gibbsian.energies.deep import DeepBoltzmannMachine, OddLayers
 from gibbsian.energies.layered import Natural, TwoLayers, two_layers
 from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.tractable import Tractable
@@ -75,7 +76,7 @@ def exact_log_z(energy: Energy, *, progress: bool | Callable[[int], object] = Fa
     # States, their statistics, fields and what is made of these: about four arrays over both layers.
     rows = max(1, CHUNK_BYTES // (32 * (visible.size + hidden.size)))
     report, close = reporter(progress, count, "summing states")
-    total, squares = (torch.full((), -torch.inf, dtype=torch.float64, device=machine.weight.device) for _ in range(2))
+    total, squares = (torch.full((), -torch.inf, dtype=torch.float64, device=machine.visible_bias.device) for _ in range(2))
     try:
         for first in range(0, count, rows):
             index = torch.arange(first, min(first + rows, count), device=total.device)
@@ -109,7 +110,7 @@ def exact_log_likelihood(energy: Energy, x: Tensor, log_z: LogZ | None = None) -
     machine = _machine(energy)
     cast(Units, machine.visible).check(x, "the rows")
     z = exact_log_z(energy) if log_z is None else log_z
-    x = x.to(machine.weight)
+    x = x.to(machine.visible_bias)
     return -machine.energy(x, machine.hidden_field(x))[0] - z.value
 
 
@@ -129,7 +130,7 @@ class IntermediateRBM(Energy):
         0-d.
     """
 
-    def __init__(self, energy: RBM, base: Tractable, beta: Scalar) -> None:
+    def __init__(self, energy: RBM | DeepBoltzmannMachine | OddLayers, base: Tractable, beta: Scalar) -> None:
         super().__init__()
         self.energy, self.base = energy, base
         self.register_buffer("beta", torch.as_tensor(beta))
@@ -153,8 +154,8 @@ class IntermediateRBM(Energy):
         return f"{self.energy!r}, beta={float(self.beta):.4g}"
 
 
-def rbm_path(base: Tractable, energy: RBM) -> Path:
-    """Build the path of machines from independent units to an RBM, on which `RBMGibbs` never rejects.
+def rbm_path(base: Tractable, energy: RBM | DeepBoltzmannMachine | OddLayers) -> Path:
+    """Build the path of machines from independent units to an RBM or a deep machine, on which `RBMGibbs` never rejects.
 
     `On the quantitative analysis of deep belief networks (Salakhutdinov & Murray, 2008)
     <https://doi.org/10.1145/1390156.1390266>`_. Give it to `ais`, `smc` or `bracket` with the same base.
@@ -164,7 +165,7 @@ def rbm_path(base: Tractable, energy: RBM) -> Path:
     base
         Independent units: `RBM.base`, or `Bernoulli`, `Categorical` or a diagonal `Gaussian` of the visible kind.
     energy
-        The RBM, without a context.
+        The RBM, without a context; a deep machine, over its even layers, or its ``odd_layers``.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def rbm_path(base: Tractable, energy: RBM) -> Path:
             f"The path of machines starts at independent units, such as energy.base(data); {base!r} tells no law of "
             "each. A geometric path (path=None) starts anywhere."
         )
-    if not isinstance(energy, RBM) or energy.context:
+    if not isinstance(energy, (RBM, DeepBoltzmannMachine, OddLayers)) or energy.context:
         raise OptionError(
             f"The path of machines leads to an RBM without a context; got {energy!r}. A geometric path (path=None) "
             "takes rbm.given(y=...), and sums."
@@ -197,8 +198,7 @@ def _machine(energy: Energy) -> TwoLayers:
             f"A layer of {energy!r} cannot be summed in closed form at a temperature or beside other energies; "
             "estimate log Z with ais, smc or bracket."
         )
-    doubled = {name: value.double() for name, value in vars(machine).items() if isinstance(value, Tensor)}
-    return replace(machine, **doubled)
+    return machine.double()
 
 
 def _smaller(machine: TwoLayers, visible: Units, hidden: Units) -> tuple[Units, Callable[[Tensor], Tensor]]:
@@ -228,7 +228,7 @@ def _of_visible(machine: TwoLayers) -> Callable[[Tensor], Tensor]:
 
 def _gaussian(machine: TwoLayers, units: GaussianUnits) -> LogZ:
     """Of two Gaussian layers: the free energy is a quadratic, known by its values at few points."""
-    d, like = units.size, machine.weight
+    d, like = units.size, machine.visible_bias
     of = _of_visible(machine)
     points = torch.cat((like.new_zeros(1, d), torch.eye(d, dtype=like.dtype, device=like.device)))
     with torch.enable_grad():
