@@ -7,8 +7,8 @@ batch of the joint training. log Z lies between bounds of forward annealing and 
 chains of the model; with it, the variational bound of all 10,000 test rows lies between two numbers. The upper end of
 log Z, and so the lower number, holds as far as those chains are draws of the model.
 
-Writes ``results/deep_boltzmann.json`` and ``.md``, pictures of draws and filters beside them, and the trained machine to
-the folder ``--runs``, from which ``--evaluate`` repeats all but the training. The times given are those of the
+Writes ``results/deep_boltzmann.json`` and ``.md``, a picture of draws and filters beside them, and the trained machine
+to the folder ``--runs``, from which ``--evaluate`` repeats all but the training. The times given are those of the
 processor. Needs MNIST in the folder GIBBSIAN_DATA.
 
     GIBBSIAN_DATA=data python benchmarks/deep_boltzmann.py --threads 1 --runs runs/deep
@@ -98,7 +98,10 @@ def trained(train: Tensor, options: argparse.Namespace, facts: dict[str, Any]) -
     """Train the whole; also return the chains it was trained with."""
     machine = DeepBoltzmannMachine(784, list(HIDDEN), rng=generator(options.seed, 0))
     bits, rng = torch.bernoulli(train, generator=generator(options.seed, 1)), generator(options.seed, 2)
-    steps = {"pretraining": max(20, round(options.budget * PRETRAINING)), "joint": max(20, round(options.budget * JOINT))}
+    steps = {
+        "pretraining": max(20, round(options.budget * PRETRAINING)),
+        "joint": max(20, round(options.budget * JOINT)),
+    }
     warm = {"warmup_steps": min(200, steps["joint"] // 10), "ema_decay": 0.999}
     with Stopwatch() as watch:
         pretrain(machine, bits, rng=rng, **(SHARED | STACK | warm), steps=steps["pretraining"])
@@ -130,7 +133,7 @@ def recentre(machine: DeepBoltzmannMachine, bits: Tensor) -> None:
 def judged(
     machine: DeepBoltzmannMachine, train: Tensor, test: Tensor, chains: Tensor, options: argparse.Namespace
 ) -> tuple[dict[str, Any], Tensor]:
-    """log Z between bounds, the test rows' bound, and draws."""
+    """Log Z between bounds, the test rows' bound, and draws."""
     rng, share = generator(options.seed, 3), min(1.0, options.budget)
     temperatures, steps = (max(50, round(share * each)) for each in (TEMPERATURES, BURN_IN))
     base = machine.base(train)
@@ -187,16 +190,24 @@ def report(facts: dict[str, Any], options: argparse.Namespace) -> None:
     """Write what was found."""
     found = facts["judged"]
     lines = [
-        [name, f"{each['value']:.2f}", f"{each['lower']:.2f} to {each['upper']:.2f}", f"{each['stderr']:.2f}", each["rows"]]
+        [
+            name,
+            f"{each['value']:.2f}",
+            f"{each['lower']:.2f} to {each['upper']:.2f}",
+            f"{each['stderr']:.2f}",
+            each["rows"],
+        ]
         for name, each in ((name, found[name]) for name in ("test", "train"))
     ]
-    spent = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in (facts["cpu"] | {"judging": found["cpu"]}).items())
+    spent = ", ".join(
+        f"{name} {seconds / 60:.1f}" for name, seconds in (facts["cpu"] | {"judging": found["cpu"]}).items()
+    )
     sections = [
         f"784-{'-'.join(map(str, HIDDEN))}; {facts['steps']['pretraining']} steps of each machine of the stack, "
-        f"{facts['steps']['joint']} of the whole, batches of {BATCH}, {SWEEPS} sweeps and {ITERATIONS} iterations of mean "
-        f"field a step. Processor minutes: {spent}.",
-        f"log Z {found['log_z']}; {found['temperatures']} temperatures and {CHAINS} chains each way, the way back after "
-        f"{found['burn_in']} Gibbs steps. The bracket is at 99 percent, given that those chains are draws of the model.",
+        f"{facts['steps']['joint']} of the whole, batches of {BATCH}, {SWEEPS} sweeps and {ITERATIONS} iterations of "
+        f"mean field a step. Processor minutes: {spent}.",
+        f"log Z {found['log_z']}; {found['temperatures']} temperatures and {CHAINS} chains each way, the way back "
+        f"after {found['burn_in']} Gibbs steps. The bracket is at 99 percent, given that those are draws of the model.",
         table(["rows", "variational bound, nats", "by the ends of log Z", "standard error over rows", "rows"], lines),
         "The literature's bound for this model is -84.62 nats on test rows. Bits are drawn once from the grey values.",
     ]
@@ -233,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     facts["judged"], draws = judged(machine, train, test, chains, options)
     picture(machine, draws)
     report(facts, options)
-    print({k: v for k, v in facts["judged"].items()}, flush=True)
+    print(dict(facts["judged"].items()), flush=True)
     return facts
 
 

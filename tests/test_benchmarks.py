@@ -132,3 +132,19 @@ def test_mnist_writes_after_every_part_and_takes_up_its_runs(mnist, tmp_path, ca
     assert "## A digit left out" in told
     other = mnist.main(["--budget", "0.0004", "--threads", "1", "--parts", "heldout"])
     assert set(other) == {"heldout"}, "parts of another budget were mixed in"
+
+
+def test_a_deep_machine_is_trained_saved_and_judged_again(script, tmp_path, monkeypatch):
+    deep = script("deep_boltzmann")
+    digits = load("digits").train[:300] / 16.0
+    grey = torch.nn.functional.interpolate(digits, size=(28, 28)).flatten(1)
+    monkeypatch.setattr(deep, "rows", lambda limit: (grey[:200], grey[200:]))
+    monkeypatch.setattr(deep, "HIDDEN", (12, 8))
+    found = deep.main(["--budget", "0.001", "--runs", str(tmp_path / "run")])
+    bound = found["judged"]["test"]
+    assert bound["lower"] <= bound["value"] <= bound["upper"]
+    assert "| test |" in (tmp_path / "deep_boltzmann.md").read_text()
+    again = deep.main(["--budget", "0.001", "--runs", str(tmp_path / "run"), "--evaluate"])
+    assert again["judged"]["test"] == bound
+    with pytest.raises(SystemExit):
+        deep.main(["--evaluate"])

@@ -67,7 +67,8 @@ def test_the_twin_without_an_offset_is_caught():
 def test_states_are_packed_and_cut_again(name):
     machine, states = deep(name), flat(deep(name))
     even, odd = machine.packed(states)
-    assert even.shape[1:] == machine.event_shape and odd.shape[1:] == machine.odd_layers.event_shape
+    assert even.shape[1:] == machine.event_shape
+    assert odd.shape[1:] == machine.odd_layers.event_shape
     for found, x in zip(machine.unpacked(even, odd), states):
         torch.testing.assert_close(found, x, rtol=0, atol=0)
     torch.testing.assert_close(machine.visible_of(even), states[0], rtol=0, atol=0)
@@ -124,7 +125,9 @@ def test_the_bound_is_the_mean_energy_less_the_entropy(name):
             for units, f in zip(parts, field[i].split([u.size for u in parts])):
                 x = everywhere(units)[0]
                 logs.append((units.statistic(x) @ f).log_softmax(0))
-        log_q = sum(p.view([-1 if axis == j else 1 for axis in range(len(order(logs)))]) for j, p in enumerate(order(logs)))
+        log_q = sum(
+            p.view([-1 if axis == j else 1 for axis in range(len(order(logs)))]) for j, p in enumerate(order(logs))
+        )
         energy = joint(machine)[i]
         by_hand = (log_q.exp() * (energy + log_q)).sum()
         torch.testing.assert_close(variational_free_energy(machine, v, q)[i], by_hand, **EXACT)
@@ -152,7 +155,8 @@ def test_mean_field_is_a_bound_that_rises_to_a_fixed_point(name):
             assert last is None or bool((found <= last + 1e-12).all()), "an iteration made it worse"
             last = found
         q = mean_field(machine, v, iterations=5000, damping=damping, tolerance=1e-13)
-        assert q.iterations < 5000 and float(q.change.max()) <= 1e-13
+        assert q.iterations < 5000
+        assert float(q.change.max()) <= 1e-13
         given = machine.posterior(v).machine
         torch.testing.assert_close(given.hidden_field(given.visible.shaped(q.odd)), q.even_field, rtol=0, atol=1e-9)
         torch.testing.assert_close(given.visible_field(given.hidden.shaped(q.even)), q.odd_field, rtol=0, atol=1e-9)
@@ -169,7 +173,9 @@ def test_the_bound_is_tight_where_the_posterior_factorises_and_so_are_its_slopes
     found = MeanFieldEnergy(machine, 30)(v)
     torch.testing.assert_close(found, exact, **EXACT)
     parameters = list(machine.parameters())
-    for own, by_hand in zip(torch.autograd.grad(found.mean(), parameters), torch.autograd.grad(exact.mean(), parameters)):
+    for own, by_hand in zip(
+        torch.autograd.grad(found.mean(), parameters), torch.autograd.grad(exact.mean(), parameters)
+    ):
         torch.testing.assert_close(own, by_hand, **EXACT)
 
 
@@ -238,7 +244,9 @@ def test_tied_machines_are_machines_of_copies(copies):
         total = []
         for others in itertools.product(range(len(h)), repeat=m):
             pairs = sum(pair(rbm, v[i], h[j]) for i in rows for j in others)
-            total.append(pairs + sum(alone(rbm, v[i], None) for i in rows) + sum(alone(rbm, None, h[j]) for j in others))
+            total.append(
+                pairs + sum(alone(rbm, v[i], None) for i in rows) + sum(alone(rbm, None, h[j]) for j in others)
+            )
         exact = -torch.logsumexp(-torch.stack(total), 0)
         x = torch.cat([v[i].flatten() for i in rows])[None]
         torch.testing.assert_close(tied(tied.visible.shaped(x))[0], exact, **EXACT)
@@ -265,7 +273,7 @@ def test_one_copy_of_each_is_the_machine_itself():
 def test_a_deep_machine_hears_the_mean_of_its_stack():
     """Fields on each layer of a machine that was composed, against those in the tied machines on both sides of it."""
     layers = [BernoulliUnits(3), SpinUnits(2), BernoulliUnits(2), BernoulliUnits(3)]
-    stack = [randomised(RBM(a, b), seed=i) for i, (a, b) in enumerate(zip(layers, layers[1:]))]
+    stack = [randomised(RBM(a, b), seed=i) for i, (a, b) in enumerate(itertools.pairwise(layers))]
     machine = DeepBoltzmannMachine(layers[0], layers[1:]).double()
     compose(stack, machine)
     tied = [TiedRBM(rbm, *copies_of(i, 3)) for i, rbm in enumerate(stack)]
@@ -334,7 +342,11 @@ def test_states_and_settings_that_do_not_fit():
         machine.recentre(machine.even_offset, machine.odd_offset, rate=2.0)
     with pytest.raises(OptionError, match="smoothing"):
         machine.base(torch.zeros(2, 3), smoothing=0.0)
-    for wrong, said in (({"iterations": 0}, "1 iteration"), ({"damping": 1.0}, "share of the old"), ({"tolerance": -1.0}, "tolerance")):
+    for wrong, said in (
+        ({"iterations": 0}, "1 iteration"),
+        ({"damping": 1.0}, "share of the old"),
+        ({"tolerance": -1.0}, "tolerance"),
+    ):
         with pytest.raises(OptionError, match=said):
             mean_field(machine, torch.zeros(1, 3, dtype=torch.float64), **wrong)
     with pytest.raises(OptionError, match="1 iteration"):
@@ -343,7 +355,7 @@ def test_states_and_settings_that_do_not_fit():
 
 def test_stacks_that_do_not_fit():
     low, high = RBM(3, 2), RBM(2, 4)
-    with pytest.raises(OptionError, match="the layers.*and the deep machine"):
+    with pytest.raises(OptionError, match=r"the layers.*and the deep machine"):
         compose([low, high], DeepBoltzmannMachine(3, [2, 3]))
     with pytest.raises(ArgumentTypeError, match="layers of an RBM"):
         TiedRBM(deep("two"))

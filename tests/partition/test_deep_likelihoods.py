@@ -1,4 +1,6 @@
-"""log Z and likelihoods of deep machines and belief networks against sums over all states, and estimates against them."""
+"""log Z and likelihoods of deep machines and belief networks against sums over all states; estimates against them."""
+
+import itertools
 
 import pytest
 import torch
@@ -69,7 +71,8 @@ def test_the_variational_bound_lies_between_the_ends_of_log_z(name):
     v, z = listed(machine)[0][0], exact_log_z(machine)
     exact = exact_deep_log_likelihood(machine, v, z)
     found = variational_bound(machine, v, z, rows=3)
-    assert bool((found.value <= exact + 1e-10).all()) and float((exact - found.value).max()) > 1e-5
+    assert bool((found.value <= exact + 1e-10).all())
+    assert float((exact - found.value).max()) > 1e-5
     wide = variational_bound(machine, v, z._replace(lower=z.value - 1.0, upper=z.value + 2.0))
     torch.testing.assert_close(wide.lower, found.value - 2.0)
     torch.testing.assert_close(wide.upper, found.value + 1.0)
@@ -121,7 +124,7 @@ def test_a_temperature_of_annealing_takes_one_sweep_of_products():
 
 def network(seed=0):
     layers = [SpinUnits(2), CategoricalUnits(1, classes=3), 2, 3]
-    stack = [randomised(RBM(a, b), seed=seed + i) for i, (a, b) in enumerate(zip(layers, layers[1:]))]
+    stack = [randomised(RBM(a, b), seed=seed + i) for i, (a, b) in enumerate(itertools.pairwise(layers))]
     return DeepBeliefNetwork(stack)
 
 
@@ -177,7 +180,9 @@ def test_draws_down_from_exact_draws_of_the_top_have_the_networks_law():
     due = n * exact_belief_log_likelihood(net, v).exp()
     assert float(((counts - due) ** 2 / due).sum()) < 40.0
     means = net.down(states, rng, means=True)
-    assert means.shape == (len(states), 2) and float(means.min()) > 0.0 and float(means.max()) < 1.0
+    assert means.shape == (len(states), 2)
+    assert float(means.min()) > 0.0
+    assert float(means.max()) < 1.0
 
 
 # What is refused ----------------------------------------------------------------------------------------------------

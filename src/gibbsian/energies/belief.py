@@ -1,14 +1,15 @@
 r"""Deep belief networks: a restricted Boltzmann machine on top, and directed layers below it down to the data.
 
-.. math:: p(v, x_1, \ldots, x_{L-1}) = p(v \mid x_1)\, p(x_1 \mid x_2) \cdots p(x_{L-2} \mid x_{L-1})\; p_{top}(x_{L-1}),
+.. math:: p(v, x_1, \ldots, x_{L-1}) = p(v \mid x_1)\, p(x_1 \mid x_2) \cdots p(x_{L-2} \mid x_{L-1})\;
+          p_{top}(x_{L-1}),
 
 where :math:`p_{top}` is the law of the top machine's visible layer, and each :math:`p(x_{i-1} \mid x_i)` that of a
 restricted machine's visible layer given its hidden one. Trained greedily, each machine on what the ones below make of
 the data, the stack bounds the likelihood from below: with :math:`q(x_1, \ldots \mid v) = \prod_i p_i(x_i \mid x_{i-1})`
 by the machines' hidden conditionals,
 
-.. math:: \log p(v) \ge \mathbb{E}_q\Bigl[\sum_i \log p(x_{i-1} \mid x_i) - \log q(x_i \mid x_{i-1}) - F_{top}(x_{L-1})\Bigr]
-          - \log Z_{top} .
+.. math:: \log p(v) \ge \mathbb{E}_q\Bigl[\sum_i \log p(x_{i-1} \mid x_i) - \log q(x_i \mid x_{i-1})
+          - F_{top}(x_{L-1})\Bigr] - \log Z_{top} .
 
 A network is no energy, since its data's law has no closed form; its top machine is one. Draws are exact draws down from
 chains of the top: ``network.down(sample(network.top, RBMGibbs(), start, steps=1000, rng=rng).x, rng)``.
@@ -16,6 +17,7 @@ chains of the top: ``network.down(sample(network.top, RBMGibbs(), start, steps=1
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import cast
 
@@ -55,7 +57,7 @@ class DeepBeliefNetwork(nn.Module):
             raise OptionError(
                 f"A deep belief network is two RBMs or more, without a context; got {list(stack)}. One alone is an RBM."
             )
-        for low, high in zip(stack, stack[1:]):
+        for low, high in itertools.pairwise(stack):
             if repr(low.hidden) != repr(high.visible):
                 raise OptionError(f"A machine over {high.visible} cannot stand on one with hidden {low.hidden}.")
         self.stack = nn.ModuleList(stack)

@@ -17,6 +17,7 @@ see `gibbsian.energies.mean_field` for a bound, and `gibbsian.partition.deep` fo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -112,9 +113,11 @@ class DeepBoltzmannMachine(Energy):
         self.event_shape, self.support = self.even.event_shape, self.even.support
         device = None if rng is None else rng.device
         sizes = [units.size for units in self.layers]
-        drawn = (torch.randn((a, b), generator=rng, device=device) for a, b in zip(sizes, sizes[1:]))
+        drawn = (torch.randn((a, b), generator=rng, device=device) for a, b in itertools.pairwise(sizes))
         self.weights = nn.ParameterList([nn.Parameter(weight_scale * w) for w in drawn])
-        self.even_bias, self.odd_bias = (nn.Parameter(torch.zeros(u.size, device=device)) for u in (self.even, self.odd))
+        self.even_bias, self.odd_bias = (
+            nn.Parameter(torch.zeros(u.size, device=device)) for u in (self.even, self.odd)
+        )
         self.register_buffer("even_offset", torch.zeros(self.even.size, device=device))
         self.register_buffer("odd_offset", torch.zeros(self.odd.size, device=device))
 
@@ -196,7 +199,9 @@ class DeepBoltzmannMachine(Energy):
         s = self.visible.statistic(v) - self.even_offset[:d]
         field = s @ self.weights[0]
         # Only the first hidden layer is coupled to the data.
-        bias = self.odd_bias + (field if first == self.odd.size else nn.functional.pad(field, (0, self.odd.size - first)))
+        bias = self.odd_bias + (
+            field if first == self.odd.size else nn.functional.pad(field, (0, self.odd.size - first))
+        )
         above = side_by_side(self.layers[2::2])
         offsets = self.odd_offset, self.even_offset[d:]
         machine = TwoLayers(self.odd, above, Couplings(tuple(self.weights)[1:]), bias, self.even_bias[d:], *offsets)
@@ -300,7 +305,9 @@ class DeepBoltzmannMachine(Energy):
 
     def _check_layers(self, states: Sequence[Tensor]) -> None:
         if len(states) != len(self.layers):
-            raise ShapeError(f"{self!r} has {len(self.layers)} layers, the data's included; got states of {len(states)}.")
+            raise ShapeError(
+                f"{self!r} has {len(self.layers)} layers, the data's included; got states of {len(states)}."
+            )
         for i, (units, x) in enumerate(zip(self.layers, states)):
             units.check_shape(x, f"the states of layer {i}")
 

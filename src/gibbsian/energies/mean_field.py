@@ -5,8 +5,8 @@ own,
 
 .. math:: \log \sum_{x_1, \ldots, x_L} e^{-E(v, x_1, \ldots, x_L)} \;\ge\; -\mathbb{E}_q[E] + H(q) =: -F_q(v),
 
-the difference being :math:`KL(q \,\|\, p(x \mid v))`. With the means :math:`m_i` of the layers' statistics, in which the
-energy is linear layer by layer, and the fields :math:`f_i` of q,
+the difference being :math:`KL(q \,\|\, p(x \mid v))`. With the means :math:`m_i` of the layers' statistics, in which
+the energy is linear layer by layer, and the fields :math:`f_i` of q,
 
 .. math:: -F_q(v) = -g(v) + (s(v) - o_0)\, b_0 + \sum_{i \ge 1} (m_i - o_i)\, b_i
           + \sum_i (m_i - o_i)\, W_i\, (m_{i+1} - o_{i+1}) + \sum_{i \ge 1} A(f_i) - f_i\, m_i .
@@ -90,7 +90,11 @@ def mean_field(
 
 
 def solve(
-    posterior: TwoLayers, iterations: int, damping: float = 0.0, tolerance: float | None = None, start: Tensor | None = None
+    posterior: TwoLayers,
+    iterations: int,
+    damping: float = 0.0,
+    tolerance: float | None = None,
+    start: Tensor | None = None,
 ) -> MeanField:
     """Iterate `mean_field` on the machine of the hidden layers."""
     check_settings(iterations, damping, tolerance)

@@ -18,6 +18,7 @@ halved when the stack becomes a deep machine. With the plain biases (offsets 0) 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -67,9 +68,15 @@ class TiedRBM(Energy):
     def two_layers(self, x: Tensor) -> TwoLayers:
         """The machine of all copies."""
         rbm, k, m = self.rbm, self.visible_copies, self.hidden_copies
-        biases, offsets = (rbm.visible_bias, rbm.hidden_bias), (rbm.visible_offset, rbm.hidden_offset)
-        repeated = [value.repeat(count) for pair in (biases, offsets) for value, count in zip(pair, (k, m))]
-        return TwoLayers(self.visible, self.hidden, rbm.weight.repeat(k, m), *repeated)
+        return TwoLayers(
+            self.visible,
+            self.hidden,
+            rbm.weight.repeat(k, m),
+            rbm.visible_bias.repeat(k),
+            rbm.hidden_bias.repeat(m),
+            rbm.visible_offset.repeat(k),
+            rbm.hidden_offset.repeat(m),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Free energy of the visible copies: ``(n, *event) -> (n,)``, in nats."""
@@ -126,9 +133,14 @@ def compose(stack: Sequence[RBM], machine: DeepBoltzmannMachine) -> None:
     for i, rbm in enumerate(stack):
         k, m = copies_of(i, len(stack))
         machine.weights[i].copy_(rbm.weight * (0.5 if 0 < i < last else 1.0))
-        plain.append((rbm.visible_bias - m * (rbm.weight @ rbm.hidden_offset), rbm.hidden_bias - k * (rbm.visible_offset @ rbm.weight)))
+        plain.append(
+            (
+                rbm.visible_bias - m * (rbm.weight @ rbm.hidden_offset),
+                rbm.hidden_bias - k * (rbm.visible_offset @ rbm.weight),
+            )
+        )
         offsets.append((rbm.visible_offset, rbm.hidden_offset))
-    inner = [[0.5 * (low[1] + high[0]) for low, high in zip(pairs, pairs[1:])] for pairs in (plain, offsets)]
+    inner = [[0.5 * (low[1] + high[0]) for low, high in itertools.pairwise(pairs)] for pairs in (plain, offsets)]
     biases, centres = ([pairs[0][0], *between, pairs[-1][1]] for pairs, between in zip((plain, offsets), inner))
     machine.even_offset.zero_()
     machine.odd_offset.zero_()

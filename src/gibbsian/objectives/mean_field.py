@@ -9,9 +9,9 @@ since the bound is flat in q there. The first mean is one of products of means, 
 second is over chains of block Gibbs on the even layers, kept from step to step, with the mean of the odd layers given
 these in the place of a draw, which has less variance and the same mean.
 
-The loss is the difference of the two mean energies, less the units' own, in which there is nothing to learn. Unlike q,
-chains must not be those of mean field: the second term enters with the other sign, and independent units would be driven
-away from the model instead of towards it.
+The loss is the difference of the two mean energies, less the units' own, in which there is nothing to learn. The second
+mean cannot be one of mean field too: it enters with the other sign, so that the difference between the law of
+independent units and the model's would be made larger instead of smaller.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class MeanFieldPCD(Objective):
         machine = deep_machine(energy)
         v = batch.x
         q = mean_field(machine, v, iterations=self.iterations, damping=self.damping)
-        data = torch.cat((machine.visible.statistic(v), _statistic(machine, 2, q.even)), 1), machine.odd.statistic(q.odd)
+        data = (
+            torch.cat((machine.visible.statistic(v), _statistic(machine, 2, q.even)), 1),
+            machine.odd.statistic(q.odd),
+        )
         if self.rate and self.training and torch.is_grad_enabled():
             machine.recentre(*(side.mean(0) for side in data), rate=self.rate)
         slots = self.chains.draw(len(v), rng)

@@ -6,6 +6,7 @@ The bound is that of `gibbsian.energies.belief`; the log Z in it is that of the 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import torch
@@ -92,7 +93,7 @@ def exact_belief_log_likelihood(network: DeepBeliefNetwork, v: Tensor, log_z: Lo
     layers = [rbm.hidden for rbm in network.machines[:-1]]
     counts = [units.count for units in layers]
     known = [len(v), *(math.inf if count is None else count for count in counts)]
-    if max(a * b for a, b in zip(known, known[1:])) > MOST_PAIRS:
+    if max(a * b for a, b in itertools.pairwise(known)) > MOST_PAIRS:
         raise OptionError(
             f"The layers {layers} of {len(v)} rows have more than 2^26 pairs of states of neighbours, or real states; "
             "pass fewer rows, or bound the likelihood with belief_bound."
@@ -115,5 +116,7 @@ def _check(network: DeepBeliefNetwork, v: Tensor, log_z: LogZ) -> None:
     if not isinstance(network, DeepBeliefNetwork):
         raise ArgumentTypeError(f"These are likelihoods of a DeepBeliefNetwork; got {network!r}.")
     if not isinstance(log_z, LogZ):
-        raise ArgumentTypeError(f"log_z is the LogZ of network.top, as exact_log_z or bracket return it; got {log_z!r}.")
+        raise ArgumentTypeError(
+            f"log_z is the LogZ of network.top, as exact_log_z or bracket return it; got {log_z!r}."
+        )
     network.visible.check(v, "the rows")

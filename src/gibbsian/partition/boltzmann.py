@@ -76,7 +76,9 @@ def exact_log_z(energy: Energy, *, progress: bool | Callable[[int], object] = Fa
     # States, their statistics, fields and what is made of these: about four arrays over both layers.
     rows = max(1, CHUNK_BYTES // (32 * (visible.size + hidden.size)))
     report, close = reporter(progress, count, "summing states")
-    total, squares = (torch.full((), -torch.inf, dtype=torch.float64, device=machine.visible_bias.device) for _ in range(2))
+    total, squares = (
+        torch.full((), -torch.inf, dtype=torch.float64, device=machine.visible_bias.device) for _ in range(2)
+    )
     try:
         for first in range(0, count, rows):
             index = torch.arange(first, min(first + rows, count), device=total.device)

@@ -1,4 +1,4 @@
-r"""Likelihoods of deep Boltzmann machines: exactly, where a side of the hidden layers can be listed, and between bounds.
+r"""Likelihoods of deep Boltzmann machines: exactly, where half of the hidden layers can be listed, and bounds of them.
 
 Given the data, the hidden layers are a restricted machine of odd and even ones, and
 
@@ -6,8 +6,8 @@ Given the data, the hidden layers are a restricted machine of odd and even ones,
 
 with the sum as that of one free energy per state of the smaller side, and the bound by mean field. log Z itself is that
 of the restricted machine of all layers: `gibbsian.partition.boltzmann.exact_log_z` lists its smaller side, and ``ais``,
-``smc`` or ``bracket`` estimate it along ``rbm_path(base, machine)`` with ``kernel=RBMGibbs()``, on the even layers or on
-``machine.odd_layers``.
+``smc`` or ``bracket`` estimate it along ``rbm_path(base, machine)`` with ``kernel=RBMGibbs()``, on the even layers or
+on ``machine.odd_layers``.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def variational_bound(
 
 def bounded(unnormalised: Tensor, log_z: LogZ, stderr: Tensor | None = None) -> Bound:
     """Take log Z off bounds of unnormalised log-likelihoods."""
-    ends = (unnormalised - z.to(unnormalised) for z in (log_z.value, log_z.upper, log_z.lower))
-    return Bound(*ends, torch.zeros_like(unnormalised) if stderr is None else stderr)
+    value, lower, upper = (unnormalised - z.to(unnormalised) for z in (log_z.value, log_z.upper, log_z.lower))
+    return Bound(value, lower, upper, torch.zeros_like(value) if stderr is None else stderr)
 
 
 @torch.no_grad()
@@ -127,7 +127,7 @@ def exact_deep_log_likelihood(machine: DeepBoltzmannMachine, v: Tensor, log_z: L
 
 @torch.no_grad()
 def free_energy(machine: DeepBoltzmannMachine, v: Tensor) -> Tensor:
-    """Exact free energy of each row, all hidden layers summed out, ``(n,)``, float64; see `exact_deep_log_likelihood`."""
+    """Free energy of each row, all hidden layers summed out, ``(n,)``, float64; see `exact_deep_log_likelihood`."""
     given = machine.posterior(v.to(machine.even_bias))
     inner = given.machine.double()
     odd, even = cast(Units, inner.visible), cast(Units, inner.hidden)
@@ -136,8 +136,8 @@ def free_energy(machine: DeepBoltzmannMachine, v: Tensor) -> Tensor:
     if count > MOST_STATES:
         size = "no states to list" if math.isinf(count) else f"2^{math.log2(count):.1f} states"
         raise OptionError(
-            f"The smaller side of the hidden layers of {machine!r} has {size}, more than 2^25; variational_bound bounds "
-            "the likelihood instead."
+            f"The smaller side of the hidden layers of {machine!r} has {size}, more than 2^25; variational_bound "
+            "bounds the likelihood instead."
         )
     units = odd if counts[0] <= counts[1] else even
     total = torch.full((len(v),), -torch.inf, dtype=torch.float64, device=v.device)

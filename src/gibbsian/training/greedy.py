@@ -121,7 +121,9 @@ def train_belief_network(
         If there are fewer than two layers; and as `fit` does.
     """
     if isinstance(hidden, (int, Units)) or len(hidden) < 2:
-        raise OptionError(f"A deep belief network has two hidden layers or more; got {hidden!r}. With one it is an RBM.")
+        raise OptionError(
+            f"A deep belief network has two hidden layers or more; got {hidden!r}. With one it is an RBM."
+        )
     first = RBM(visible, hidden[0], weight_scale=0.0)
     layers = [first.visible, first.hidden, *(RBM(1, units, weight_scale=0.0).hidden for units in hidden[1:])]
     made = settings or TrainingSettings(), overrides, objective, weight_scale, progress
