@@ -45,20 +45,24 @@ from gibbsian.partition.schedule import Schedule
 from gibbsian.training.greedy import pretrain
 
 HIDDEN = (500, 1000)
-PRETRAINING, JOINT = 6000, 26_000
+PRETRAINING, JOINT = 6000, 33_000
 """Steps of each machine of the stack, and of the whole."""
-BATCH, SWEEPS, ITERATIONS = 100, 3, 5
+BATCH, SWEEPS, ITERATIONS = 100, 2, 6
 TEMPERATURES, CHAINS, BURN_IN = 10_000, 100, 5000
 """Of annealing, each way, and Gibbs steps of the chains that the way back starts from."""
 
-STACK: dict[str, Any] = {"learning_rate": 2e-3, "final_learning_rate_factor": 0.05}
+SMOOTHING, BASE = 0.002, 0.02
+"""Of the pixels' means, where biases start, and where annealing does."""
+
+STACK: dict[str, Any] = {"learning_rate": 1e-3, "final_learning_rate_factor": 0.05}
 WHOLE: dict[str, Any] = {"learning_rate": 1e-3, "final_learning_rate_factor": 0.0}
 SHARED: dict[str, Any] = {
     "batch_size": BATCH,
     "betas": (0.9, 0.999),
     "clip_norm": 0.0,
     "log_every": 500,
-    "checkpoint_every": 5000,
+    "checkpoint_every": 3000,
+    "tensorboard": False,
 }
 
 
@@ -104,16 +108,19 @@ def trained(train: Tensor, options: argparse.Namespace, facts: dict[str, Any]) -
     }
     warm = {"warmup_steps": min(200, steps["joint"] // 10), "ema_decay": 0.999}
     with Stopwatch() as watch:
-        pretrain(machine, bits, rng=rng, **(SHARED | STACK | warm), steps=steps["pretraining"])
+        settings = SHARED | STACK | warm | {"steps": steps["pretraining"]}
+        pretrain(machine, bits, rng=rng, smoothing=SMOOTHING, **settings)
     facts |= {"steps": steps, "cpu": {"pretraining": watch.cpu}}
     recentre(machine, bits[:5000])
+    print(facts, flush=True)
     objective = MeanFieldPCD(machine, bits, steps=SWEEPS, buffer_size=BATCH, iterations=ITERATIONS)
     energy = Grey(MeanFieldEnergy(machine, ITERATIONS))
-    told: list[dict[str, Any]] = []
     with Stopwatch() as watch:
         settings = SHARED | WHOLE | warm | {"ema_decay": options.average}
-        callbacks = (lambda record: (told.append(record), print(brief(record), flush=True)),)
-        gb.fit(energy, train, Binarised(objective), steps=steps["joint"], rng=rng, callbacks=callbacks, **settings)
+        callbacks = (lambda record: print(brief(record), flush=True),)
+        folder = None if options.runs is None else options.runs / "joint"
+        how = {"rng": rng, "callbacks": callbacks, "folder": folder, "steps": steps["joint"]}
+        gb.fit(energy, train, Binarised(objective), **how, **settings)
     facts["cpu"]["joint"] = watch.cpu
     return machine, objective.chains.positions
 
@@ -136,7 +143,7 @@ def judged(
     """Log Z between bounds, the test rows' bound, and draws."""
     rng, share = generator(options.seed, 3), min(1.0, options.budget)
     temperatures, steps = (max(50, round(share * each)) for each in (TEMPERATURES, BURN_IN))
-    base = machine.base(train)
+    base = machine.base(train, BASE)
     path, kernel = rbm_path(base, machine), RBMGibbs()
     with Stopwatch() as watch:
         started = torch.cat((chains, base.sample(max(2, CHAINS - len(chains)), rng)))[:CHAINS]

@@ -39,6 +39,7 @@ def pretrain(
     objective: MakeObjective | None = None,
     settings: TrainingSettings | None = None,
     weight_scale: float = 0.01,
+    smoothing: float = 0.1,
     progress: bool = False,
     **overrides: Any,
 ) -> list[Fit]:
@@ -64,6 +65,9 @@ def pretrain(
         Of `gibbsian.training.fit.fit`, for each machine.
     weight_scale
         Standard deviation of the machines' first weights.
+    smoothing
+        As in `RBM.start_at`, where each machine starts. Where some units are nearly always 0, the default takes long to
+        be unlearned.
     progress
         Show each run on the terminal.
 
@@ -83,7 +87,7 @@ def pretrain(
         raise ArgumentTypeError(f"pretrain gives a DeepBoltzmannMachine its first weights; got {machine!r}.")
     count = len(machine.layers) - 1
     copies = [copies_of(i, count) for i in range(count)]
-    made = settings or TrainingSettings(), overrides, objective, weight_scale, progress
+    made = settings or TrainingSettings(), overrides, objective, weight_scale, smoothing, progress
     stack, fits = _train(machine.layers, copies, data.to(machine.even_bias), rng, *made)
     compose(stack, machine)
     return fits
@@ -98,6 +102,7 @@ def train_belief_network(
     objective: MakeObjective | None = None,
     settings: TrainingSettings | None = None,
     weight_scale: float = 0.01,
+    smoothing: float = 0.1,
     progress: bool = False,
     **overrides: Any,
 ) -> DeepBeliefNetwork:
@@ -112,7 +117,7 @@ def train_belief_network(
         Units of the data; a number or a shape for as many Bernoulli units.
     hidden
         Units of two layers or more, from the data up.
-    data, rng, objective, settings, weight_scale, progress, overrides
+    data, rng, objective, settings, weight_scale, smoothing, progress, overrides
         As in `pretrain`.
 
     Raises
@@ -126,7 +131,7 @@ def train_belief_network(
         )
     first = RBM(visible, hidden[0], weight_scale=0.0)
     layers = [first.visible, first.hidden, *(RBM(1, units, weight_scale=0.0).hidden for units in hidden[1:])]
-    made = settings or TrainingSettings(), overrides, objective, weight_scale, progress
+    made = settings or TrainingSettings(), overrides, objective, weight_scale, smoothing, progress
     stack, _ = _train(layers, [(1, 1)] * len(hidden), data, rng, *made)
     return DeepBeliefNetwork(stack)
 
@@ -140,6 +145,7 @@ def _train(
     overrides: dict[str, Any],
     objective: MakeObjective | None,
     weight_scale: float,
+    smoothing: float,
     progress: bool,
 ) -> tuple[list[RBM], list[Fit]]:
     """Train a stack, one machine after the other."""
@@ -147,7 +153,7 @@ def _train(
     stack, fits, rows = [], [], data
     for below, above, counts in zip(layers, layers[1:], copies):
         rbm = RBM(below, above, weight_scale=weight_scale, rng=rng).to(data)
-        rbm.start_at(rows)
+        rbm.start_at(rows, smoothing)
         tied = TiedRBM(rbm, *counts)
         made = _persistent(tied, rows, settings) if objective is None else objective(tied, rows)
         fits.append(fit(tied, tied.copied(rows), made, rng=rng, settings=settings, progress=progress))
