@@ -8,6 +8,8 @@ import torch
 from contracts import seeded
 from deep_machines import deep, evens, joint, odds, side
 from enumeration import System, assert_keeps_law, assert_transitions, imbalance
+from gibbsian.kernels.gibbs import SingleSiteGibbs
+from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.sampling import sample
 from machines import alternation
@@ -47,6 +49,12 @@ def test_the_twin_that_forgets_the_top_layer_is_caught():
 def test_exact_draws_stay_exact_draws(which):
     system, _ = case("three", which)
     assert_keeps_law(RBMGibbs(), system, chains=40_000)
+
+
+@pytest.mark.parametrize("kernel", [GibbsWithGradients(), SingleSiteGibbs()], ids=repr)
+def test_other_kernels_on_bits_walk_the_even_layers_too(kernel):
+    system, _ = case("two", "even")
+    assert_keeps_law(kernel, system, chains=20_000)
 
 
 @pytest.mark.slow

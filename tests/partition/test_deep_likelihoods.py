@@ -21,6 +21,7 @@ from gibbsian.partition.belief import belief_bound, exact_belief_log_likelihood
 from gibbsian.partition.boltzmann import exact_log_z, rbm_path
 from gibbsian.partition.bracket import bracket
 from gibbsian.partition.deep import exact_deep_log_likelihood, variational_bound
+from gibbsian.partition.enumeration import enumeration
 from gibbsian.partition.schedule import Schedule
 from gibbsian.sampling import sample
 from machines import Products, everywhere, randomised, table
@@ -40,6 +41,11 @@ def test_exact_log_z_from_either_side(name):
     for energy in (machine, machine.odd_layers):
         assert float(exact_log_z(energy).value) == pytest.approx(by_hand(machine), abs=1e-10)
     assert exact_log_z(machine.float()).value.dtype == torch.float64
+
+
+def test_layers_of_bits_are_enumerated_as_any_bits():
+    for energy in (deep("three"), deep("three").odd_layers):
+        assert float(enumeration(energy).value) == pytest.approx(by_hand(deep("three")), abs=1e-10)
 
 
 @pytest.mark.parametrize("chunk", [1 << 20, 7])

@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from gibbsian.energies.layered import Natural
@@ -91,7 +92,9 @@ class JoinedUnits(Units):
 
     @property
     def support(self) -> Constraint:
-        """Each part on its own."""
+        """Each part on its own; plain bits where all parts are bits, for kernels that walk these."""
+        if all(isinstance(part.support, type(constraints.boolean)) for part in self.parts):
+            return constraints.boolean
         return JoinedSupport(self.parts)
 
     def statistic(self, x: Tensor) -> Tensor:

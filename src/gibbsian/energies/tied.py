@@ -5,9 +5,11 @@ hears one of them, and would have to make up for the other. `Deep Boltzmann mach
 <https://proceedings.mlr.press/v5/salakhutdinov09a.html>`_ gives it that side twice: two copies of a layer whose
 couplings are tied,
 
-.. math:: E(v_1, \ldots, v_k, h_1, \ldots, h_m) = \sum_{a, b} E(v_a, h_b)\ \text{less the terms counted more than once},
+.. math:: E(v_1, \ldots, v_k, h_1, \ldots, h_m) = \sum_a \bigl(g(v_a) - (s(v_a) - \mu)\, b\bigr)
+          + \sum_b \bigl(g(h_b) - (s(h_b) - \lambda)\, c\bigr)
+          - \sum_{a, b} (s(v_a) - \mu)\, W\, (s(h_b) - \lambda) .
 
-each copy with its own biases once and coupled to all copies of the other side. The first machine of a stack has two
+The first machine of a stack has two
 copies of the data, the last two copies of its hidden layer; those in between have one of each, and their couplings are
 halved when the stack becomes a deep machine. With the plain biases (offsets 0) of the machines :math:`i` and
 :math:`i + 1` of the stack, an inner unit's fields are :math:`2 x W_i + c_i` as a hidden unit of the one and
