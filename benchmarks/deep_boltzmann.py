@@ -8,8 +8,8 @@ chains of the model; with it, the variational bound of all 10,000 test rows lies
 log Z, and so the lower number, holds as far as those chains are draws of the model.
 
 Writes ``results/deep_boltzmann.json`` and ``.md``, a picture of draws and filters beside them, and the trained machine
-to the folder ``--runs``, from which ``--evaluate`` repeats all but the training. The times given are those of the
-processor. Needs MNIST in the folder GIBBSIAN_DATA.
+to the folder ``--runs``, from which ``--evaluate`` repeats all but the training; of a run that is not done it judges
+the last checkpoint. The times given are those of the processor. Needs MNIST in the folder GIBBSIAN_DATA.
 
     GIBBSIAN_DATA=data python benchmarks/deep_boltzmann.py --threads 1 --runs runs/deep
     python benchmarks/deep_boltzmann.py --budget 0.05
@@ -42,6 +42,7 @@ from gibbsian.partition.boltzmann import rbm_path
 from gibbsian.partition.bracket import between
 from gibbsian.partition.deep import variational_bound
 from gibbsian.partition.schedule import Schedule
+from gibbsian.training.checkpoints import load_weights
 from gibbsian.training.greedy import pretrain
 
 HIDDEN = (500, 1000)
@@ -123,6 +124,18 @@ def trained(train: Tensor, options: argparse.Namespace, facts: dict[str, Any]) -
         gb.fit(energy, train, Binarised(objective), **how, **settings)
     facts["cpu"]["joint"] = watch.cpu
     return machine, objective.chains.positions
+
+
+def loaded(folder: Path) -> tuple[DeepBoltzmannMachine, Tensor, dict[str, Any]]:
+    """Read a run that is done; of one that is not, the averaged weights of its last checkpoint, without its chains."""
+    machine, file = DeepBoltzmannMachine(784, list(HIDDEN)), folder / "deep_boltzmann.pt"
+    if file.is_file():
+        saved = torch.load(file, weights_only=True)
+        machine.load_state_dict(saved["machine"])
+        return machine, saved["chains"], saved["facts"]
+    step = load_weights(Grey(MeanFieldEnergy(machine)), folder / "joint")
+    steps = {"pretraining": PRETRAINING, "joint": step}
+    return machine, torch.zeros(0, machine.even.size), {"steps": steps, "cpu": {}, "done": False}
 
 
 def brief(record: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +222,8 @@ def report(facts: dict[str, Any], options: argparse.Namespace) -> None:
     spent = ", ".join(
         f"{name} {seconds / 60:.1f}" for name, seconds in (facts["cpu"] | {"judging": found["cpu"]}).items()
     )
-    sections = [
+    sections = [] if facts.get("done", True) else ["Of a run that is not done."]
+    sections += [
         f"784-{'-'.join(map(str, HIDDEN))}; {facts['steps']['pretraining']} steps of each machine of the stack, "
         f"{facts['steps']['joint']} of the whole, batches of {BATCH}, {SWEEPS} sweeps and {ITERATIONS} iterations of "
         f"mean field a step. Processor minutes: {spent}.",
@@ -237,11 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     train, test = rows(options.limit)
     file = None if options.runs is None else options.runs / "deep_boltzmann.pt"
     if options.evaluate:
-        if file is None or not file.is_file():
-            parser.error("--evaluate needs --runs, the folder of a run that is done")
-        saved = torch.load(file, weights_only=True)
-        machine, chains, facts = DeepBoltzmannMachine(784, list(HIDDEN)), saved["chains"], saved["facts"]
-        machine.load_state_dict(saved["machine"])
+        if options.runs is None or not options.runs.is_dir():
+            parser.error("--evaluate needs --runs, the folder of a run")
+        machine, chains, facts = loaded(options.runs)
     else:
         facts: dict[str, Any] = {}
         machine, chains = trained(train, options, facts)

@@ -146,5 +146,9 @@ def test_a_deep_machine_is_trained_saved_and_judged_again(script, tmp_path, monk
     assert "| test |" in (tmp_path / "deep_boltzmann.md").read_text()
     again = deep.main(["--budget", "0.001", "--runs", str(tmp_path / "run"), "--evaluate"])
     assert again["judged"]["test"] == bound
+    (tmp_path / "run" / "deep_boltzmann.pt").unlink()
+    half = deep.main(["--budget", "0.001", "--runs", str(tmp_path / "run"), "--evaluate"])
+    assert half["steps"]["joint"] == again["steps"]["joint"]
+    assert "not done" in (tmp_path / "deep_boltzmann.md").read_text()
     with pytest.raises(SystemExit):
         deep.main(["--evaluate"])

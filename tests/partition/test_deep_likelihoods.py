@@ -63,6 +63,14 @@ def test_exact_log_likelihoods(name, chunk, monkeypatch):
         assert float(torch.logsumexp(found, 0)) == pytest.approx(0.0, abs=1e-10)
 
 
+@torch.no_grad()
+def test_float32_machines_are_summed_in_float64():
+    machine = deep("three").float()
+    v = everywhere(machine.visible)[0].float()
+    found = exact_deep_log_likelihood(machine, v)
+    torch.testing.assert_close(found, exact_deep_log_likelihood(machine.double(), v.double()), rtol=0, atol=1e-10)
+
+
 def test_either_side_of_the_hidden_layers_is_listed():
     """The wider side is the odd one in one machine and the even one in the other."""
     for hidden in ([5, 2], [2, 5]):

@@ -120,7 +120,9 @@ class MeanFieldPCD(Objective):
         slots = self.chains.draw(len(v), rng)
         run = run_chains(machine, self.kernel, slots.x, self.steps, rng, self.compile_steps)
         self.chains.write(slots, run.state.x, self.steps)
-        samples = _with_odd_means(machine, run.state.x)
+        # The kernel keeps the field on the odd layers where the chains stand.
+        odd = machine.odd.mean(machine.odd.natural(run.state.memory[0]))
+        samples = machine.even.statistic(run.state.x), machine.odd.statistic(odd)
         value, metrics = _contrast(machine, data, samples)
         metrics |= chain_metrics(slots.x, run.state.x, run.acceptance, run.nonfinite)
         metrics |= {"buffer_age": self.chains.mean_age, "mean_field_change": q.change.max()}
@@ -145,13 +147,6 @@ def deep_machine(energy: Energy) -> DeepBoltzmannMachine:
             f"Mean-field PCD fits a DeepBoltzmannMachine, as MeanFieldEnergy(machine); got {energy!r}."
         )
     return found
-
-
-@torch.no_grad()
-def _with_odd_means(machine: DeepBoltzmannMachine, even: Tensor) -> tuple[Tensor, Tensor]:
-    layers = machine.two_layers(even)
-    odd = machine.odd.mean(machine.odd.natural(layers.hidden_field(even)))
-    return machine.even.statistic(even), machine.odd.statistic(odd)
 
 
 def _statistic(machine: DeepBoltzmannMachine, first: int, means: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ on ``machine.odd_layers``.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple, cast
 
@@ -128,8 +129,8 @@ def exact_deep_log_likelihood(machine: DeepBoltzmannMachine, v: Tensor, log_z: L
 @torch.no_grad()
 def free_energy(machine: DeepBoltzmannMachine, v: Tensor) -> Tensor:
     """Free energy of each row, all hidden layers summed out, ``(n,)``, float64; see `exact_deep_log_likelihood`."""
-    given = machine.posterior(v.to(machine.even_bias))
-    inner = given.machine.double()
+    given = copy.deepcopy(machine).double().posterior(v.to(machine.even_bias.device, torch.float64))
+    inner = given.machine
     odd, even = cast(Units, inner.visible), cast(Units, inner.hidden)
     counts = [math.inf if units.count is None else units.count for units in (odd, even)]
     count = min(counts)
@@ -146,7 +147,7 @@ def free_energy(machine: DeepBoltzmannMachine, v: Tensor) -> Tensor:
         states = units.listed(torch.arange(first, min(first + size, int(count)), device=v.device))
         log_p = -_of_odd(inner, states) if units is odd else -_of_even(inner, states)
         total = torch.logaddexp(total, torch.logsumexp(log_p, 1))
-    return given.energy.double() - total
+    return given.energy - total
 
 
 def _of_odd(inner: TwoLayers, x: Tensor) -> Tensor:
