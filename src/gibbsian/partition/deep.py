@@ -123,11 +123,11 @@ def exact_deep_log_likelihood(machine: DeepBoltzmannMachine, v: Tensor, log_z: L
     """
     z = exact_log_z(machine) if log_z is None else log_z
     _check(machine, v, z)
-    return -free_energy(machine, v) - z.value
+    return -exact_deep_free_energy(machine, v) - z.value
 
 
 @torch.no_grad()
-def free_energy(machine: DeepBoltzmannMachine, v: Tensor) -> Tensor:
+def exact_deep_free_energy(machine: DeepBoltzmannMachine, v: Tensor) -> Tensor:
     """Free energy of each row, all hidden layers summed out, ``(n,)``, float64; see `exact_deep_log_likelihood`."""
     given = copy.deepcopy(machine).double().posterior(v.to(machine.even_bias.device, torch.float64))
     inner = given.machine
