@@ -225,7 +225,7 @@ def test_starting_at_data():
 def test_the_odd_base_is_the_machine_without_couplings():
     machine = deep("three")
     exact = machine.odd_layers.base()
-    bias = machine.odd_bias - machine.couplings.across(machine.even_offset)
+    bias = machine.odd_bias - machine.couplings.forth(machine.even_offset)
     torch.testing.assert_close(exact.field, bias.detach())
     assert exact.event_shape == machine.odd_layers.event_shape
 

@@ -28,7 +28,8 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.base import Energy
 from gibbsian.energies.independent_units import IndependentUnits, as_visible
 from gibbsian.energies.joined_units import JoinedUnits
-from gibbsian.energies.layered import Couplings, TwoLayers
+from gibbsian.energies.layer_couplings import LayerCouplings
+from gibbsian.energies.layered import TwoLayers
 from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.tractable import batch_rows
 from gibbsian.energies.units import Units, as_units
@@ -127,14 +128,14 @@ class DeepBoltzmannMachine(Energy):
         return self.layers[0]
 
     @property
-    def couplings(self) -> Couplings:
+    def couplings(self) -> LayerCouplings:
         """All weights, as the map from even to odd layers."""
-        return Couplings(tuple(self.weights))
+        return LayerCouplings(tuple(self.weights))
 
     def two_layers(self, x: Tensor) -> TwoLayers:
         """The machine of even and odd layers, as alternating Gibbs sampling asks for it."""
         biases, offsets = (self.even_bias, self.odd_bias), (self.even_offset, self.odd_offset)
-        return TwoLayers(self.even, self.odd, self.couplings, *biases, *offsets)
+        return TwoLayers(self.even, self.odd, self.couplings, *biases, *offsets, source=self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Free energy of the even layers: ``(n, even size) -> (n,)``, in nats."""
@@ -158,7 +159,7 @@ class DeepBoltzmannMachine(Energy):
         rows = [units.statistic(x) for units, x in zip(self.layers, states)]
         own = torch.stack([units.own_energy(x) for units, x in zip(self.layers, states)]).sum(0)
         s, t = torch.cat(rows[::2], 1) - self.even_offset, torch.cat(rows[1::2], 1) - self.odd_offset
-        return own - s @ self.even_bias - ((self.odd_bias + self.couplings.across(s)) * t).sum(1)
+        return own - s @ self.even_bias - ((self.odd_bias + self.couplings.forth(s)) * t).sum(1)
 
     def packed(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Put states of all layers side by side, as points of this energy and of `odd_layers`.
@@ -204,7 +205,9 @@ class DeepBoltzmannMachine(Energy):
         )
         above = side_by_side(self.layers[2::2])
         offsets = self.odd_offset, self.even_offset[d:]
-        machine = TwoLayers(self.odd, above, Couplings(tuple(self.weights)[1:]), bias, self.even_bias[d:], *offsets)
+        machine = TwoLayers(
+            self.odd, above, LayerCouplings(tuple(self.weights)[1:]), bias, self.even_bias[d:], *offsets
+        )
         return Posterior(self.visible.own_energy(v) - s @ self.even_bias[:d], machine)
 
     def base(self, data: Tensor | None = None, smoothing: float = 0.1) -> IndependentUnits:
@@ -223,7 +226,7 @@ class DeepBoltzmannMachine(Energy):
         OptionError
             If the smoothing is not between 0 and 1.
         """
-        field = (self.even_bias - self.couplings.T.across(self.odd_offset)).detach().clone()
+        field = (self.even_bias - self.couplings.back(self.odd_offset)).detach().clone()
         if data is not None:
             field[: self.visible.size] = self._fitted(data, smoothing)
         return IndependentUnits(self.even, field)
@@ -276,8 +279,8 @@ class DeepBoltzmannMachine(Energy):
         if not 0.0 <= rate <= 1.0:
             raise OptionError(f"The sliding factor lies between 0 and 1; got {rate}.")
         by_even, by_odd = rate * (even - self.even_offset), rate * (odd - self.odd_offset)
-        self.even_bias.add_(self.couplings.T.across(by_odd))
-        self.odd_bias.add_(self.couplings.across(by_even))
+        self.even_bias.add_(self.couplings.back(by_odd))
+        self.odd_bias.add_(self.couplings.forth(by_even))
         self.even_offset.add_(by_even)
         self.odd_offset.add_(by_odd)
 
@@ -336,11 +339,12 @@ class OddLayers(Energy):
             whole,
             visible=whole.hidden,
             hidden=whole.visible,
-            weight=whole.weight.T,
+            weight=LayerCouplings(tuple(self.machine.weights), flipped=True),
             visible_bias=whole.hidden_bias,
             hidden_bias=whole.visible_bias,
             visible_offset=whole.hidden_offset,
             hidden_offset=whole.visible_offset,
+            source=self,
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -350,7 +354,7 @@ class OddLayers(Energy):
     def base(self) -> IndependentUnits:
         """Make the odd layers without couplings, at their biases."""
         whole = self.machine
-        return IndependentUnits(whole.odd, (whole.odd_bias - whole.couplings.across(whole.even_offset)).detach())
+        return IndependentUnits(whole.odd, (whole.odd_bias - whole.couplings.forth(whole.even_offset)).detach())
 
     def extra_repr(self) -> str:
         """The machine."""

@@ -76,46 +76,20 @@ class Layer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Couplings:
-    r"""Couplings between neighbours in a row of layers, as one map between every second layer and those in between.
+class Couplings(Protocol):
+    """A linear map W from the visible layer to the hidden one that is not kept as a matrix, such as a convolution."""
 
-    Layers stand side by side in one row of numbers: the first, third, ... on the near side, the second, fourth, ... on
-    the far side. Products are taken block by block, so that blocks without couplings cost nothing.
+    def forth(self, s: Tensor) -> Tensor:
+        """Apply it to rows: s W, ``(n, D) -> (n, M)``."""
+        ...
 
-    Attributes
-    ----------
-    weights
-        :math:`W_i`, ``(size of layer i, size of layer i + 1)``.
-    far
-        Whether the map leads from the far side back, as its transpose does.
-    """
-
-    weights: tuple[Tensor, ...]
-    far: bool = False
-
-    @property
-    def T(self) -> Couplings:
-        """The map back."""
-        return replace(self, far=not self.far)
-
-    def across(self, rows: Tensor) -> Tensor:
-        """Fields on the other side, from rows ``(..., size of this side)`` of statistics."""
-        sizes = [w.shape[0] for w in self.weights] + [self.weights[-1].shape[1]]
-        here = dict(zip(range(int(self.far), len(sizes), 2), rows.split(sizes[int(self.far) :: 2], -1)))
-        fields = []
-        for i in range(1 - int(self.far), len(sizes), 2):
-            below, above = here.get(i - 1), here.get(i + 1)
-            field = None if below is None else below @ self.weights[i - 1]
-            if above is not None:
-                back = above @ self.weights[i].T
-                field = back if field is None else field + back
-            fields.append(field)
-        return fields[0] if len(fields) == 1 else torch.cat(fields, -1)
+    def back(self, t: Tensor) -> Tensor:
+        """Apply its transpose: t W^T, ``(n, M) -> (n, D)``."""
+        ...
 
     def double(self) -> Couplings:
-        """The same in float64."""
-        return replace(self, weights=tuple(w.double() for w in self.weights))
+        """Return the same in float64."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -127,7 +101,7 @@ class TwoLayers:
     visible, hidden
         The units.
     weight
-        W, ``(D, M)``; or the couplings of a deep machine, whose layers are packed into two.
+        W: ``(D, M)``, or a map that stands for one.
     visible_bias, hidden_bias
         b and c, ``(D,)`` and ``(M,)``, or one for each row.
     visible_offset, hidden_offset
@@ -140,6 +114,8 @@ class TwoLayers:
         Other energies beside it, as functions of the visible state.
     is_path
         Whether the machine at this strength is the target itself, normalised as its base at strength 0.
+    source
+        What holds the parameters, where the tensors here are made of them anew each time.
     """
 
     visible: Layer
@@ -153,26 +129,24 @@ class TwoLayers:
     sites: tuple[tuple[Scalar, Callable[[Tensor], Tensor], Natural], ...] = ()
     rest: tuple[tuple[Scalar, Callable[[Tensor], Tensor]], ...] = ()
     is_path: bool = False
-
-    def double(self) -> TwoLayers:
-        """The same with parameters in float64."""
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, (Tensor, Couplings))}
-        return replace(self, **{name: value.double() for name, value in numbers.items()})
+    source: object = None
 
     def hidden_field(self, v: Tensor) -> Tensor:
         """Return a(v), ``(n, M)``, at strength 1."""
-        return self.hidden_bias + _across(self.visible.statistic(v) - self.visible_offset, self.weight)
+        s = self.visible.statistic(v) - self.visible_offset
+        return self.hidden_bias + (s @ self.weight if isinstance(self.weight, Tensor) else self.weight.forth(s))
 
     def visible_field(self, h: Tensor) -> Tensor:
         """Return the field on the visible units, ``(n, D)``, at strength 1."""
-        return self.visible_bias + _across(self.hidden.statistic(h) - self.hidden_offset, self.weight.T)
+        t = self.hidden.statistic(h) - self.hidden_offset
+        return self.visible_bias + (t @ self.weight.T if isinstance(self.weight, Tensor) else self.weight.back(t))
 
     def shares_fields(self, other: TwoLayers) -> bool:
         """Whether these are one machine's parameters, so that ``hidden_field`` is the same at any strength."""
-        mine, others = (
-            (*_parts(machine.weight), machine.hidden_bias, machine.visible_offset) for machine in (self, other)
-        )
-        return len(mine) == len(others) and all(a is b for a, b in zip(mine, others))
+        if self.source is not None:
+            return self.source is other.source
+        mine = (self.weight, self.hidden_bias, self.visible_offset)
+        return all(a is b for a, b in zip(mine, (other.weight, other.hidden_bias, other.visible_offset)))
 
     def draw_hidden(self, field: Tensor, u: Tensor) -> Tensor:
         """Draw hidden states from the field of a visible one, with uniform numbers ``(n, M)``."""
@@ -276,14 +250,6 @@ def has_layers(energy: Any) -> bool:
     several = getattr(energy, "energies", None)
     inner = getattr(energy, "energy", None)
     return any(map(has_layers, several)) if several is not None else inner is None or has_layers(inner)
-
-
-def _across(rows: Tensor, weight: Tensor | Couplings) -> Tensor:
-    return rows @ weight if isinstance(weight, Tensor) else weight.across(rows)
-
-
-def _parts(weight: Tensor | Couplings) -> tuple[Tensor, ...]:
-    return (weight,) if isinstance(weight, Tensor) else weight.weights
 
 
 def _dot(rows: Tensor, weights: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def _contrast(
     """Mean energy of the data's statistics less that of the samples', in one pass over both."""
     s, t = (torch.cat(pair) for pair in zip(data, samples))
     s, t = s - machine.even_offset, t - machine.odd_offset
-    energy = -(s @ machine.even_bias) - (t * (machine.odd_bias + machine.couplings.across(s))).sum(1)
+    energy = -(s @ machine.even_bias) - (t * (machine.odd_bias + machine.couplings.forth(s))).sum(1)
     positive, negative = (part.mean() for part in energy.split((len(data[0]), len(samples[0]))))
     means = {"energy_data": positive, "energy_samples": negative, "gap": positive - negative}
     return positive - negative, {name: mean.detach() for name, mean in means.items()}

@@ -200,7 +200,8 @@ def _machine(energy: Energy) -> TwoLayers:
             f"A layer of {energy!r} cannot be summed in closed form at a temperature or beside other energies; "
             "estimate log Z with ais, smc or bracket."
         )
-    return machine.double()
+    doubled = {name: value.double() for name, value in vars(machine).items() if isinstance(value, Tensor)}
+    return replace(machine, **doubled | {"weight": machine.weight.double()})
 
 
 def _smaller(machine: TwoLayers, visible: Units, hidden: Units) -> tuple[Units, Callable[[Tensor], Tensor]]:

@@ -161,7 +161,7 @@ def _of_odd(inner: TwoLayers, x: Tensor) -> Tensor:
 def _of_even(inner: TwoLayers, x: Tensor) -> Tensor:
     """Free energies of even states above the data, the odd ones summed out: ``(rows, states)``."""
     t = inner.hidden.statistic(x) - inner.hidden_offset
-    exerted = cast(Couplings, inner.weight).T.across(t)
+    exerted = cast(Couplings, inner.weight).back(t)
     own = inner.hidden.own_energy(x) - t @ inner.hidden_bias
     found = []
     for bias in inner.visible_bias:
