@@ -193,7 +193,7 @@ def _integrated(betas: Tensor, values: list[Tensor], rule: str, geometric: bool,
 
         gaps, zero = betas.diff(), betas.new_zeros(1)
         left, right = torch.cat((gaps, zero)), torch.cat((zero, gaps))
-        # The spread of chains is itself an estimate: Student's law. Infinitely many degrees of freedom are the normal's.
+        # The spread of chains is itself an estimate: Student's law, which is normal at infinity.
         reach = float(stdtrit(chains - 1 if wide else math.inf, 0.5 + 0.5 * confidence))
         low = -(left * means).sum() - reach * error_of(left)
         high = -(right * means).sum() + reach * error_of(right)
