@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import os
 import warnings
 from collections.abc import Callable
@@ -28,10 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+import common
 import gibbsian as gb
 from common import Stopwatch, circumstances, generator, table, write
 from gibbsian.diagnostics.chains import split_r_hat
 from gibbsian.objectives.base import Objective
+from gibbsian.partition.schedule import Schedule
 
 NLTCS_HIDDEN, PLANTS_HIDDEN = (8, 16, 32), (100, 200)
 BATCH = 256
@@ -41,10 +44,10 @@ EXACT_STEPS = 300
 """Steps by exact likelihood, each over all 65536 states."""
 
 CHAINS = 256
-ANNEALING = {"valid": 500, "test": 5000}
+ANNEALING = {"valid": 300, "test": 3000}
 """Temperatures: to choose by, and of the bracket."""
 
-DRAWN = 4000
+DRAWN = 3000
 """Sweeps of the chains that the upper bound starts from."""
 
 DAMPED = {"clip_norm": 0.0, "final_learning_rate_factor": 0.01, "log_every": 500, "checkpoint_every": 10**6}
@@ -176,7 +179,8 @@ def on_nltcs(rows: Rows, budget: float, seed: int) -> list[dict[str, Any]]:
     cpu = train(energy, rows, by_gradient(rows), seed, **(many | {"learning_rate": 2e-3, "betas": (0.5, 0.99)}))
     found.append(exactly(energy, "neural, PCD by Gibbs with gradients", cpu))
     energy = neural(rows, seed)
-    cpu = train(energy, rows, gb.ExactLikelihood(), seed, learning_rate=0.005, **few)
+    more = few | {"steps": scaled(2 * EXACT_STEPS, budget), "learning_rate": 0.01}
+    cpu = train(energy, rows, gb.ExactLikelihood(), seed, **more)
     found.append(exactly(energy, "neural, exact likelihood", cpu))
     return found
 
@@ -218,7 +222,7 @@ def bracketed(rbm: gb.RBM, rows: Rows, row: dict[str, Any], budget: float, seed:
 def annealing(rbm: gb.RBM, rows: Rows, temperatures: int) -> dict[str, Any]:
     """Along machines from independent columns, at evenly spaced couplings."""
     base = rbm.base(rows.train)
-    schedule = gb.Schedule.linear(temperatures)
+    schedule = Schedule.linear(temperatures)
     return {"base": base, "path": gb.rbm_path(base, rbm), "kernel": gb.RBMGibbs(), "schedule": schedule}
 
 
@@ -269,9 +273,10 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
     parser.add_argument("--sets", nargs="+", default=list(JUDGES), choices=list(JUDGES))
     parser.add_argument("--budget", type=float, default=1.0, help="share of all steps and temperatures")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help="keep what is not in --sets from the last record")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[dict[str, Any]]] = kept(options) if options.keep else {}
     for name in options.sets:
         rows = load(name)
         if rows is None:
@@ -280,6 +285,14 @@ def main(arguments: list[str] | None = None) -> dict[str, list[dict[str, Any]]]:
         found[name] = JUDGES[name](rows, options.budget, options.seed)
         report(found, options)
     return found
+
+
+def kept(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Read the record of an earlier run."""
+    record = json.loads((common.RESULTS / "binary_density.json").read_text())
+    if record["budget"] != options.budget or record["seeds"] != [options.seed]:
+        raise SystemExit("--keep needs the record's own --budget and --seed.")
+    return {name: record["sets"][name] for name in JUDGES if name in record["sets"]}
 
 
 def report(found: dict[str, list[dict[str, Any]]], options: argparse.Namespace) -> None:

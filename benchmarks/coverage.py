@@ -27,7 +27,7 @@ from gibbsian.energies.grids import states
 from gibbsian.partition.paths import Path, geometric
 from gibbsian.partition.schedule import pilot
 
-REPEATS, CHAINS, TEMPERATURES = 100, 256, 100
+REPEATS, CHAINS, TEMPERATURES = 100, 256, 60
 ROWS = 32
 """Held-out rows of the lower bound on their likelihood."""
 
