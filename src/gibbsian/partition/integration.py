@@ -107,7 +107,8 @@ def thermodynamic_integration(
         ``"trapezoid"``, or ``"gauss"`` for Gauss-Legendre's stops and weights: far better where the slope is smooth in
         beta, far worse where it is steep near 0 as it is from a base much wider than the energy. It gives no bounds.
     chains, steps
-        At each stop; the chains go on from stop to stop. At beta = 0 draws are exact.
+        At each stop; the chains go on from stop to stop. At beta = 0 draws are exact. With 16 chains or more the error
+        is that of their spread; with fewer it is too small unless each is many autocorrelation times long.
     warmup
         Steps at each stop before those that count; half as many as these when ``None``.
     confidence
