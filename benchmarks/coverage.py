@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 def report(rows: list[dict[str, Any]], repeats: int, spent: float, options: argparse.Namespace) -> None:
     """Write what there is so far."""
     record = circumstances([options.seed], 1) | {"repeats": repeats, "cpu": spent, "rows": rows}
-    header = ["energy, estimator", "rms error", "stated error", "mean z", "sd of z", "z within 2", "bounds held", "width"]
+    header = ["energy, estimator", "rms error", "stated", "mean z", "sd of z", "z within 2", "bounds held", "width"]
     spread = 1.0 / math.sqrt(2.0 * max(repeats - 1, 1))
     note = (
         f"{repeats} repeats, {CHAINS} chains and {TEMPERATURES} temperatures where they count; errors in nats, bounds "
