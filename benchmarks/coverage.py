@@ -215,8 +215,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     repeats = max(2, round(options.budget * REPEATS))
     rows: list[dict[str, Any]] = []
     spent = 0.0
-    for i, name in enumerate(options.models):
-        model = MODELS[name]()
+    for name in options.models:
+        model, i = MODELS[name](), list(MODELS).index(name)
         with Stopwatch() as watch:
             runs = [once(model, generator(options.seed, i, k)) for k in range(repeats)]
         spent += watch.cpu

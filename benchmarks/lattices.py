@@ -11,6 +11,7 @@ between both magnetisations at every coupling; their mean energy is held against
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Generator, Tensor
 
+import common
 import gibbsian as gb
 from common import Stopwatch, circumstances, generator, table, write
 from gibbsian.energies.pairwise import CRITICAL_COUPLING
@@ -30,8 +32,8 @@ ASKED = {16: 0.2, 32: 1.0}
 """Nats that a bracket may be wide, by the sites along a side."""
 
 CHAINS = {16: 1024, 32: 256}
-TEMPERATURES = {16: 5000, 32: 10_000}
-"""Both by the sites along a side."""
+TEMPERATURES = {False: 5000, True: 10_000}
+"""By whether the coupling is past the critical one, near which chains fall behind."""
 
 CLUSTER_STEPS = 100
 """Some twenty times what the energy of 32 x 32 critical sites takes to decorrelate."""
@@ -135,22 +137,33 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--couplings", type=float, nargs="+", default=list(COUPLINGS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budget", type=float, default=1.0, help="share of the temperatures")
+    parser.add_argument("--keep", action="store_true", help="keep from results/lattices.json what is not run anew")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = kept(options) if options.keep else []
     for seed in options.seeds:
         for size in options.sizes:
-            temperatures = max(2, round(options.budget * TEMPERATURES[size]))
             for coupling in options.couplings:
+                temperatures = max(2, round(options.budget * TEMPERATURES[coupling > CRITICAL_COUPLING]))
                 rows.append(measure(size, coupling, CHAINS[size], temperatures, not options.eager, seed))
                 report(rows, options)
     return rows
 
 
+def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Read the rows of an earlier run that this one does not replace."""
+    record = json.loads((common.RESULTS / "lattices.json").read_text())
+    if record["budget"] != options.budget or record["seeds"] != options.seeds:
+        raise SystemExit("--keep needs the record's own --budget and --seeds.")
+    anew = {(size, coupling) for size in options.sizes for coupling in options.couplings}
+    return [row for row in record["rows"] if (row["size"], row["coupling"]) not in anew]
+
+
 def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Write what there is so far."""
     record = circumstances(options.seeds, 1) | {"budget": options.budget, "compiled": not options.eager, "rows": rows}
+    rows = sorted(rows, key=lambda row: (row["seed"], row["size"], row["coupling"]))
     header = ["sites, coupling", "exact log Z", "value", "99% bracket", "inside", "width", "ess", "temperatures"]
     header += ["energy of the draws, in its standard errors", "s CPU, draws + annealing"]
     note = (

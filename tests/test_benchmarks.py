@@ -139,12 +139,16 @@ def test_lattices_are_bracketed(script, tmp_path, monkeypatch):
     lattices = script("lattices")
     monkeypatch.setattr(lattices, "ASKED", {4: 3.0})
     monkeypatch.setattr(lattices, "CHAINS", {4: 64})
-    monkeypatch.setattr(lattices, "TEMPERATURES", {4: 1000})
+    monkeypatch.setattr(lattices, "TEMPERATURES", {False: 1000, True: 1000})
     monkeypatch.setattr(lattices, "CLUSTER_STEPS", 20)
     rows = lattices.main(["--sizes", "4", "--couplings", "0.2", "0.6", "--budget", "0.05", "--eager"])
     assert [row["coupling"] for row in rows] == [0.2, 0.6]
     assert all(row["inside"] and row["temperatures"] == 50 and abs(row["energy_off"]) < 5.0 for row in rows)
     assert "| 4 x 4, 0.6 |" in (tmp_path / "lattices.md").read_text()
+    again = lattices.main(["--sizes", "4", "--couplings", "0.2", "--budget", "0.05", "--eager", "--keep"])
+    assert {row["coupling"]: row["value"] for row in again} == {row["coupling"]: row["value"] for row in rows}
+    with pytest.raises(SystemExit, match="own --budget"):
+        lattices.main(["--sizes", "4", "--budget", "0.1", "--keep"])
 
 
 def test_clusters_draw_the_lattice(script):
