@@ -169,8 +169,8 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     note = (
         "Two-dimensional Ising models on a torus, without field; log Z in nats. Annealed forwards from free spins and "
         f"backwards from as many independent draws ({CLUSTER_STEPS} Swendsen-Wang steps from free spins each), one "
-        "checkerboard sweep at each temperature. The bounds hold for sweeps in a fixed order; value and error take them "
-        "for reversible, which they are not quite. Asked: brackets narrower than "
+        "checkerboard sweep at each temperature. The bounds hold for sweeps in a fixed order; value and error take "
+        "them for reversible, which they are not quite. Asked: brackets narrower than "
         + " and ".join(f"{width:g} ({size} x {size})" for size, width in ASKED.items())
         + " nats with the truth inside."
     )
