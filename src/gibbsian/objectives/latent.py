@@ -1,0 +1,228 @@
+r"""Maximum likelihood of energies with latents, by chains over what was not seen.
+
+For :math:`p(x) \propto \sum_z e^{-E(x, z)}` the gradient of the negative log-likelihood is
+
+.. math:: \mathbb{E}_{data}\,\mathbb{E}_{p(z \mid x)}[\nabla E(x, z)] - \mathbb{E}_{p(x, z)}[\nabla E(x, z)] :
+
+that of maximum likelihood on complete data (x, z) in which z was drawn given x (Fisher's identity). So the latents of a
+batch are drawn by chains of a stated length, the *positive phase*, and the completed batch goes to an objective over
+points (x, z), whose chains are the *negative phase*. Both biases add: that of short posterior chains is towards
+where they start, and goes away as they get longer; an objective that is not linear in the data's law (score matching,
+noise contrastive estimation with a fitted constant) has other fixed points and is none for this use.
+
+For a `Directed` energy the negative phase is one of the prior alone, since the likelihood is normalised.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.energies.base import Energy
+from gibbsian.energies.decoders import Directed
+from gibbsian.energies.domains import same_support
+from gibbsian.energies.latent import LatentEnergy
+from gibbsian.energies.latents import Proposal
+from gibbsian.energies.layers import dropout_paused
+from gibbsian.energies.tractable import Tractable
+from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+from gibbsian.kernels.base import Kernel
+from gibbsian.objectives.base import Batch, Loss, Objective, check_steps, context_of
+from gibbsian.objectives.contrast import chain_metrics
+from gibbsian.objectives.sampler_gradient import run_chains
+from gibbsian.typing import Context
+
+
+class PosteriorObjective(Objective):
+    """What objectives that draw latents given data share. Abstract."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        kernel: Kernel | None,
+        steps: int,
+        start: Tractable | Proposal | None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(objective, Objective):
+            raise ArgumentTypeError(f"The completed data are fitted by an objective; got {objective!r}.")
+        if (kernel is None) != (start is None):
+            raise OptionError(
+                f"Chains over z given x need a kernel and a start; got kernel={kernel!r} and start={start!r}. With "
+                "neither, latents that are listed are drawn exactly."
+            )
+        if start is not None and not isinstance(start, (Tractable, Proposal)):
+            raise ArgumentTypeError(
+                f"Chains over z start at draws of a tractable energy, such as Gaussian(2), or of a Proposal given x; "
+                f"got {start!r}."
+            )
+        if kernel is not None and (isinstance(kernel, type) or not isinstance(kernel, Kernel)):
+            raise ArgumentTypeError(f"Chains over z given x need a kernel, such as ULA(0.01); got {kernel!r}.")
+        check_steps(steps, "A posterior chain")
+        self.objective = objective
+        self.kernel = kernel
+        self.steps = steps
+        self.start = start
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"{self.objective!r}, kernel={self.kernel}, steps={self.steps}, start={self.start!r}"
+
+    def latents_of(
+        self, energy: LatentEnergy, x: Tensor, context: Context, rng: Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw z given each row of x, ``(n, *latent)``, with metrics of the chains."""
+        with dropout_paused(energy):
+            if self.kernel is None:
+                if not energy.latents.exact:
+                    raise OptionError(
+                        f"Latents are drawn exactly where they are listed, and {energy.latents!r} are samples; pass "
+                        "a kernel and a start for chains over z given x."
+                    )
+                return energy.draw_latents(x, rng, **context), {}
+            start = self._starts(energy, x, rng)
+            run = run_chains(energy.posterior(x, **context), self.kernel, start, self.steps, rng, False)
+        z = run.state.x.detach()
+        told = chain_metrics(start, z, run.acceptance, run.nonfinite)
+        return z, {f"posterior_{name}": value for name, value in told.items()}
+
+    @torch.no_grad()
+    def _starts(self, energy: LatentEnergy, x: Tensor, rng: Generator) -> Tensor:
+        start, latents = cast("Tractable | Proposal", self.start), energy.latents
+        if tuple(start.event_shape) != tuple(latents.event_shape):
+            raise ShapeError(
+                f"Posterior chains start at z of shape {tuple(start.event_shape)}, and the energy's latents have "
+                f"{tuple(latents.event_shape)}; build the start for their shape."
+            )
+        if latents.support.is_discrete and not same_support(start.support, latents.support):
+            raise DomainError(f"Posterior chains start on {start.support} and the latents live on {latents.support}.")
+        if isinstance(start, Tractable):
+            return start.sample(len(x), rng)
+        return start.place(x, start.noise((len(x), 1), rng))[0][:, 0]
+
+
+class CompleteData(PosteriorObjective):
+    r"""Fit a `LatentEnergy` by an objective over completed points (x, z), with z drawn given x.
+
+    The inner objective sees `LatentEnergy.joint`, on flat points. With `PersistentContrastiveDivergence` it is maximum
+    likelihood by two sets of chains, as for the hidden units of `A learning algorithm for Boltzmann machines (Ackley,
+    Hinton & Sejnowski, 1985) <https://doi.org/10.1207/s15516709cog0901_7>`_; `Training restricted Boltzmann machines
+    using approximations to the likelihood gradient (Tieleman, 2008) <https://doi.org/10.1145/1390156.1390290>`_ has the
+    negative one.
+
+    Metrics are those of the inner objective, and ``posterior_acceptance``, ``posterior_nonfinite`` and
+    ``posterior_moved``.
+
+    Parameters
+    ----------
+    objective
+        Over flat points (x, z): `PersistentContrastiveDivergence` with a base over these, `ContrastiveDivergence`, or
+        `ExactLikelihood` of few states.
+    kernel, start
+        How posterior chains move, and what draws their starts: a `Tractable` over z, or a `Proposal` given x. Both
+        ``None`` for exact draws of listed latents.
+    steps
+        Of each posterior chain.
+
+    Raises
+    ------
+    ArgumentTypeError, OptionError
+        If an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        kernel: Kernel | None = None,
+        steps: int = 20,
+        start: Tractable | Proposal | None = None,
+    ) -> None:
+        super().__init__(objective, kernel, steps, start)
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Draw the latents, then the loss of the completed batch.
+
+        Raises
+        ------
+        ArgumentTypeError
+            If the energy is no `LatentEnergy`.
+        """
+        model = _latent(energy)
+        context = context_of(model, batch)
+        z, told = self.latents_of(model, batch.x.detach(), context, rng)
+        loss = self.objective(model.joint, Batch(model.joint.join(batch.x, z), context), rng)
+        return Loss(loss.value, told | loss.metrics)
+
+
+class LatentPriorLikelihood(PosteriorObjective):
+    r"""Fit a directed energy with an energy-based prior: short chains over z given x, and an objective for the prior.
+
+    .. math:: L = L_{prior}(z^+) - \overline{\log p(x \mid z^+)}, \qquad z^+ \sim p(z \mid x)
+
+    `Learning latent space energy-based prior model (Pang et al., 2020) <https://arxiv.org/abs/2006.08205>`_ has, for
+    the prior, `ContrastiveDivergence` with ``starts=Starts(noise=1.0)`` and its Gaussian as base: short-run chains.
+    Any objective over z does, persistent chains among them. A prior without parameters, the Gaussian alone, takes
+    ``objective=None``: then only the likelihood is fitted, as in `Alternating back-propagation for generator network
+    (Han et al., 2017) <https://arxiv.org/abs/1606.08571>`_.
+
+    Metrics are those of the prior's objective; ``reconstruction``, the mean of :math:`-\log p(x \mid z^+)` in nats; and
+    ``posterior_acceptance``, ``posterior_nonfinite``, ``posterior_moved``.
+
+    Parameters
+    ----------
+    objective
+        Fits the prior energy to draws of z, or ``None``.
+    kernel, start
+        How posterior chains move, and what draws their starts; ``None`` for exact draws of listed latents.
+    steps
+        Of each posterior chain.
+
+    Raises
+    ------
+    ArgumentTypeError, OptionError
+        If an argument is none of these.
+    """
+
+    def __init__(
+        self,
+        objective: Objective | None,
+        kernel: Kernel | None = None,
+        steps: int = 20,
+        start: Tractable | Proposal | None = None,
+    ) -> None:
+        super().__init__(_Nothing() if objective is None else objective, kernel, steps, start)
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Draw the latents, then both losses.
+
+        Raises
+        ------
+        ArgumentTypeError
+            If the energy is no `LatentEnergy` of a `Directed` one.
+        """
+        model = _latent(energy)
+        if not isinstance(model.energy, Directed):
+            raise ArgumentTypeError(
+                f"A latent prior is fitted in LatentEnergy(Directed(prior, likelihood), latents); this one's joint "
+                f"energy is {model.energy!r}. CompleteData fits any joint energy."
+            )
+        z, told = self.latents_of(model, batch.x.detach(), {}, rng)
+        loss = self.objective(model.energy.prior, Batch(z), rng)
+        reconstruction = model.energy.likelihood(batch.x, z=z).mean()
+        return Loss(loss.value + reconstruction, told | loss.metrics | {"reconstruction": reconstruction.detach()})
+
+
+class _Nothing(Objective):
+    """Worth 0: for a prior that is not trained."""
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Zero."""
+        return Loss(batch.x.new_zeros(()))
+
+
+def _latent(energy: Energy) -> LatentEnergy:
+    if not isinstance(energy, LatentEnergy):
+        raise ArgumentTypeError(f"Latents are drawn under a LatentEnergy(joint, latents); got {energy!r}.")
+    return energy
