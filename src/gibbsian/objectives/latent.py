@@ -15,8 +15,6 @@ For a `Directed` energy the negative phase is one of the prior alone, since the 
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Generator, Tensor
 
@@ -24,9 +22,9 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.decoders import Directed
 from gibbsian.energies.domains import same_support
 from gibbsian.energies.latent import LatentEnergy
-from gibbsian.energies.latents import Proposal
+from gibbsian.energies.latents import ImportanceLatents
 from gibbsian.energies.layers import dropout_paused
-from gibbsian.energies.tractable import Tractable
+from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel
 from gibbsian.objectives.base import Batch, Loss, Objective, check_steps, context_of
@@ -43,21 +41,18 @@ class PosteriorObjective(Objective):
         objective: Objective,
         kernel: Kernel | None,
         steps: int,
-        start: Tractable | Proposal | None,
+        start: Tractable | None,
     ) -> None:
         super().__init__()
         if not isinstance(objective, Objective):
             raise ArgumentTypeError(f"The completed data are fitted by an objective; got {objective!r}.")
-        if (kernel is None) != (start is None):
+        if kernel is None and start is not None:
             raise OptionError(
-                f"Chains over z given x need a kernel and a start; got kernel={kernel!r} and start={start!r}. With "
-                "neither, latents that are listed are drawn exactly."
+                f"start={start!r} is where chains over z given x start, and they need a kernel, such as MALA(0.1); "
+                "without both, latents that are listed are drawn exactly."
             )
-        if start is not None and not isinstance(start, (Tractable, Proposal)):
-            raise ArgumentTypeError(
-                f"Chains over z start at draws of a tractable energy, such as Gaussian(2), or of a Proposal given x; "
-                f"got {start!r}."
-            )
+        if start is not None:
+            require_tractable(start, "The start of posterior chains")
         if kernel is not None and (isinstance(kernel, type) or not isinstance(kernel, Kernel)):
             raise ArgumentTypeError(f"Chains over z given x need a kernel, such as ULA(0.01); got {kernel!r}.")
         check_steps(steps, "A posterior chain")
@@ -79,7 +74,7 @@ class PosteriorObjective(Objective):
                 if not energy.latents.exact:
                     raise OptionError(
                         f"Latents are drawn exactly where they are listed, and {energy.latents!r} are samples; pass "
-                        "a kernel and a start for chains over z given x."
+                        "a kernel for chains over z given x."
                     )
                 return energy.draw_latents(x, rng, **context), {}
             start = self._starts(energy, x, rng)
@@ -90,17 +85,24 @@ class PosteriorObjective(Objective):
 
     @torch.no_grad()
     def _starts(self, energy: LatentEnergy, x: Tensor, rng: Generator) -> Tensor:
-        start, latents = cast("Tractable | Proposal", self.start), energy.latents
-        if tuple(start.event_shape) != tuple(latents.event_shape):
+        latents = energy.latents
+        if self.start is None:
+            if not isinstance(latents, ImportanceLatents):
+                raise OptionError(
+                    f"{latents!r} has no proposal to start posterior chains from; pass start=Bernoulli(...), or leave "
+                    "out the kernel too, for exact draws."
+                )
+            return latents.placed(x, latents.fresh((len(x), 1), rng), 1)[0][:, 0]
+        if tuple(self.start.event_shape) != tuple(latents.event_shape):
             raise ShapeError(
-                f"Posterior chains start at z of shape {tuple(start.event_shape)}, and the energy's latents have "
+                f"Posterior chains start at z of shape {tuple(self.start.event_shape)}, and the energy's latents have "
                 f"{tuple(latents.event_shape)}; build the start for their shape."
             )
-        if latents.support.is_discrete and not same_support(start.support, latents.support):
-            raise DomainError(f"Posterior chains start on {start.support} and the latents live on {latents.support}.")
-        if isinstance(start, Tractable):
-            return start.sample(len(x), rng)
-        return start.place(x, start.noise((len(x), 1), rng))[0][:, 0]
+        if latents.support.is_discrete and not same_support(self.start.support, latents.support):
+            raise DomainError(
+                f"Posterior chains start on {self.start.support} and the latents live on {latents.support}."
+            )
+        return self.start.sample(len(x), rng)
 
 
 class CompleteData(PosteriorObjective):
@@ -120,11 +122,12 @@ class CompleteData(PosteriorObjective):
     objective
         Over flat points (x, z): `PersistentContrastiveDivergence` with a base over these, `ContrastiveDivergence`, or
         `ExactLikelihood` of few states.
-    kernel, start
-        How posterior chains move, and what draws their starts: a `Tractable` over z, or a `Proposal` given x. Both
-        ``None`` for exact draws of listed latents.
+    kernel
+        How posterior chains move; ``None`` for exact draws of listed latents.
     steps
         Of each posterior chain.
+    start
+        Where they start: a `Tractable` over z; the proposal of the energy's `ImportanceLatents` when left out.
 
     Raises
     ------
@@ -137,7 +140,7 @@ class CompleteData(PosteriorObjective):
         objective: Objective,
         kernel: Kernel | None = None,
         steps: int = 20,
-        start: Tractable | Proposal | None = None,
+        start: Tractable | None = None,
     ) -> None:
         super().__init__(objective, kernel, steps, start)
 
@@ -174,10 +177,13 @@ class LatentPriorLikelihood(PosteriorObjective):
     ----------
     objective
         Fits the prior energy to draws of z, or ``None``.
-    kernel, start
-        How posterior chains move, and what draws their starts; ``None`` for exact draws of listed latents.
+    kernel
+        How posterior chains move; ``None`` for exact draws of listed latents.
     steps
         Of each posterior chain.
+    start
+        Where they start: a `Tractable` over z, the Gaussian of the prior in the paper; the proposal of the energy's
+        `ImportanceLatents` when left out.
 
     Raises
     ------
@@ -190,7 +196,7 @@ class LatentPriorLikelihood(PosteriorObjective):
         objective: Objective | None,
         kernel: Kernel | None = None,
         steps: int = 20,
-        start: Tractable | Proposal | None = None,
+        start: Tractable | None = None,
     ) -> None:
         super().__init__(_Nothing() if objective is None else objective, kernel, steps, start)
 
