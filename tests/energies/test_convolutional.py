@@ -144,8 +144,9 @@ def test_a_flipped_filter_is_told_apart():
     rbm, v, h = as_rbm(energy), images(energy), hidden_states(energy)
     with torch.no_grad():
         energy.weight.copy_(energy.weight.flip(2, 3))
-    assert float((energy(v) - rbm(v)).abs().max()) > 1e-2
-    assert float((energy.visible_given(h) - rbm.visible_given(h)).abs().max()) > 1e-2
+    with torch.no_grad():
+        assert float((energy(v) - rbm(v)).abs().max()) > 1e-2
+        assert float((energy.visible_given(h) - rbm.visible_given(h)).abs().max()) > 1e-2
 
 
 @pytest.mark.slow
@@ -194,7 +195,7 @@ def test_tiny_images_against_enumeration_of_both_layers(case):
         on = (torch.nn.functional.max_pool2d(h, 2)).flatten(1)
         close(energy.pooled_given(v).flatten(1), (-table).softmax(1) @ on)
         # Without the rule of one per block it is another law.
-        assert float((energy(v) + (-table[:, : m - 1]).logsumexp(1)).abs().max()) > 1e-3
+        assert float((energy(v).detach() + (-table[:, : m - 1]).logsumexp(1)).abs().max()) > 1e-3
 
 
 def test_pooled_draws_have_their_law():
@@ -238,7 +239,7 @@ def test_circular_machines_are_equivariant_to_shifts():
     v = images(energy)
     close(energy(v.roll((1, 2), (2, 3))), energy(v))
     close(energy.hidden_given(v.roll((1, 2), (2, 3))), energy.hidden_given(v).roll((1, 2), (2, 3)))
-    valid = conv(**CASES["valid"])
+    valid = conv(**CASES["valid"]).requires_grad_(False)
     assert float((valid(v.roll((1, 2), (2, 3))) - valid(v)).abs().max()) > 1e-2
 
 
@@ -289,19 +290,20 @@ def test_planted_filters_fit_better_than_none():
     across = torch.randint(0, 2, (400, 1, 3, 1), generator=rng, dtype=F64).expand(400, 1, 3, 3)
     down = torch.randint(0, 2, (400, 1, 1, 3), generator=rng, dtype=F64).expand(400, 1, 3, 3)
     data = torch.where(torch.rand((400, 1, 1, 1), generator=rng) < 0.5, across, down).contiguous()
-    energy = ConvolutionalRBM((1, 3, 3), 4, 3, padding="circular", weight_scale=0.1, rng=rng).double()
+    energy = ConvolutionalRBM((1, 3, 3), 6, 3, padding="circular", weight_scale=0.1, rng=rng).double()
     energy.start_at(data)
     before = -float(exact_log_likelihood(energy, data).mean())
-    objective = PersistentContrastiveDivergence(RBMGibbs(), energy.base().double(), steps=2, buffer_size=100)
-    optimiser = torch.optim.Adam(energy.parameters(), lr=0.05)
-    for i in range(160):
+    base = energy.base().double()
+    objective = PersistentContrastiveDivergence(RBMGibbs(), base, steps=10, buffer_size=400, restart=0.0)
+    optimiser = torch.optim.Adam(energy.parameters(), lr=0.01)
+    for i in range(150):
         optimiser.zero_grad()
         objective(energy, Batch(data[i % 4 :: 4]), rng).value.backward()
         optimiser.step()
     after = -float(exact_log_likelihood(energy, data).mean())
-    # Nine free bits are 6.24 nats, the law of the data is worth about 2.7.
-    assert before > 5.5
-    assert after < before - 1.5, (before, after)
+    # Nine free bits are 6.24 nats, and the law of the data is worth about 2.7.
+    assert before > 6.0
+    assert after < 3.6, (before, after)
 
 
 def test_bad_input():
@@ -346,7 +348,7 @@ def test_bad_input():
         PooledUnits((1, 2, 2), 2).check(torch.ones(3, 1, 2, 2), "rows")
     with pytest.raises(OptionError, match="rbm_path"):
         exact_log_z(conv(BernoulliUnits((1, 8, 8)), filters=2, size=3))
-    with pytest.raises(ArgumentTypeError, match="no RBM|none in|there is none"):
+    with pytest.raises(ArgumentTypeError, match="there is none"):
         Centred(ContrastiveDivergence(RBMGibbs()))(gb.MLP(2), Batch(torch.zeros(2, 2)), seeded())
 
 
