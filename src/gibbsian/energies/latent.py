@@ -13,8 +13,8 @@ wanted, each chunk is computed again in the backward pass, so that memory does n
 
 by Jensen's inequality: the estimate of F is an upper bound on average and the one of :math:`\log p(x)` a lower one, by
 O(1/K). `Importance weighted autoencoders (Burda, Grosse & Salakhutdinov, 2016) <https://arxiv.org/abs/1509.00519>`_.
-The effective number of the weights says when not to trust it. An energy that is trained on the bound may put mass
-where its draws are not: watch it.
+The effective number of the weights says when not to trust it, but judges the draws at hand: draws that all miss the
+posterior agree with each other. A proposal that is too narrow is not seen, and one that is too wide is.
 
 A **joint energy** is an energy of x with z as its context: it has the algebra, ``given(z=...)`` is x given z,
 `Posterior` z given x, and `JointEvent` the two as one flat point, so that all kernels run on either.
