@@ -15,6 +15,8 @@ For a `Directed` energy the negative phase is one of the prior alone, since the 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Generator, Tensor
 
@@ -56,6 +58,11 @@ class PosteriorObjective(Objective):
         if kernel is not None and (isinstance(kernel, type) or not isinstance(kernel, Kernel)):
             raise ArgumentTypeError(f"Chains over z given x need a kernel, such as ULA(0.01); got {kernel!r}.")
         check_steps(steps, "A posterior chain")
+        if noisy := next((m for m in objective.modules() if getattr(m, "data_noise", 0.0)), None):
+            raise OptionError(
+                f"data_noise={noisy.data_noise} of {type(noisy).__name__} would blur drawn latents like data; leave it "
+                "0, and add noise to the data themselves."
+            )
         self.objective = objective
         self.kernel = kernel
         self.steps = steps
@@ -158,6 +165,10 @@ class CompleteData(PosteriorObjective):
         loss = self.objective(model.joint, Batch(model.joint.join(batch.x, z), context), rng)
         return Loss(loss.value, told | loss.metrics)
 
+    def as_data(self, energy: Energy, chains: Tensor, rng: Generator) -> Tensor:
+        """Chains of the inner objective without their latents."""
+        return _latent(energy).joint.split(chains)[0]
+
 
 class LatentPriorLikelihood(PosteriorObjective):
     r"""Fit a directed energy with an energy-based prior: short chains over z given x, and an objective for the prior.
@@ -218,6 +229,11 @@ class LatentPriorLikelihood(PosteriorObjective):
         loss = self.objective(model.energy.prior, Batch(z), rng)
         reconstruction = model.energy.likelihood(batch.x, z=z).mean()
         return Loss(loss.value + reconstruction, told | loss.metrics | {"reconstruction": reconstruction.detach()})
+
+    @torch.no_grad()
+    def as_data(self, energy: Energy, chains: Tensor, rng: Generator) -> Tensor:
+        """Draws of x given chains of the prior."""
+        return cast(Directed, _latent(energy).energy).likelihood.sample(chains, rng)
 
 
 class _Nothing(Objective):
