@@ -76,6 +76,22 @@ class Layer(Protocol):
         ...
 
 
+class Couplings(Protocol):
+    """A linear map W from the visible layer to the hidden one that is not kept as a matrix, such as a convolution."""
+
+    def forth(self, s: Tensor) -> Tensor:
+        """Apply it to rows: s W, ``(n, D) -> (n, M)``."""
+        ...
+
+    def back(self, t: Tensor) -> Tensor:
+        """Apply its transpose: t W^T, ``(n, M) -> (n, D)``."""
+        ...
+
+    def double(self) -> Couplings:
+        """Return the same in float64."""
+        ...
+
+
 @dataclass(frozen=True)
 class TwoLayers:
     """A machine of two layers, at a temperature, with what stands beside it in a sum.
@@ -85,7 +101,7 @@ class TwoLayers:
     visible, hidden
         The units.
     weight
-        W, ``(D, M)``.
+        W: ``(D, M)``, or a map that stands for one.
     visible_bias, hidden_bias
         b and c, ``(D,)`` and ``(M,)``, or one for each row.
     visible_offset, hidden_offset
@@ -98,11 +114,13 @@ class TwoLayers:
         Other energies beside it, as functions of the visible state.
     is_path
         Whether the machine at this strength is the target itself, normalised as its base at strength 0.
+    source
+        What holds the parameters, where the tensors here are made of them anew each time.
     """
 
     visible: Layer
     hidden: Layer
-    weight: Tensor
+    weight: Tensor | Couplings
     visible_bias: Tensor
     hidden_bias: Tensor
     visible_offset: Tensor
@@ -111,17 +129,22 @@ class TwoLayers:
     sites: tuple[tuple[Scalar, Callable[[Tensor], Tensor], Natural], ...] = ()
     rest: tuple[tuple[Scalar, Callable[[Tensor], Tensor]], ...] = ()
     is_path: bool = False
+    source: object = None
 
     def hidden_field(self, v: Tensor) -> Tensor:
         """Return a(v), ``(n, M)``, at strength 1."""
-        return self.hidden_bias + (self.visible.statistic(v) - self.visible_offset) @ self.weight
+        s = self.visible.statistic(v) - self.visible_offset
+        return self.hidden_bias + (s @ self.weight if isinstance(self.weight, Tensor) else self.weight.forth(s))
 
     def visible_field(self, h: Tensor) -> Tensor:
         """Return the field on the visible units, ``(n, D)``, at strength 1."""
-        return self.visible_bias + (self.hidden.statistic(h) - self.hidden_offset) @ self.weight.T
+        t = self.hidden.statistic(h) - self.hidden_offset
+        return self.visible_bias + (t @ self.weight.T if isinstance(self.weight, Tensor) else self.weight.back(t))
 
     def shares_fields(self, other: TwoLayers) -> bool:
         """Whether these are one machine's parameters, so that ``hidden_field`` is the same at any strength."""
+        if self.source is not None:
+            return self.source is other.source
         mine = (self.weight, self.hidden_bias, self.visible_offset)
         return all(a is b for a, b in zip(mine, (other.weight, other.hidden_bias, other.visible_offset)))
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
+from gibbsian.energies.convolutional import ConvolutionalRBM
 from gibbsian.energies.layered import Natural, TwoLayers, two_layers
 from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.tractable import Tractable
@@ -46,7 +47,8 @@ def exact_log_z(energy: Energy, *, progress: bool | Callable[[int], object] = Fa
     Parameters
     ----------
     energy
-        An `RBM`; a conditional one with its context fixed to one value, as ``rbm.given(y=torch.tensor(3))``.
+        An `RBM` or a `ConvolutionalRBM`; a conditional one with its context fixed to one value, as
+        ``rbm.given(y=torch.tensor(3))``.
     progress
         ``True`` for a bar on the terminal, or a function called with the number of states just done.
 
@@ -75,7 +77,9 @@ def exact_log_z(energy: Energy, *, progress: bool | Callable[[int], object] = Fa
     # States, their statistics, fields and what is made of these: about four arrays over both layers.
     rows = max(1, CHUNK_BYTES // (32 * (visible.size + hidden.size)))
     report, close = reporter(progress, count, "summing states")
-    total, squares = (torch.full((), -torch.inf, dtype=torch.float64, device=machine.weight.device) for _ in range(2))
+    total, squares = (
+        torch.full((), -torch.inf, dtype=torch.float64, device=machine.visible_bias.device) for _ in range(2)
+    )
     try:
         for first in range(0, count, rows):
             index = torch.arange(first, min(first + rows, count), device=total.device)
@@ -109,7 +113,7 @@ def exact_log_likelihood(energy: Energy, x: Tensor, log_z: LogZ | None = None) -
     machine = _machine(energy)
     cast(Units, machine.visible).check(x, "the rows")
     z = exact_log_z(energy) if log_z is None else log_z
-    x = x.to(machine.weight)
+    x = x.to(machine.visible_bias)
     return -machine.energy(x, machine.hidden_field(x))[0] - z.value
 
 
@@ -122,14 +126,14 @@ class IntermediateRBM(Energy):
     Parameters
     ----------
     energy
-        The RBM, without a context.
+        The machine, without a context.
     base
         At beta = 0.
     beta
         0-d.
     """
 
-    def __init__(self, energy: RBM, base: Tractable, beta: Scalar) -> None:
+    def __init__(self, energy: RBM | ConvolutionalRBM, base: Tractable, beta: Scalar) -> None:
         super().__init__()
         self.energy, self.base = energy, base
         self.register_buffer("beta", torch.as_tensor(beta))
@@ -153,7 +157,7 @@ class IntermediateRBM(Energy):
         return f"{self.energy!r}, beta={float(self.beta):.4g}"
 
 
-def rbm_path(base: Tractable, energy: RBM) -> Path:
+def rbm_path(base: Tractable, energy: RBM | ConvolutionalRBM) -> Path:
     """Build the path of machines from independent units to an RBM, on which `RBMGibbs` never rejects.
 
     `On the quantitative analysis of deep belief networks (Salakhutdinov & Murray, 2008)
@@ -164,7 +168,7 @@ def rbm_path(base: Tractable, energy: RBM) -> Path:
     base
         Independent units: `RBM.base`, or `Bernoulli`, `Categorical` or a diagonal `Gaussian` of the visible kind.
     energy
-        The RBM, without a context.
+        The machine, `RBM` or `ConvolutionalRBM`, without a context.
 
     Raises
     ------
@@ -176,7 +180,7 @@ def rbm_path(base: Tractable, energy: RBM) -> Path:
             f"The path of machines starts at independent units, such as energy.base(data); {base!r} tells no law of "
             "each. A geometric path (path=None) starts anywhere."
         )
-    if not isinstance(energy, RBM) or energy.context:
+    if not isinstance(energy, (RBM, ConvolutionalRBM)) or energy.context:
         raise OptionError(
             f"The path of machines leads to an RBM without a context; got {energy!r}. A geometric path (path=None) "
             "takes rbm.given(y=...), and sums."
@@ -198,7 +202,7 @@ def _machine(energy: Energy) -> TwoLayers:
             "estimate log Z with ais, smc or bracket."
         )
     doubled = {name: value.double() for name, value in vars(machine).items() if isinstance(value, Tensor)}
-    return replace(machine, **doubled)
+    return replace(machine, **doubled | {"weight": machine.weight.double()})
 
 
 def _smaller(machine: TwoLayers, visible: Units, hidden: Units) -> tuple[Units, Callable[[Tensor], Tensor]]:
@@ -228,7 +232,7 @@ def _of_visible(machine: TwoLayers) -> Callable[[Tensor], Tensor]:
 
 def _gaussian(machine: TwoLayers, units: GaussianUnits) -> LogZ:
     """Of two Gaussian layers: the free energy is a quadratic, known by its values at few points."""
-    d, like = units.size, machine.weight
+    d, like = units.size, machine.visible_bias
     of = _of_visible(machine)
     points = torch.cat((like.new_zeros(1, d), torch.eye(d, dtype=like.dtype, device=like.device)))
     with torch.enable_grad():
