@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 
@@ -152,3 +153,79 @@ def test_a_deep_machine_is_trained_saved_and_judged_again(script, tmp_path, monk
     assert "not done" in (tmp_path / "deep_boltzmann.md").read_text()
     with pytest.raises(SystemExit):
         deep.main(["--evaluate"])
+
+
+def test_lattices_are_bracketed(script, tmp_path, monkeypatch):
+    lattices = script("lattices")
+    monkeypatch.setattr(lattices, "ASKED", {4: 3.0})
+    monkeypatch.setattr(lattices, "CHAINS", {4: 64})
+    monkeypatch.setattr(lattices, "TEMPERATURES", {False: 1000, True: 1000})
+    monkeypatch.setattr(lattices, "CLUSTER_STEPS", 20)
+    rows = lattices.main(["--sizes", "4", "--couplings", "0.2", "0.6", "--budget", "0.05", "--eager"])
+    assert [row["coupling"] for row in rows] == [0.2, 0.6]
+    assert all(row["inside"] and row["temperatures"] == 50 and abs(row["energy_off"]) < 5.0 for row in rows)
+    assert "| 4 x 4, 0.6 |" in (tmp_path / "lattices.md").read_text()
+    again = lattices.main(["--sizes", "4", "--couplings", "0.2", "--budget", "0.05", "--eager", "--keep"])
+    assert {row["coupling"]: row["value"] for row in again} == {row["coupling"]: row["value"] for row in rows}
+    with pytest.raises(SystemExit, match="own --budget"):
+        lattices.main(["--sizes", "4", "--budget", "0.1", "--keep"])
+
+
+def test_clusters_draw_the_lattice(script):
+    """The number of ones, against all states of 4 x 4 sites. A twin that joins too few neighbours is seen."""
+    lattices = script("lattices")
+    energy = lattices.torus(4, 0.5)
+    every = (torch.arange(1 << 16)[:, None] >> torch.arange(16) & 1).double().reshape(-1, 4, 4)
+    law = (-energy(every)).softmax(0)
+    exact = torch.zeros(17, dtype=torch.float64).index_add_(0, every.sum((1, 2)).long(), law)
+
+    def distance(coupling):
+        draws = lattices.swendsen_wang(4, coupling, 4000, 20, torch.Generator().manual_seed(0))
+        return float((draws.sum((1, 2)).long().bincount(minlength=17) / 4000 - exact).abs().sum() / 2)
+
+    # Exact draws are off by 0.02 on average.
+    assert distance(0.5) < 0.04
+    assert distance(0.45) > 0.08
+
+
+def test_coverage_counts(script, tmp_path, monkeypatch):
+    coverage = script("coverage")
+    for name, value in {"CHAINS": 32, "TEMPERATURES": 10, "ROWS": 4, "KEPT": 4}.items():
+        monkeypatch.setattr(coverage, name, value)
+    rows = coverage.main(["--budget", "0.02"])
+    assert len(rows) == 3 * 9
+    assert all(row["repeats"] == 2 and math.isfinite(row["z_mean"]) for row in rows)
+    assert "RBM, 12 + 8: bracket" in (tmp_path / "coverage.md").read_text()
+    told = [coverage.Told(coverage.gb.LogZ(*torch.tensor([v, 0.5, v - 1.0, v + 1.0, 9.0])), 0.0) for v in (-2.0, 0.5)]
+    found = coverage.summary("a", "b", told)
+    assert (found["held"], found["z_mean"], found["within_two"]) == (1, -1.5, 0.5)
+
+
+def test_binary_data_are_judged(script, tmp_path, monkeypatch, capsys):
+    binary = script("binary_density")
+    rng = torch.Generator().manual_seed(0)
+    rows = (torch.rand(900, 18, generator=rng) < 0.3).numpy().astype("uint8")
+    for name, columns in (("nltcs", 6), ("plants", 18)):
+        parts = dict(zip(("train", "valid", "test"), (rows[:600, :columns], rows[600:700, :columns], rows[700:])))
+        parts["test"] = parts["test"][:, :columns]
+        numpy.savez(tmp_path / f"{name}.npz", **parts)
+    assert binary.main(["--budget", "0.002"]) == {}
+    assert "plants is left out" in capsys.readouterr().out
+    monkeypatch.setenv("GIBBSIAN_DATA", str(tmp_path))
+    for name, value in {"CHAINS": 16, "NLTCS_HIDDEN": (2, 3), "PLANTS_HIDDEN": (2, 3)}.items():
+        monkeypatch.setattr(binary, name, value)
+    found = binary.main(["--budget", "0.01"])
+    assert all(row["test_lower"] == row["test_upper"] for row in found["nltcs"])
+    *others, bracketed = found["plants"]
+    assert bracketed["test_lower"] < bracketed["test"] < bracketed["test_upper"]
+    assert sum(row.get("chosen", False) for row in others) == 1
+    # Independent columns are the truth here, and the others know little better.
+    assert all(abs(row["test"] - found["nltcs"][0]["test"]) < 0.5 for row in found["nltcs"])
+    text = (tmp_path / "binary_density.md").read_text()
+    assert "fully visible, exact likelihood" in text
+    assert "R-hat" in text
+    again = binary.main(["--budget", "0.01", "--sets", "plants", "--keep"])
+    assert again["nltcs"] == found["nltcs"]
+    assert again["plants"][-1]["test"] == found["plants"][-1]["test"]
+    with pytest.raises(SystemExit, match="own --budget"):
+        binary.main(["--budget", "0.02", "--keep"])

@@ -73,7 +73,7 @@ from gibbsian.objectives.base import Batch, Loss, Objective, Ramp, WeightedSum
 from gibbsian.objectives.centring import Centred
 from gibbsian.objectives.combination import Phases
 from gibbsian.objectives.concrete_score import ConcreteScoreMatching
-from gibbsian.objectives.conditional_noise import BitFlips, ConditionalNCE, GaussianPerturbation
+from gibbsian.objectives.conditional_noise import BitFlips, ClassChanges, ConditionalNCE, GaussianPerturbation
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import (
     DenoisingScoreMatching,
@@ -175,6 +175,7 @@ __all__ = [
     "CategoricalUnits",
     "Centred",
     "Checkerboard",
+    "ClassChanges",
     "ClassifierEnergy",
     "ConcreteScoreMatching",
     "ConditionalNCE",

@@ -19,7 +19,7 @@ from gibbsian.objectives import flow_contrastive
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
 from gibbsian.partition.exact import quadrature
-from recovery import GAUSSIAN, LAPLACES, QUARTIC, REPLICATES, assert_recovered, descend, estimates, seeded
+from recovery import GAUSSIAN, LAPLACES, QUARTIC, REPLICATES, assert_recovered, descend, estimates, seeded, slope
 
 pytest.importorskip("zuko")
 
@@ -172,6 +172,15 @@ def test_known_models_are_recovered_while_the_flow_moves(case):
     assert_recovered(torch.stack([o.log_z.detach().view(1) for o in kept]), (case.log_z,), 0.35)
     assert len(kept) == REPLICATES
     assert all(float(o.flow.flow.log_scale.max().detach()) < 0.35 for o in kept), "missed: the flow stayed"
+
+
+@pytest.mark.slow
+def test_the_error_falls_as_the_square_root_of_the_rows():
+    def scatter(n):
+        solve = lambda *a: descend(*a, steps=300, rate=0.15)  # noqa: E731
+        return estimates(lambda: FlowContrastiveEstimation(Flow(Affine(2)), 2), GAUSSIAN, n, 12, solve)
+
+    assert slope(scatter, GAUSSIAN.truth, (125, 500, 2000)) == pytest.approx(-0.5, abs=0.2)
 
 
 MOONS = TwoMoons()

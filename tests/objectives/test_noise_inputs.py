@@ -13,7 +13,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.tractable import Bernoulli, Gaussian, Uniform
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch
-from gibbsian.objectives.conditional_noise import BitFlips, ConditionalNCE, GaussianPerturbation
+from gibbsian.objectives.conditional_noise import BitFlips, ClassChanges, ConditionalNCE, GaussianPerturbation
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from recovery import seeded
 
@@ -71,6 +71,22 @@ def test_flips_turn_over_as_many_bits_and_each_as_often(flips):
     share = flips / 6
     spread = (share * (1 - share) / 20_000) ** 0.5
     assert float((turned.mean(0) - share).abs().max()) <= 6 * spread
+
+
+@pytest.mark.parametrize("changes", [1, 2, 6])
+def test_changes_give_as_many_sites_another_class_and_each_as_often(changes):
+    """Six standard deviations of a share of 20000 draws."""
+    label = torch.randint(0, 4, (20_000, 2, 3), generator=seeded())
+    x = torch.nn.functional.one_hot(label, 4).float()
+    y = ClassChanges(changes)(x, seeded(1))
+    assert bool((y.sum(-1) == 1).all())
+    assert torch.equal(y, y.round())
+    by = (y.argmax(-1) - label) % 4
+    assert bool(((by > 0).flatten(1).sum(1) == changes).all())
+    for step in (1, 2, 3):
+        share = changes / 18
+        spread = (share * (1 - share) / 20_000) ** 0.5
+        assert float(((by == step).float().mean(0) - share).abs().max()) <= 6 * spread
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -175,6 +191,7 @@ def test_counts_below_one_are_refused(count):
         lambda: RankingNCE(Gaussian(1), count),
         lambda: ConditionalNCE(1.0, count),
         lambda: BitFlips(count),
+        lambda: ClassChanges(count),
     ):
         with pytest.raises(OptionError, match=f"1 or more; got {count}"):
             make()
@@ -242,6 +259,12 @@ def test_perturbations_that_leave_the_domain_or_the_shape_are_refused():
         ConditionalNCE(BitFlips())(Energy.of(square), batch, seeded())
     with pytest.raises(OptionError, match="more than the 3 bits"):
         ConditionalNCE(BitFlips(4))(bits, batch, seeded())
+    with pytest.raises(DomainError, match=r"changes classes of one-hot sites.*BitFlips\(\) for bits"):
+        ConditionalNCE(ClassChanges())(bits, batch, seeded())
+    hot, rows = Energy.of(square, support=constraints.one_hot), Batch(torch.eye(3)[:, None])
+    for changes, wrong in ((2, rows), (1, Batch(torch.ones(4, 3, 1)))):
+        with pytest.raises(OptionError, match=f"changes={changes} sites of another class are more than"):
+            ConditionalNCE(ClassChanges(changes))(hot, wrong, seeded())
     for wrong in (lambda x, rng: x[:1], lambda x, rng: x.double(), lambda x, rng: x.flatten()):
         with pytest.raises(ShapeError, match=r"16 rows of shape \(3,\).*must keep shape and type"):
             ConditionalNCE(wrong)(Energy.of(square), batch, seeded())

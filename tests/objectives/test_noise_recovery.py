@@ -19,7 +19,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.tractable import Bernoulli, Gaussian
 from gibbsian.objectives import noise_contrastive
 from gibbsian.objectives.base import Batch, Loss
-from gibbsian.objectives.conditional_noise import BitFlips, ConditionalNCE
+from gibbsian.objectives.conditional_noise import BitFlips, ClassChanges, ConditionalNCE
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE, energies, evaluated
 from recovery import CASES, GAUSSIAN, QUARTIC, assert_recovered, estimates, flat, minimise, seeded, slope
 
@@ -253,6 +253,37 @@ def test_a_perturbation_that_is_not_symmetric_biases_the_law_of_bits():
     check_mean(gradients(ConditionalNCE(BitFlips(), 2), energy, bit_rows), 0.0)
     with pytest.raises(AssertionError, match="missed"):
         check_mean(gradients(ConditionalNCE(lopsided, 2), energy, bit_rows), 0.0)
+
+
+class Classes(Energy):
+    """Two sites of three classes, with a coupling for each pair of them."""
+
+    support = constraints.one_hot
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coupling = torch.nn.Parameter(torch.randn(3, 3, generator=seeded(5), dtype=D))
+
+    def forward(self, x):
+        return torch.einsum("na,ab,nb->n", x[:, 0], self.coupling, x[:, 1])
+
+
+def class_rows(n, rng):
+    law = (-Classes().coupling.detach()).flatten().softmax(0)
+    label = torch.multinomial(law, n, replacement=True, generator=rng)
+    return torch.nn.functional.one_hot(torch.stack((label // 3, label % 3), 1), 3).to(D)
+
+
+def cyclic(x, rng):
+    """The class after goes to one site of each row: not symmetric, as there are three."""
+    site = torch.randint(0, 2, (len(x), 1, 1), generator=rng)
+    return torch.where(torch.arange(2)[:, None] == site, x.roll(1, -1), x)
+
+
+def test_at_the_law_of_classes_symmetric_changes_leave_no_gradient():
+    check_mean(gradients(ConditionalNCE(ClassChanges(), 2), Classes(), class_rows), 0.0)
+    with pytest.raises(AssertionError, match="missed"):
+        check_mean(gradients(ConditionalNCE(cyclic, 2), Classes(), class_rows), 0.0)
 
 
 def test_ranked_among_many_the_gradient_is_maximum_likelihoods():

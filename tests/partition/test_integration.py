@@ -79,16 +79,18 @@ def test_the_statistical_error_is_the_spread_of_repeats():
     assert abs(float(z)) < Z_LIMIT
 
 
+class Lazy(BlockGibbs):
+    """Moves a chain on in one step of ten."""
+
+    def step(self, energy, state, noise):
+        new, info = super().step(energy, state, noise)
+        keep = (noise[0].flatten(1)[:, 0] * 1e4 % 1.0 < 0.9).reshape(-1, 1, 1)
+        x = torch.where(keep, state.x, new.x)
+        return new._replace(x=x, energy=energy(x)), info
+
+
 def test_correlation_along_the_chains_counts():
     """One sweep in ten only moves a chain on: the error is that of a tenth of the draws, and its twin's far less."""
-
-    class Lazy(BlockGibbs):
-        def step(self, energy, state, noise):
-            new, info = super().step(energy, state, noise)
-            keep = (noise[0].flatten(1)[:, 0] * 1e4 % 1.0 < 0.9).reshape(-1, 1, 1)
-            x = torch.where(keep, state.x, new.x)
-            return new._replace(x=x, energy=energy(x)), info
-
     energy, base, truth = spins()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -98,6 +100,34 @@ def test_correlation_along_the_chains_counts():
         )
     assert_found(lazy, truth)
     assert float(lazy.statistical / quick.statistical) == pytest.approx(math.sqrt(19.0), rel=0.35)
+
+
+def test_chains_too_short_for_their_correlation_still_tell_their_error(monkeypatch):
+    """They move on once or twice at a stop, and stand at the next where they stood at the last.
+
+    The spread of 30 repeats is known to 13%. The twin takes errors from effective sample sizes, stop by stop.
+    """
+    energy, base, _ = spins()
+    options = {"kernel": Lazy(), "rule": "gauss", "nodes": 6, "chains": 64, "steps": 12, "warmup": 0}
+
+    def ratio() -> float:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runs = [thermodynamic_integration(energy, base, rng=generator(seed), **options) for seed in range(30)]
+        stated = torch.stack([r.statistical for r in runs]).square().mean().sqrt()
+        return float(torch.stack([r.log_z.value for r in runs]).std() / stated)
+
+    assert ratio() == pytest.approx(1.0, abs=0.5)
+    monkeypatch.setattr(integration, "SPREAD", 10**6)
+    assert ratio() > 1.6
+
+
+def test_few_chains_take_their_error_from_effective_sample_sizes():
+    few = on_spins(chains=4, steps=200, nodes=9)
+    assert_found(few, spins()[2])
+    by_stop = (integration._weights(few.nodes, "trapezoid") * few.errors).square().sum().sqrt()
+    assert float(few.statistical) == pytest.approx(float(by_stop))
+    assert float(few.log_z.lower) < spins()[2] < float(few.log_z.upper)
 
 
 @pytest.mark.parametrize("nodes", [3, 5, 9, 17])

@@ -43,17 +43,32 @@ def states(shape: Sequence[int], support: Constraint, like: Tensor, most: int = 
     OptionError
         If there are more than ``most``.
     """
-    m, hot = count_states(shape, support), kind_of(support) == "one_hot"
+    m = count_states(shape, support)
     if m > most:
         raise OptionError(
             f"Points of shape {tuple(shape)} on {support} have {m:.3g} states, more than the {most} that are listed; "
             "use fewer sites, or an objective that needs no list, such as PersistentContrastiveDivergence."
         )
+    return numbered(shape, support, torch.arange(m, device=like.device), like.dtype)
+
+
+def numbered(shape: Sequence[int], support: Constraint, index: Tensor, dtype: torch.dtype) -> Tensor:
+    """States of a boolean or one-hot event by their numbers ``(m,)``, ``(m, *shape)``; the last site changes fastest.
+
+    Numbers are 64-bit integers: up to 2^62 states.
+
+    Raises
+    ------
+    DomainError
+        If the support is not of that kind.
+    """
+    count_states(shape, support)
+    hot = kind_of(support) == "one_hot"
     sites, base = (math.prod(shape[:-1]), shape[-1]) if hot else (math.prod(shape), 2)
-    place = base ** torch.arange(sites - 1, -1, -1, device=like.device)
-    digits = torch.arange(m, device=like.device).unsqueeze(1) // place % base
+    place = base ** torch.arange(sites - 1, -1, -1, device=index.device)
+    digits = index.unsqueeze(1) // place % base
     chosen = torch.nn.functional.one_hot(digits, base) if hot else digits
-    return chosen.reshape(m, *shape).to(like.dtype)
+    return chosen.reshape(-1, *shape).to(dtype)
 
 
 def log_trapezoid(log_p: Tensor) -> Tensor:

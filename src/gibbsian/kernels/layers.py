@@ -78,6 +78,9 @@ class RBMGibbs:
         machine = _machine(energy, state.x)
         field = state.memory[0]
         x = machine.draw_visible(machine.draw_hidden(field, noise[0]), noise[1]).detach()
+        if x.ndim == 4:
+            # As chains of images start; steps from another layout would be compiled anew.
+            x = x.contiguous(memory_format=torch.channels_last)
         arrived = machine.hidden_field(x).detach()
         value, excess = machine.energy(x, arrived)
         old = State(state.x, state.energy, x.new_zeros((x.shape[0], 0)))

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
+from gibbsian.energies.convolutional import ConvolutionalRBM
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.typing import Context
@@ -59,7 +60,7 @@ class Centred(Objective):
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Slide the offsets, then compute the objective's loss."""
-        machines = [part for part in energy.modules() if isinstance(part, RBM)]
+        machines = [part for part in energy.modules() if isinstance(part, (RBM, ConvolutionalRBM))]
         if not machines:
             raise ArgumentTypeError(f"Centring moves the offsets of an RBM, and there is none in {energy!r}.")
         if self.training and torch.is_grad_enabled():
@@ -74,7 +75,7 @@ class Centred(Objective):
     def _buffer(self) -> ReplayBuffer | None:
         return next((part for part in self.objective.modules() if isinstance(part, ReplayBuffer)), None)
 
-    def _slide(self, machine: RBM, batch: Batch) -> None:
+    def _slide(self, machine: RBM | ConvolutionalRBM, batch: Batch) -> None:
         means = _means(machine, batch.x, batch.context)
         buffer = self._buffer()
         if self.chains and buffer is not None and buffer.filled:
@@ -84,5 +85,7 @@ class Centred(Objective):
         machine.recentre(*means, rate=self.rate)
 
 
-def _means(machine: RBM, x: Tensor, context: Context) -> tuple[Tensor, ...]:
-    return machine.means(x.detach(), context.get("y") if machine.condition is not None else None)
+def _means(machine: RBM | ConvolutionalRBM, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    if isinstance(machine, RBM) and machine.condition is not None:
+        return machine.means(x.detach(), context.get("y"))
+    return machine.means(x.detach())

@@ -92,9 +92,55 @@ class BitFlips:
         flat = x.flatten(1)
         if flat.shape[1] < self.flips:
             raise OptionError(f"flips={self.flips} is more than the {flat.shape[1]} bits of a row.")
-        order = torch.rand(flat.shape, generator=rng, device=x.device)
-        chosen = order.topk(self.flips, 1).indices
+        chosen = _sites(flat, self.flips, rng)
         return flat.scatter(1, chosen, 1.0 - flat.gather(1, chosen)).view_as(x)
+
+
+@dataclass(frozen=True)
+class ClassChanges:
+    """So many sites of each one-hot row given another class, sites and classes chosen with equal chances.
+
+    Parameters
+    ----------
+    changes
+        Sites per row, all different.
+
+    Raises
+    ------
+    OptionError
+        If it is below 1.
+    """
+
+    changes: int = 1
+
+    def __post_init__(self) -> None:
+        check_count("changes", self.changes, "the sites per row that get another class")
+
+    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
+        """Change the classes of sites: ``(n, *sites, K)``, as it came.
+
+        Raises
+        ------
+        OptionError
+            If a row has fewer sites than changes, or there is one class only.
+        """
+        classes = x.shape[-1]
+        flat = x.reshape(len(x), -1, classes)
+        if flat.shape[1] < self.changes or classes < 2:
+            raise OptionError(
+                f"changes={self.changes} sites of another class are more than rows of {flat.shape[1]} sites with "
+                f"{classes} classes have."
+            )
+        chosen = _sites(flat[..., 0], self.changes, rng)
+        by = torch.randint(1, classes, chosen.shape, generator=rng, device=x.device)
+        label = (flat.argmax(2).gather(1, chosen) + by) % classes
+        index = chosen[..., None].expand(-1, -1, classes)
+        return flat.scatter(1, index, torch.nn.functional.one_hot(label, classes).to(x.dtype)).view_as(x)
+
+
+def _sites(flat: Tensor, count: int, rng: Generator) -> Tensor:
+    """Choose sites of each row, all different, with equal chances: ``(n, sites)`` to ``(n, count)``."""
+    return torch.rand(flat.shape, generator=rng, device=flat.device).topk(count, 1).indices
 
 
 class ConditionalNCE(Objective):
@@ -112,7 +158,7 @@ class ConditionalNCE(Objective):
     ----------
     perturb
         The standard deviation of Gaussian perturbations, in units of x, or a callable ``perturb(x, rng)`` that changes
-        each row: `BitFlips` for bits. It must be symmetric, which is not checked.
+        each row: `BitFlips` for bits, `ClassChanges` for categories. It must be symmetric, which is not checked.
     perturbations
         Perturbed copies of each row.
 
@@ -173,10 +219,15 @@ def _check_domain(energy: Energy, perturb: Perturbation) -> None:
     if isinstance(perturb, GaussianPerturbation) and kind not in ("real", "box"):
         raise DomainError(
             f"{perturb} takes points off the energy's domain, {energy.support}. Pass a symmetric perturb(x, rng) that "
-            "stays there: BitFlips() for bits."
+            "stays there: BitFlips() for bits, ClassChanges() for one-hot categories."
         )
     if isinstance(perturb, BitFlips) and kind != "boolean":
         raise DomainError(
             f"{perturb} turns over bits, and the energy lives on {energy.support}. Declare {constraints.boolean} as "
             "the energy's support if its states are bits, or give a standard deviation for real ones."
+        )
+    if isinstance(perturb, ClassChanges) and kind != "one_hot":
+        raise DomainError(
+            f"{perturb} changes classes of one-hot sites, and the energy lives on {energy.support}. Take BitFlips() "
+            f"for bits, or declare {constraints.one_hot} as the energy's support if its sites are one-hot."
         )

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
+from gibbsian.energies.convolutional import ConvolutionalRBM
 from gibbsian.energies.deep import DeepBoltzmannMachine, OddLayers
 from gibbsian.energies.layered import Natural, TwoLayers, two_layers
 from gibbsian.energies.real_units import GaussianUnits
@@ -30,6 +31,9 @@ from gibbsian.partition.base import LogZ
 from gibbsian.partition.paths import Path
 from gibbsian.sampling import reporter
 from gibbsian.typing import Scalar
+
+Layered: TypeAlias = RBM | ConvolutionalRBM | DeepBoltzmannMachine | OddLayers
+"""Machines of two layers, or of more packed into two."""
 
 MOST_STATES = 1 << 25
 """States that are listed at most."""
@@ -47,7 +51,8 @@ def exact_log_z(energy: Energy, *, progress: bool | Callable[[int], object] = Fa
     Parameters
     ----------
     energy
-        An `RBM`; a conditional one with its context fixed to one value, as ``rbm.given(y=torch.tensor(3))``.
+        An `RBM` or a `ConvolutionalRBM`; a conditional one with its context fixed to one value, as
+        ``rbm.given(y=torch.tensor(3))``.
     progress
         ``True`` for a bar on the terminal, or a function called with the number of states just done.
 
@@ -125,14 +130,14 @@ class IntermediateRBM(Energy):
     Parameters
     ----------
     energy
-        The RBM, without a context.
+        The machine, without a context.
     base
         At beta = 0.
     beta
         0-d.
     """
 
-    def __init__(self, energy: RBM | DeepBoltzmannMachine | OddLayers, base: Tractable, beta: Scalar) -> None:
+    def __init__(self, energy: Layered, base: Tractable, beta: Scalar) -> None:
         super().__init__()
         self.energy, self.base = energy, base
         self.register_buffer("beta", torch.as_tensor(beta))
@@ -156,8 +161,8 @@ class IntermediateRBM(Energy):
         return f"{self.energy!r}, beta={float(self.beta):.4g}"
 
 
-def rbm_path(base: Tractable, energy: RBM | DeepBoltzmannMachine | OddLayers) -> Path:
-    """Build the path of machines from independent units to an RBM or a deep machine, on which `RBMGibbs` never rejects.
+def rbm_path(base: Tractable, energy: Layered) -> Path:
+    """Build the path of machines from independent units to an RBM, on which `RBMGibbs` never rejects.
 
     `On the quantitative analysis of deep belief networks (Salakhutdinov & Murray, 2008)
     <https://doi.org/10.1145/1390156.1390266>`_. Give it to `ais`, `smc` or `bracket` with the same base.
@@ -167,7 +172,8 @@ def rbm_path(base: Tractable, energy: RBM | DeepBoltzmannMachine | OddLayers) ->
     base
         Independent units: `RBM.base`, or `Bernoulli`, `Categorical` or a diagonal `Gaussian` of the visible kind.
     energy
-        The RBM, without a context; a deep machine, over its even layers, or its ``odd_layers``.
+        The machine, `RBM` or `ConvolutionalRBM`, without a context; a `DeepBoltzmannMachine`, over its even layers, or
+        its ``odd_layers``.
 
     Raises
     ------
@@ -179,7 +185,7 @@ def rbm_path(base: Tractable, energy: RBM | DeepBoltzmannMachine | OddLayers) ->
             f"The path of machines starts at independent units, such as energy.base(data); {base!r} tells no law of "
             "each. A geometric path (path=None) starts anywhere."
         )
-    if not isinstance(energy, (RBM, DeepBoltzmannMachine, OddLayers)) or energy.context:
+    if not isinstance(energy, Layered) or energy.context:
         raise OptionError(
             f"The path of machines leads to an RBM without a context; got {energy!r}. A geometric path (path=None) "
             "takes rbm.given(y=...), and sums."

@@ -3,9 +3,14 @@ r"""log Z by thermodynamic integration: chains at fixed stops along a path, and 
 .. math:: \log Z_1 - \log Z_0 = - \int_0^1 \Bigl\langle \frac{\partial E_\beta}{\partial \beta} \Bigr\rangle_\beta \,
           d\beta
 
-Each mean is a simple one over chains at that temperature, whose error follows from their effective sample size: nothing
-is weighed, and nothing degenerates. What takes its place is the error of the rule that integrates, which no number of
-draws reduces. It is estimated by leaving out every other stop, and counted in.
+Each mean is a simple one over chains at that temperature: nothing is weighed, and nothing degenerates. What takes its
+place is the error of the rule that integrates, which no number of draws reduces. It is estimated by leaving out every
+other stop, and counted in.
+
+**The error of the means.** Chains never meet, and each gives an integral of its own, by its own means at all stops. The
+spread of these over m chains, by :math:`\sqrt m`, is the error of their mean, however slowly a chain moves on from draw
+to draw or from one stop to the next. Effective sample sizes know nothing of the latter, and are too large where a chain
+is no more than some autocorrelation times long; they serve where there are too few chains to have a spread.
 
 Along the geometric path the mean slope never rises, :math:`\partial_\beta \langle E_1 - E_0 \rangle = -
 \operatorname{Var}(E_1 - E_0)`, so that the sums over left and right ends of the intervals bound log Z from the two
@@ -41,6 +46,9 @@ from gibbsian.sampling import sample
 
 CHUNK = 1 << 14
 """Draws at which slopes are evaluated at once."""
+
+SPREAD = 16
+"""Chains whose spread is the error: that of 16 is known to 18%. Errors of fewer come from effective sample sizes."""
 
 
 class Integrated(NamedTuple):
@@ -99,7 +107,8 @@ def thermodynamic_integration(
         ``"trapezoid"``, or ``"gauss"`` for Gauss-Legendre's stops and weights: far better where the slope is smooth in
         beta, far worse where it is steep near 0 as it is from a base much wider than the energy. It gives no bounds.
     chains, steps
-        At each stop; the chains go on from stop to stop. At beta = 0 draws are exact.
+        At each stop; the chains go on from stop to stop. At beta = 0 draws are exact. With 16 chains or more the error
+        is that of their spread; with fewer it is too small unless each is many autocorrelation times long.
     warmup
         Steps at each stop before those that count; half as many as these when ``None``.
     confidence
@@ -161,20 +170,34 @@ def _chains(
 def _integrated(betas: Tensor, values: list[Tensor], rule: str, geometric: bool, confidence: float) -> Integrated:
     """Integrate the means of slopes ``(steps, chains)`` at the stops; those at beta = 0 are independent."""
     arranged = [v.flatten() if float(b) == 0.0 else v for b, v in zip(betas, values)]
-    means = torch.stack([v.mean() for v in values]).cpu()
-    errors = torch.stack([variance_of_mean(v) for v in arranged]).sqrt().cpu()
+    by_chain = torch.stack([v.mean(0) for v in values]).cpu()
+    means, chains = by_chain.mean(1), by_chain.shape[1]
+    wide = chains >= SPREAD
+    errors = by_chain.std(1) / math.sqrt(chains)
+    if not wide:
+        errors = torch.stack([variance_of_mean(v) for v in arranged]).sqrt().cpu()
     ess = torch.stack([worth(v) for v in arranged]).cpu()
+
+    def error_of(weights: Tensor) -> Tensor:
+        """Standard error of a weighted sum of the means."""
+        return (weights @ by_chain).std() / math.sqrt(chains) if wide else (weights * errors).square().sum().sqrt()
+
     weights, half = _weights(betas, rule), _weights_of_half(betas, rule)
-    statistical = (weights * errors).square().sum().sqrt()
-    change, noise = ((weights - half) * means).sum(), ((weights - half) * errors).square().sum()
-    discretisation = (change.square() - noise).clamp(min=0.0).sqrt()
+    statistical = error_of(weights)
+    change = ((weights - half) * means).sum()
+    discretisation = (change.square() - error_of(weights - half).square()).clamp(min=0.0).sqrt()
     value = -(weights * means).sum()
     none = torch.full_like(value, torch.inf)
     low, high = -none, none
     if geometric and rule == "trapezoid":
-        gaps, z = betas.diff(), float(torch.special.ndtri(torch.tensor(0.5 + 0.5 * confidence, dtype=torch.float64)))
-        low = -(gaps * means[:-1]).sum() - z * (gaps * errors[:-1]).square().sum().sqrt()
-        high = -(gaps * means[1:]).sum() + z * (gaps * errors[1:]).square().sum().sqrt()
+        from scipy.special import stdtrit
+
+        gaps, zero = betas.diff(), betas.new_zeros(1)
+        left, right = torch.cat((gaps, zero)), torch.cat((zero, gaps))
+        # The spread of chains is itself an estimate: Student's law, which is normal at infinity.
+        reach = float(stdtrit(chains - 1 if wide else math.inf, 0.5 + 0.5 * confidence))
+        low = -(left * means).sum() - reach * error_of(left)
+        high = -(right * means).sum() + reach * error_of(right)
     stderr = torch.hypot(statistical, discretisation)
     _judge(betas, values, ess, statistical, discretisation)
     log_z = LogZ(value, stderr, low, high, ess.min(), values[0].numel())

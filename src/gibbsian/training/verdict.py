@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
@@ -25,8 +26,12 @@ from gibbsian.annealing import denoised
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import energy_distance
+from gibbsian.energies.base import Energy
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
+
+AsData: TypeAlias = Callable[[Energy, Tensor, Generator], Tensor]
+"""From an energy and chains to what they are as data."""
 
 CLOSE = 0.01
 """The unit is this part of the data's own mean distance at least: the data may be plain by nature."""
@@ -55,26 +60,39 @@ def chain_distance(state: TrainingState) -> Estimate | None:
     data = state.reference.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
     found: list[Estimate] = []
-    for buffer, noise in buffers(state.objective):
+    for buffer, noise, as_data in buffers(state.objective):
         n = min(len(data), buffer.size)
         if not buffer.filled or n < FEWEST:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
         chains = without_noise(state, buffer, n, noise, rng)
+        chains = chains if as_data is None else as_data(state.energy, chains, rng)
         if not bool(torch.isfinite(chains).all()):
             return Estimate(math.inf, 0.0)
-        unit = plain_distance(rows, rng, buffer.base.support.is_discrete)
+        unit = plain_distance(rows, rng, state.energy.support.is_discrete)
         distance = energy_distance(chains, rows)
         found.append(Estimate(distance.value / unit, distance.stderr / unit))
     return max(found, default=None, key=lambda estimate: estimate.value)
 
 
-def buffers(objective: nn.Module) -> Iterator[tuple[ReplayBuffer, float]]:
-    """Find the replay buffers of an objective, each once, with the noise that its chains should have."""
-    for module in objective.modules():
+def buffers(objective: nn.Module) -> list[tuple[ReplayBuffer, float, AsData | None]]:
+    """Find the replay buffers of an objective, each once.
+
+    With each comes the noise that its chains should have, and what makes data of its chains where they are more than
+    that, as with latents: the ``as_data(energy, chains, rng)`` of an objective around it.
+    """
+    found: dict[int, tuple[ReplayBuffer, float, AsData | None]] = {}
+
+    def visit(module: nn.Module, as_data: AsData | None) -> None:
+        as_data = getattr(module, "as_data", as_data)
         buffer = getattr(module, "buffer", None)
         if isinstance(buffer, ReplayBuffer):
-            yield buffer, float(getattr(module, "data_noise", 0.0))
+            found.setdefault(id(buffer), (buffer, float(getattr(module, "data_noise", 0.0)), as_data))
+        for child in module.children():
+            visit(child, as_data)
+
+    visit(objective, None)
+    return list(found.values())
 
 
 def without_noise(state: TrainingState, buffer: ReplayBuffer, n: int, noise: float, rng: Generator) -> Tensor:
