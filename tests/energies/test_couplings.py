@@ -234,37 +234,49 @@ def system(name) -> System:
 SYSTEMS = ("dense", "sparse", "lattice", "potts", "sparse potts")
 
 
-@pytest.mark.parametrize("kernel", [BlockGibbs(), SingleSiteGibbs(), GibbsWithGradients()], ids=repr)
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [
+        *((name, BlockGibbs()) for name in SYSTEMS),
+        ("sparse", SingleSiteGibbs(3)),
+        ("sparse potts", GibbsWithGradients()),
+    ],
+    ids=repr,
+)
 def test_kernels_keep_the_law(name, kernel):
     found = system(name)
     with torch.no_grad():
-        assert_keeps_law(kernel, found, chains=20_000)
+        assert_keeps_law(kernel, found, chains=10_000)
     assert_state_is_current(kernel, found.energy.requires_grad_(False), found.states[::3])
 
 
-@pytest.mark.parametrize("kernel", [BlockGibbs(), GibbsWithGradients()], ids=repr)
-@pytest.mark.parametrize("name", ["dense", "sparse", "sparse potts"])
+@pytest.mark.parametrize(
+    ("name", "kernel"),
+    [("dense", BlockGibbs()), ("sparse", GibbsWithGradients()), ("sparse potts", BlockGibbs())],
+    ids=repr,
+)
 def test_chains_compile_into_one_graph(name, kernel, graphs):
     found = system(name)
     assert_one_graph(kernel, found.energy, found.states[::3], graphs)
 
 
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", ["dense", "sparse potts"])
 def test_log_z_is_that_of_the_listing(name):
     found = system(name)
     exact = float((-found.energy(found.states)).logsumexp(0).detach())
-    base = (
-        gb.Categorical(torch.zeros(3, K).double())
-        if found.hot
-        else gb.Bernoulli(torch.zeros(found.states.shape[1:]).double())
-    )
-    log_z = gb.ais(found.energy, base, chains=400, kernel=BlockGibbs(), rng=seeded())
-    assert abs(float(log_z.value) - exact) < 6 * float(log_z.stderr) + 1e-9
-    if name == "lattice":
-        assert float(transfer_matrix(found.energy).value) == pytest.approx(exact, abs=1e-10)
-        torus = Ising.lattice((4, 4), 0.4, trainable=True)
-        assert float(kaufman(torus).value) == pytest.approx(float(transfer_matrix(torus).value), abs=1e-9)
+    zeros = torch.zeros(found.energy.event_shape, dtype=torch.float64)
+    base = gb.Categorical(zeros) if found.hot else gb.Bernoulli(zeros)
+    log_z = gb.ais(found.energy, base, chains=400, kernel=BlockGibbs(), temperatures=16, rng=seeded())
+    assert float(log_z.stderr) < 0.1
+    assert abs(float(log_z.value) - exact) < 6 * float(log_z.stderr)
+
+
+def test_exact_log_z_of_a_trainable_lattice():
+    found = system("lattice")
+    exact = float((-found.energy(found.states)).logsumexp(0).detach())
+    assert float(transfer_matrix(found.energy).value) == pytest.approx(exact, abs=1e-10)
+    torus = Ising.lattice((4, 4), 0.4, trainable=True)
+    assert float(kaufman(torus).value) == pytest.approx(float(transfer_matrix(torus).value), abs=1e-6)
 
 
 def test_sums_of_neighbours_that_slip_are_seen():
@@ -272,8 +284,8 @@ def test_sums_of_neighbours_that_slip_are_seen():
     energy, plain, x = pairs_of("sparse ising")
     graph = energy.interaction
     graph.source = graph.source.clone()
-    graph.source[0] = graph.source[3]
-    assert float((energy(x) - plain(x)).abs().max()) > 0.1
+    graph.source[0] = (graph.source[0] + 1) % 5
+    assert float((energy(x) - plain(x)).detach().abs().max()) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,8 @@ class SparseCouplings(nn.Module):
         total = nn.functional.embedding_bag(
             self.neighbour, table, self.offset, mode="sum", per_sample_weights=weights.to(table.dtype)
         )
-        return total.view(rows, n, -1).movedim(0, 1).reshape(s.shape)
+        # In rows, as states are: a transposed one would be another graph to a compiler.
+        return total.view(rows, n, -1).movedim(0, 1).reshape(s.shape).contiguous()
 
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
         """The edges, ``(m,)`` each, and their J, ``(m,)`` or ``(m, K, K)``."""
