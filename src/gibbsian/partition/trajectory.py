@@ -142,7 +142,7 @@ def trajectory(energies: Sequence[Energy], draws: Sequence[Tensor], *, start: Lo
 
 
 def _shares(ahead: Tensor, back: Tensor, ratio: Tensor, groups: int) -> Tensor:
-    """By how much each chain, on the last axis, moves a bridge; where one end has more, groups of them: ``(groups,)``."""
+    """By how much each chain, on the last axis, moves a bridge, ``(groups,)``; groups of them where an end has more."""
     odds = math.log(ahead.numel() / back.numel())
     # Of a base's draw being the energy's, and the other way round; a weight that is not finite is no draw of the other.
     there, here = (ahead - ratio - odds).sigmoid().nan_to_num(), (ratio + odds - back).sigmoid().nan_to_num()
