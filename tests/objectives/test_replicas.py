@@ -104,7 +104,7 @@ def test_its_gradient_is_the_exact_one_and_that_of_pcd_is_not(name):
     assert 0.1 < float((means > 0.5).double().mean()) < 0.9
     stuck, twin = gradients(energy, plain(energy), data, rounds=60, skip=20)
     assert float((stuck.mean(0) - exact).abs().max()) > 0.3
-    assert float(twin.buffer.positions.mean(1).min()) > 0.5
+    assert float((twin.buffer.positions.mean(1) > 0.5).double().mean()) > 0.95
     rates = objective.exchange.swap_rates
     assert float(rates.min()) > 0.1
     assert float(rates.max()) < 1.0
@@ -120,7 +120,7 @@ def test_a_ladder_that_never_swaps_is_the_broken_twin(monkeypatch):
         return real(self, r, torch.ones_like(uniform))
 
     monkeypatch.setattr(ParallelTempering, "_order", never)
-    _, objective = gradients(energy, tempering(energy, up()), data, rounds=60)
+    _, objective = gradients(energy, tempering(energy, up()), data, rounds=60, skip=10)
     assert float(objective.buffer.positions.mean(1).min()) > 0.5
     monkeypatch.undo()
     run = replicas.Exchange.run
@@ -129,7 +129,7 @@ def test_a_ladder_that_never_swaps_is_the_broken_twin(monkeypatch):
         return run(self, energy, kernel, points[:, :1].expand_as(points), *rest)
 
     monkeypatch.setattr(replicas.Exchange, "run", forgetful)
-    _, objective = gradients(energy, tempering(energy, up()), data, rounds=60)
+    _, objective = gradients(energy, tempering(energy, up()), data, rounds=60, skip=10)
     assert float((objective.buffer.positions.mean(1) > 0.5).double().mean()) > 0.9
 
 
