@@ -338,8 +338,8 @@ def gradient(objective: Objective, energy: Energy, data: Tensor, seed: int = 0) 
 def standard_errors(objective: Objective, energy: Energy, data: Tensor, blocks: int = 200) -> Tensor:
     """Standard errors of what minimises an objective, at the minimum, ``(k,)``.
 
-    The roots of the diagonal of H^-1 K H^-1, where H is the loss's second derivative and K the covariance of its gradient
-    over data, and noise where there is any.
+    The roots of the diagonal of H^-1 K H^-1, where H is the loss's second derivative and K the covariance of its
+    gradient over data, and noise where there is any.
     """
     scores = torch.stack([gradient(objective, energy, rows, s) for s, rows in enumerate(data.chunk(blocks))])
     at, step, columns = flat(energy), 1e-4, []
@@ -349,7 +349,7 @@ def standard_errors(objective: Objective, energy: Energy, data: Tensor, blocks: 
             moved = at.clone()
             moved[k] += sign * step
             nn.utils.vector_to_parameters(moved, energy.parameters())
-            ends.append(gradient(objective, energy, data[:2000], 0))
+            ends.append(gradient(objective, energy, data))
         columns.append((ends[0] - ends[1]) / (2 * step))
     nn.utils.vector_to_parameters(at, energy.parameters())
     curve = torch.stack(columns)

@@ -63,7 +63,9 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_fit_finds_planted_couplings_within_three_errors(name):
-    data, objective = SPIN_CASE.rows(ROWS, seeded(5)), OBJECTIVES[name]()
+    # The bias of concrete scores falls as 1 / n, and is seen with 2000 rows.
+    data = SPIN_CASE.rows(8 * ROWS if name == "concrete score" else ROWS, seeded(5))
+    objective = OBJECTIVES[name]()
     energy = fitted(spins(), data, objective)
     assert_within_errors(flat(energy), standard_errors(objective, energy, data, 100))
 
