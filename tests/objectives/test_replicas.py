@@ -11,7 +11,7 @@ from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.grids import states
 from gibbsian.energies.pairwise import Ising
 from gibbsian.errors import OptionError, ShapeError, TrainingInterrupted
-from gibbsian.kernels.gibbs import BlockGibbs
+from gibbsian.kernels.gibbs import BlockGibbs, SingleSiteGibbs
 from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.kernels.path_tempering import PathTempering
 from gibbsian.kernels.tempering import ParallelTempering
@@ -220,3 +220,27 @@ def test_contrastive_divergence_with_a_buffer_keeps_replicas_too():
     loss = objective(ferromagnet(), Batch(data), seeded())
     assert "swap_1" in loss.metrics
     assert ContrastiveDivergence(kernel).exchange is None
+
+
+def test_labels_go_with_chains_level_by_level():
+    """Of a conditional energy: replicas of a chain share its label; one batch of all replicas cannot."""
+
+    def fn(x, y):
+        return -(4.0 * (2.0 * y - 1.0).unsqueeze(1) * x).sum(1)
+
+    energy = gb.Energy.of(fn, (D,), up().support, ("y",)) + gb.Bernoulli(logits=torch.zeros(D).double())
+    y = torch.tensor([0.0, 1.0]).double().repeat(10)
+    data = y.unsqueeze(1).expand(-1, D).contiguous()
+
+    def objective(kernel):
+        base = gb.Bernoulli(logits=torch.zeros(D).double())
+        return PersistentContrastiveDivergence(kernel, base, steps=5, buffer_size=20, restart=0.0).double()
+
+    along = objective(PathTempering(SingleSiteGibbs(D), LADDER[:3], lambda e, beta: beta * e))
+    for _ in range(5):
+        along(energy, Batch(data, {"y": y}), seeded(3))
+    labels = along.buffer.context["y"]
+    # At log-odds of 4 a site differs from its label once in 56.
+    assert float((along.buffer.positions - labels.unsqueeze(1)).abs().mean()) < 0.1
+    with pytest.raises(OptionError, match="walks level by level"):
+        objective(ParallelTempering(SingleSiteGibbs(D), LADDER[:3]))(energy, Batch(data, {"y": y}), seeded())

@@ -144,7 +144,7 @@ class ChainObjective(Objective):
             else:
                 points = torch.cat((start.unsqueeze(1), hot), 1)
                 run, hot, told = self.exchange.run(
-                    conditional, self.kernel, points, self.steps, rng, self.compile_steps
+                    conditional, self.kernel, points, self.steps, rng, self.compile_steps, bool(slots.context)
                 )
         samples = run.state.x.detach()
         against = compiled(contrast, owner_of(energy)) if self.compile_steps else contrast

@@ -23,7 +23,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
+from gibbsian.errors import OptionError
 from gibbsian.kernels.ladder import Exchanging
+from gibbsian.kernels.tempering import ParallelTempering
 from gibbsian.objectives.sampler_gradient import Round
 from gibbsian.sampling import sample, with_tensor_settings
 
@@ -67,12 +69,22 @@ class Exchange(nn.Module):
 
     @torch.no_grad()
     def run(
-        self, energy: Energy, kernel: Any, points: Tensor, steps: int, rng: Generator, compile: bool
+        self, energy: Energy, kernel: Any, points: Tensor, steps: int, rng: Generator, compile: bool, labelled: bool
     ) -> tuple[Round, Tensor, dict[str, Tensor]]:
         """Run a round of replicas ``(n, K, *event)``; return the chains, the other replicas, and metrics.
 
         The metrics are ``swap_0``, between the target and its neighbour, to the last, and the least as ``swap_min``.
+
+        Raises
+        ------
+        OptionError
+            If chains have labels, one for each row, and all replicas move as one batch of more rows.
         """
+        if labelled and isinstance(kernel, ParallelTempering):
+            raise OptionError(
+                "ParallelTempering moves all replicas as one batch, and there is one label for each chain; take "
+                "PathTempering(kernel, betas, path=lambda energy, beta: beta * energy), which walks level by level."
+            )
         tempering: Exchanging = dataclasses.replace(kernel, betas=self.betas)
         moving = with_tensor_settings(tempering, points)
         start = moving.init_replicas(energy, points, self.time)
