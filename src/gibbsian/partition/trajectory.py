@@ -18,10 +18,9 @@ by, added up, is its share in log Z, and the spread of these shares over the cha
 What no error tells is a lag: chains that are behind their model, or in one of its modes, are no draws of it. Tempered
 ones (`gibbsian.objectives.replicas`) lag less.
 
-`On tracking the partition function (Desjardins, Courville & Bengio, 2011)
-<https://papers.nips.cc/paper/4341-on-tracking-the-partition-function>`_; `Algorithms for estimating the partition
-function of restricted Boltzmann machines (Krause, Fischer & Igel, 2020)
-<https://doi.org/10.1016/j.artint.2019.103195>`_.
+On tracking the partition function (Desjardins, Courville & Bengio, Advances in Neural Information Processing Systems,
+2011); `Algorithms for estimating the partition function of restricted Boltzmann machines (Krause, Fischer & Igel, 2020)
+<https://doi.org/10.24963/ijcai.2020/704>`_.
 """
 
 from __future__ import annotations
