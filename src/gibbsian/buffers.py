@@ -36,12 +36,15 @@ class Slots:
         Steps made since each chain last started from the base, ``(n,)``.
     context
         The labels of each chain, by name.
+    hot
+        Its replicas at higher temperatures, ``(n, K - 1, *event)``, where the buffer keeps them.
     """
 
     index: Tensor
     x: Tensor
     age: Tensor
     context: dict[str, Tensor] = field(default_factory=dict)
+    hot: Tensor | None = None
 
 
 class ReplayBuffer(nn.Module):
@@ -63,31 +66,40 @@ class ReplayBuffer(nn.Module):
         How many chains are kept.
     restart
         The fraction of drawn chains that start anew, exact in expectation.
+    replicas
+        Replicas of each chain, for tempering: all start from the base, live in one slot and restart together. Only the
+        first, the target's, is a chain to whoever reads the buffer; the others are ``hot``.
 
     Raises
     ------
     OptionError
-        If ``size`` is less than 1 or ``restart`` is not between 0 and 1.
+        If ``size`` or ``replicas`` is less than 1, or ``restart`` is not between 0 and 1.
     ArgumentTypeError
         If the base is not tractable.
     """
 
     positions: Tensor
     ages: Tensor
+    hot: Tensor | None
 
-    def __init__(self, base: Tractable, size: int = 10_000, restart: float = 0.05) -> None:
+    def __init__(self, base: Tractable, size: int = 10_000, restart: float = 0.05, replicas: int = 1) -> None:
         super().__init__()
         self.base = require_tractable(base, "The base of a replay buffer")
         if size < 1:
             raise OptionError(f"A replay buffer holds 1 chain or more; got size={size}.")
         if not 0.0 <= restart <= 1.0:
             raise OptionError(f"restart is a fraction between 0 and 1; got {restart}.")
+        if replicas < 1:
+            raise OptionError(f"replicas counts those of each chain, 1 or more; got {replicas}.")
         self.size = size
         self.restart = restart
+        self.replicas = replicas
         # No rows means not filled yet: a shape is known without asking the device, a flag in a tensor is not.
         empty = next(tensors_of(base), torch.empty(())).new_empty((0, *base.event_shape))
         self.register_buffer("positions", empty)
         self.register_buffer("ages", torch.zeros(0, dtype=torch.int64, device=empty.device))
+        hot = None if replicas == 1 else empty.new_empty((0, replicas - 1, *base.event_shape))
+        self.register_buffer("hot", hot)
 
     @property
     def filled(self) -> bool:
@@ -119,6 +131,7 @@ class ReplayBuffer(nn.Module):
         """
         x = self.base.sample(self.size, rng)
         self.positions = x.clone()
+        self.hot = self._hot_from_base(self.size, rng)
         self.ages = torch.zeros(self.size, dtype=torch.int64, device=x.device)
         for name in self.context:
             delattr(self, _CONTEXT + name)
@@ -168,6 +181,7 @@ class ReplayBuffer(nn.Module):
         self._check_names(context)
         index = torch.randperm(self.size, generator=rng, device=self.positions.device)[:n]
         x, age = self.positions[index], self.ages[index]
+        hot = None if self.hot is None else self.hot[index]
         labels = {name: value[index] for name, value in self.context.items()}
         # The slots come in random order, so only the first few are candidates, and the base is asked for no more.
         k, m = (min(n, math.ceil(share * n)) for share in (self.restart, self.restart + from_data))
@@ -177,12 +191,17 @@ class ReplayBuffer(nn.Module):
             row = torch.randint(0, _rows(context, data), (m,), generator=rng, device=x.device)
             if data is not None and from_data:
                 x[:m] = torch.where(per_chain(anew, x), data[row], x[:m])
+                if hot is not None:
+                    hot[:m] = torch.where(per_chain(anew, hot), data[row].unsqueeze(1), hot[:m])
             if k:
                 x[:k] = torch.where(per_chain(from_base[:k], x), self.base.sample(k, rng), x[:k])
+                fresh = self._hot_from_base(k, rng)
+                if hot is not None and fresh is not None:
+                    hot[:k] = torch.where(per_chain(from_base[:k], hot), fresh, hot[:k])
             age[:m] = torch.where(anew, 0, age[:m])
             for name, value in context.items():
                 labels[name][:m] = torch.where(per_chain(anew, value), value[row], labels[name][:m])
-        return Slots(index, x, age, labels)
+        return Slots(index, x, age, labels, hot)
 
     @torch.no_grad()
     def peek(self, n: int, rng: Generator) -> Slots:
@@ -217,7 +236,7 @@ class ReplayBuffer(nn.Module):
         return self.peek(n, rng).x
 
     @torch.no_grad()
-    def write(self, slots: Slots, x: Tensor, steps: int) -> None:
+    def write(self, slots: Slots, x: Tensor, steps: int, hot: Tensor | None = None) -> None:
         """Put chains back into the slots they came from, ``steps`` older.
 
         Parameters
@@ -228,14 +247,21 @@ class ReplayBuffer(nn.Module):
             Where the chains stand now, in the order of ``slots``.
         steps
             Steps made since.
+        hot
+            Where their replicas stand, if the buffer keeps any.
 
         Raises
         ------
         ShapeError
-            If ``x`` is not of the shape of ``slots.x``.
+            If ``x`` is not of the shape of ``slots.x``, or ``hot`` not of that of ``slots.hot``.
         """
         if x.shape != slots.x.shape:
             raise ShapeError(f"Chains of shape {tuple(slots.x.shape)} were drawn; {tuple(x.shape)} cannot be put back.")
+        shapes = [None if each is None else tuple(each.shape) for each in (slots.hot, hot)]
+        if shapes[0] != shapes[1]:
+            raise ShapeError(f"Replicas of shape {shapes[0]} were drawn; {shapes[1]} cannot be put back.")
+        if self.hot is not None and hot is not None:
+            self.hot.index_copy_(0, slots.index, hot.detach().to(self.hot.dtype))
         self.positions.index_copy_(0, slots.index, x.detach().to(self.positions.dtype))
         self.ages.index_copy_(0, slots.index, slots.age + steps)
         for name, value in self.context.items():
@@ -243,7 +269,14 @@ class ReplayBuffer(nn.Module):
 
     def extra_repr(self) -> str:
         """Size and fraction restarted."""
-        return f"size={self.size}, restart={self.restart}"
+        told = f"size={self.size}, restart={self.restart}"
+        return told if self.replicas == 1 else f"{told}, replicas={self.replicas}"
+
+    def _hot_from_base(self, n: int, rng: Generator) -> Tensor | None:
+        """Draw the replicas of some chains, where they are kept."""
+        if self.replicas == 1:
+            return None
+        return self.base.sample(n * (self.replicas - 1), rng).unflatten(0, (n, self.replicas - 1))
 
     def _check_draw(self, n: int, rng: Generator) -> None:
         if not 1 <= n <= self.size:
@@ -270,7 +303,7 @@ class ReplayBuffer(nn.Module):
                     delattr(self, _CONTEXT + name)
             for key, saved in state_dict.items():
                 name = key.removeprefix(prefix)
-                if key.startswith(prefix) and (name in ("positions", "ages") or name.startswith(_CONTEXT)):
+                if key.startswith(prefix) and (name in ("positions", "ages", "hot") or name.startswith(_CONTEXT)):
                     now = self._buffers.get(name)
                     # Saved with another size: left at this one's, for torch to report the mismatch.
                     shape = (self.size if saved.shape[0] else 0, *saved.shape[1:])

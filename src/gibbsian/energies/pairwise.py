@@ -8,160 +8,35 @@ With spins :math:`s = 2x - 1` for binary states x, each pair counted once,
    E_{\text{Potts}}(x) = -\sum_{i<j} x_i^T J_{ij}\, x_j - \sum_i h_i^T x_i,
 
 in nats: couplings and fields are divided by kT. Both are quadratic forms of one linear map, the field that the other
-sites make at each, and this map is the interaction: a matrix of couplings, or a lattice, whose neighbours are found by
-shifting and need no matrix. A site given all others has the log-odds :math:`2 (h_i + \sum_j J_{ij} s_j)`, or the logits
-:math:`h_i + \sum_j J_{ij} x_j`.
+sites make at each; `gibbsian.energies.couplings` has the maps: a matrix, a lattice, the edges of a graph. A site given
+all others has the log-odds :math:`2 (h_i + \sum_j J_{ij} s_j)`, or the logits :math:`h_i + \sum_j J_{ij} x_j`.
+
+The gradient of -E in :math:`J_{ij}` is :math:`s_i s_j`, in :math:`h_i` it is :math:`s_i`: maximum likelihood matches
+the means and pair correlations of the data. Of a Potts model some changes of J and h change nothing; see
+`gibbsian.energies.gauges`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
 from gibbsian.energies.base import Energy
-from gibbsian.energies.tractable import batch_rows, shape_of
+from gibbsian.energies.couplings import Couplings, Lattice, hold
+from gibbsian.energies.sparse_couplings import SparseCouplings
+from gibbsian.energies.tractable import batch_rows
 from gibbsian.errors import OptionError, ShapeError
 
 CRITICAL_COUPLING = 0.44068679350977147
 """log(1 + sqrt 2) / 2, where the square-lattice Ising model orders."""
 
 
-class Lattice(nn.Module):
-    """Couplings between nearest neighbours of a rectangular lattice of any dimension.
-
-    Parameters
-    ----------
-    shape
-        Sites along each axis, 2 or more.
-    coupling
-        J, one for all axes or one for each.
-    periodic
-        Whether the last sites of an axis meet its first: a torus. Two sites around a periodic axis meet twice.
-
-    Raises
-    ------
-    OptionError
-        If an axis is too short, or the couplings are not one, or one per axis.
-    """
-
-    coupling: Tensor
-
-    def __init__(self, shape: Sequence[int], coupling: float | Sequence[float] | Tensor, periodic: bool = True) -> None:
-        super().__init__()
-        self.shape = shape_of(shape)
-        self.periodic = periodic
-        if min(self.shape) < 2:
-            raise OptionError(f"A lattice has 2 or more sites along each axis; got {tuple(self.shape)}.")
-        j = torch.as_tensor(coupling, dtype=None if isinstance(coupling, Tensor) else torch.get_default_dtype())
-        if j.ndim > 1 or (j.ndim == 1 and len(j) != len(self.shape)) or not bool(torch.isfinite(j).all()):
-            raise OptionError(
-                f"coupling is one finite number, or one for each of the {len(self.shape)} axes; got {coupling}."
-            )
-        self.register_buffer("coupling", j.expand(len(self.shape)).clone())
-        places = torch.stack(torch.meshgrid(*map(torch.arange, self.shape), indexing="ij"))
-        self.register_buffer("even", places.sum(0) % 2 == 0)
-
-    even: Tensor
-
-    def forward(self, s: Tensor) -> Tensor:
-        """Sum the coupled neighbours of every site: ``(n, *shape)``, or ``(n, *shape, K)``, as it came."""
-        total = torch.zeros_like(s)
-        for axis, size in enumerate(self.shape, start=1):
-            j = self.coupling[axis - 1]
-            if self.periodic:
-                total = total + j * (s.roll(1, axis) + s.roll(-1, axis))
-            else:
-                edge = torch.zeros_like(s.narrow(axis, 0, 1))
-                before, after = s.narrow(axis, 0, size - 1), s.narrow(axis, 1, size - 1)
-                total = total + j * (torch.cat((edge, before), axis) + torch.cat((after, edge), axis))
-        return total
-
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """The two colours of a checkerboard.
-
-        Raises
-        ------
-        OptionError
-            If a periodic axis is odd, where the colours do not close.
-        """
-        if self.periodic and any(size % 2 for size in self.shape):
-            raise OptionError(
-                f"A periodic lattice of shape {tuple(self.shape)} is no checkerboard: along an odd axis the first and "
-                "the last site have one colour. Take even sizes, an open lattice, or BlockGibbs(blocks=...) of your "
-                "own."
-            )
-        return self.even, ~self.even
-
-    def extra_repr(self) -> str:
-        """Shape, couplings, boundary."""
-        j = self.coupling.tolist()
-        told = f"{j[0]:.6g}" if len(set(j)) == 1 else f"({', '.join(f'{v:.6g}' for v in j)})"
-        return f"{tuple(self.shape)}, coupling={told}{'' if self.periodic else ', periodic=False'}"
-
-
-class Couplings(nn.Module):
-    """Couplings between any two sites, as a matrix.
-
-    Parameters
-    ----------
-    matrix
-        J, symmetric with a zero diagonal, ``(d, d)``; or ``(d, K, d, K)`` between classes of d sites.
-
-    Raises
-    ------
-    OptionError
-        If it is not symmetric, or a site is coupled to itself.
-    ShapeError
-        If it has another shape.
-    """
-
-    matrix: Tensor
-
-    def __init__(self, matrix: Tensor) -> None:
-        super().__init__()
-        if matrix.ndim not in (2, 4) or matrix.shape[: matrix.ndim // 2] != matrix.shape[matrix.ndim // 2 :]:
-            raise ShapeError(
-                f"Couplings are a matrix (d, d), or (d, K, d, K) between classes; got shape {tuple(matrix.shape)}."
-            )
-        half = tuple(matrix.shape[: matrix.ndim // 2])
-        self.shape = torch.Size(half[:1])
-        flat = matrix.detach().reshape(torch.Size(half).numel(), -1)
-        gap, size = float((flat - flat.T).abs().max()), float(flat.abs().max())
-        if not gap <= 1e-6 * size:
-            raise OptionError(
-                f"Couplings are symmetric, J_ij = J_ji; these differ from their transpose by up to {gap:.3g} (largest "
-                f"coupling {size:.3g}). Use (J + J.T) / 2."
-            )
-        meet = matrix.detach() != 0 if matrix.ndim == 2 else (matrix.detach() != 0).any(3).any(1)
-        if bool(meet.diagonal().any()):
-            raise OptionError(
-                f"A site is not coupled to itself: that is a constant or a field. {int(meet.diagonal().sum())} of "
-                f"{len(meet)} diagonal entries are not 0."
-            )
-        self.register_buffer("matrix", matrix.detach().clone())
-        self.register_buffer("colours", _colours(meet))
-        self.count = int(self.colours.max()) + 1
-
-    colours: Tensor
-
-    def forward(self, s: Tensor) -> Tensor:
-        """Sum the coupled sites: ``(n, d)`` or ``(n, d, K)``, as it came."""
-        if self.matrix.ndim == 4:
-            return (s.flatten(1) @ self.matrix.flatten(2).flatten(0, 1)).view_as(s)
-        return s @ self.matrix if s.ndim == 2 else (s.mT @ self.matrix).mT
-
-    @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Sites of one colour, no two of which are coupled."""
-        return tuple(self.colours == k for k in range(self.count))
-
-    def extra_repr(self) -> str:
-        """Sites and colours."""
-        return f"{self.shape[0]} sites in {self.count} blocks"
+Interaction: TypeAlias = Lattice | Couplings | SparseCouplings
+"""What couples the sites of a pairwise model."""
 
 
 class Ising(Energy):
@@ -170,9 +45,13 @@ class Ising(Energy):
     Parameters
     ----------
     interaction
-        Couplings J as a symmetric matrix ``(d, d)`` with a zero diagonal, or a `Lattice`; see `Ising.lattice`.
+        Couplings J as a symmetric matrix ``(d, d)`` with a zero diagonal, dense or sparse; or a `Lattice`, `Couplings`
+        or `SparseCouplings`. See `Ising.lattice`, `Ising.dense` and `Ising.sparse`.
     field
         h, one for all sites or a tensor of the event's shape.
+    trainable
+        Whether field and couplings are parameters; an interaction that was made before says so of its couplings
+        itself.
 
     Raises
     ------
@@ -183,15 +62,16 @@ class Ising(Energy):
     support = constraints.boolean
     field: Tensor
 
-    def __init__(self, interaction: Tensor | Lattice | Couplings, field: float | Tensor = 0.0) -> None:
+    def __init__(self, interaction: Tensor | Interaction, field: float | Tensor = 0.0, trainable: bool = False) -> None:
         super().__init__()
-        self.interaction = Couplings(interaction) if isinstance(interaction, Tensor) else interaction
-        if isinstance(self.interaction, Couplings) and self.interaction.matrix.ndim != 2:
+        self.interaction = as_interaction(interaction, trainable)
+        if self.interaction.classes is not None:
             raise ShapeError(
-                f"Couplings of an Ising model are (d, d); got {tuple(self.interaction.matrix.shape)}, a Potts model's."
+                f"Couplings of an Ising model are one number per pair, as a matrix (d, d); got those between "
+                f"{self.interaction.classes} classes, a Potts model's."
             )
         self.event_shape = self.interaction.shape
-        self.register_buffer("field", _field(field, self.interaction, self.event_shape))
+        hold(self, "field", _field(field, self.interaction, self.event_shape), trainable)
 
     @staticmethod
     def lattice(
@@ -199,6 +79,7 @@ class Ising(Energy):
         coupling: float | Sequence[float] | Tensor = CRITICAL_COUPLING,
         field: float | Tensor = 0.0,
         periodic: bool = True,
+        trainable: bool = False,
     ) -> Ising:
         """Couple nearest neighbours of a lattice; the critical square torus unless told otherwise.
 
@@ -206,10 +87,43 @@ class Ising(Energy):
         ----------
         shape, coupling, periodic
             As of `Lattice`.
-        field
+        field, trainable
             As above.
         """
-        return Ising(Lattice(shape, coupling, periodic), field)
+        return Ising(Lattice(shape, coupling, periodic, trainable), field, trainable)
+
+    @staticmethod
+    def dense(sites: int, dtype: torch.dtype | None = None) -> Ising:
+        """Couple any two sites; trainable, with couplings and fields of 0 to begin with.
+
+        Parameters
+        ----------
+        sites
+            How many.
+        dtype
+            Of the parameters.
+        """
+        return Ising(torch.zeros((sites, sites), dtype=dtype), trainable=True)
+
+    @staticmethod
+    def sparse(
+        sites: int | Sequence[int],
+        first: Tensor | Sequence[int],
+        second: Tensor | Sequence[int],
+        coupling: float | Tensor = 0.0,
+        field: float | Tensor = 0.0,
+        trainable: bool = False,
+    ) -> Ising:
+        """Couple sites along the edges of a graph.
+
+        Parameters
+        ----------
+        sites, first, second, coupling
+            As of `SparseCouplings`.
+        field, trainable
+            As above.
+        """
+        return Ising(SparseCouplings(sites, first, second, coupling, trainable), field, trainable)
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy of each row, ``(n, *event) -> (n,)``."""
@@ -217,12 +131,15 @@ class Ising(Energy):
         return -(s * (0.5 * self.interaction(s) + self.field)).flatten(1).sum(1)
 
     def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
-        """Log-odds of a one at each site given all others, ``(n, *event)``."""
-        return 2.0 * (self.interaction(2.0 * x - 1.0) + self.field)
+        """Log-odds of a one at each site given all others, ``(n, *event)``; only a block's where that is less work."""
+        s = 2.0 * x - 1.0
+        if not _is_part(self.interaction, block):
+            return 2.0 * (self.interaction(s) + self.field)
+        return _placed(2.0 * (self.interaction(s, block) + self.field[block]), x, block)
 
     @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Masks of sites that are independent given the rest."""
+    def blocks(self) -> tuple[Tensor | slice, ...]:
+        """Sites that are independent given the rest."""
         return self.interaction.blocks
 
     def extra_repr(self) -> str:
@@ -236,12 +153,15 @@ class Potts(Energy):
     Parameters
     ----------
     interaction
-        A `Lattice` or a symmetric matrix ``(d, d)`` of couplings between equal classes,
-        :math:`-\sum_{i<j} J_{ij} [x_i = x_j]`; or couplings between all classes, ``(d, K, d, K)``.
+        A `Lattice`, or couplings between equal classes, :math:`-\sum_{i<j} J_{ij} [x_i = x_j]`, as a symmetric matrix
+        ``(d, d)``, dense or sparse; or couplings between all classes, ``(d, K, d, K)``. Or a `Couplings` or
+        `SparseCouplings`.
     classes
         K; may be left out when couplings or field tell it.
     field
         h, one for all or a tensor that fits ``(*sites, K)``.
+    trainable
+        As of `Ising`.
 
     Raises
     ------
@@ -253,18 +173,34 @@ class Potts(Energy):
     field: Tensor
 
     def __init__(
-        self, interaction: Tensor | Lattice | Couplings, classes: int | None = None, field: float | Tensor = 0.0
+        self,
+        interaction: Tensor | Interaction,
+        classes: int | None = None,
+        field: float | Tensor = 0.0,
+        trainable: bool = False,
     ) -> None:
         super().__init__()
-        self.interaction = Couplings(interaction) if isinstance(interaction, Tensor) else interaction
-        own = getattr(self.interaction, "matrix", None)
-        told = own.shape[1] if own is not None and own.ndim == 4 else None
+        self.interaction = as_interaction(interaction, trainable)
+        told = self.interaction.classes
         if classes is None:
             classes = told or (field.shape[-1] if isinstance(field, Tensor) and field.ndim else None)
         if classes is None or classes < 2 or (told is not None and told != classes):
             raise OptionError(f"classes is 2 or more, and that of the couplings ({told}); got {classes}.")
         self.event_shape = torch.Size((*self.interaction.shape, classes))
-        self.register_buffer("field", _field(field, self.interaction, self.event_shape))
+        hold(self, "field", _field(field, self.interaction, self.event_shape), trainable)
+
+    @staticmethod
+    def dense(sites: int, classes: int, dtype: torch.dtype | None = None) -> Potts:
+        """Couple all classes of any two sites; trainable, with couplings and fields of 0 to begin with.
+
+        Parameters
+        ----------
+        sites, classes
+            How many.
+        dtype
+            Of the parameters.
+        """
+        return Potts(torch.zeros((sites, classes, sites, classes), dtype=dtype), trainable=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy of each row, ``(n, *sites, K) -> (n,)``."""
@@ -272,12 +208,14 @@ class Potts(Energy):
         return -(x * (0.5 * self.interaction(x) + self.field)).flatten(1).sum(1)
 
     def conditional_logits(self, x: Tensor, block: Tensor | slice) -> Tensor:
-        """Logits of the classes of each site given all others, ``(n, *sites, K)``."""
-        return self.interaction(x) + self.field
+        """Logits of the classes of each site given all others, ``(n, *sites, K)``; or of a block, as for `Ising`."""
+        if not _is_part(self.interaction, block):
+            return self.interaction(x) + self.field
+        return _placed(self.interaction(x, block) + self.field[block], x, block)
 
     @property
-    def blocks(self) -> tuple[Tensor, ...]:
-        """Masks of sites that are independent given the rest."""
+    def blocks(self) -> tuple[Tensor | slice, ...]:
+        """Sites that are independent given the rest."""
         return self.interaction.blocks
 
     def extra_repr(self) -> str:
@@ -285,8 +223,15 @@ class Potts(Energy):
         return f"{self.interaction.extra_repr()}, classes={self.field.shape[-1]}"
 
 
-def _field(field: float | Tensor, interaction: Lattice | Couplings, shape: torch.Size) -> Tensor:
-    like = interaction.coupling if isinstance(interaction, Lattice) else interaction.matrix
+def as_interaction(given: Tensor | Interaction, trainable: bool) -> Interaction:
+    """Read couplings: a matrix, dense or sparse, or an interaction as it is."""
+    if not isinstance(given, Tensor):
+        return given
+    return Couplings(given, trainable) if given.layout == torch.strided else SparseCouplings.of(given, trainable)
+
+
+def _field(field: float | Tensor, interaction: Interaction, shape: torch.Size) -> Tensor:
+    like = interaction.like if isinstance(interaction, Couplings) else interaction.coupling
     value = torch.as_tensor(field, dtype=like.dtype, device=like.device)
     if not bool(torch.isfinite(value).all()):
         raise OptionError("A field is finite; this one is not.")
@@ -298,11 +243,12 @@ def _field(field: float | Tensor, interaction: Lattice | Couplings, shape: torch
         ) from None
 
 
-def _colours(meet: Tensor) -> Tensor:
-    """Colour a graph so that no two sites that meet have one colour: greedily, the sites with most neighbours first."""
-    graph = meet.cpu()
-    colours = torch.full((len(graph),), -1)
-    for i in graph.sum(1).argsort(descending=True, stable=True).tolist():
-        taken = set(colours[graph[i]].tolist())
-        colours[i] = next(k for k in range(len(graph)) if k not in taken)
-    return colours.to(meet.device)
+def _is_part(interaction: Interaction, block: Tensor | slice) -> bool:
+    """Whether the field at a block alone is less work than that at all sites."""
+    return isinstance(block, slice) and block != slice(None) and isinstance(interaction, Couplings)
+
+
+def _placed(logits: Tensor, x: Tensor, block: Tensor | slice) -> Tensor:
+    out = torch.zeros_like(x)
+    out[:, block] = logits.to(out.dtype)
+    return out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,34 @@ class Tempered:
         """Logits of each site given the others: they scale as the energy does."""
         inner = cast(Any, self.energy).conditional_logits
         return lambda x, block: over_chains(self.beta, x) * inner(x, block)
+
+
+@runtime_checkable
+class Exchanging(Protocol):
+    """A kernel whose chains are replicas on a ladder, as `ParallelTempering`; training goes on with all of them."""
+
+    betas: Any
+
+    def init_replicas(self, energy: EnergyFn, x: Tensor, time: int = 0) -> State:
+        """Start at points ``(n, K, *event)`` of replicas that have made some steps before."""
+        ...
+
+    def points(self, state: State) -> Tensor:
+        """Where all replicas stand, the target's first, ``(n, K, *event)``."""
+        ...
+
+    def swap_sums(self, state: State) -> Tensor:
+        """Acceptance of the swaps of neighbours, summed over the steps since `init`, mean over chains: ``(K - 1,)``."""
+        ...
+
+    def turns(self, time: int, steps: int) -> list[int]:
+        """How often each pair of neighbours has its turn in some steps from a time on."""
+        ...
+
+
+def levels_of(kernel: object) -> int:
+    """How many replicas a chain of a kernel has: 1 of most."""
+    return len(kernel.betas) if isinstance(kernel, Exchanging) else 1
 
 
 def step_inside(kernel: Any, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:

@@ -142,7 +142,7 @@ class ParallelTempering:
         levels = len(self._ladder)
         return self.init_replicas(energy, x.unsqueeze(1).expand(-1, levels, *x.shape[1:]).contiguous())
 
-    def init_replicas(self, energy: EnergyFn, x: Tensor) -> State:
+    def init_replicas(self, energy: EnergyFn, x: Tensor, time: int = 0) -> State:
         """Start replicas at points of their own.
 
         Parameters
@@ -151,6 +151,8 @@ class ParallelTempering:
             The target.
         x
             ``(n, K, *event)``.
+        time
+            Steps that they have made before; whose turn it is to swap goes by it.
 
         Raises
         ------
@@ -173,13 +175,26 @@ class ParallelTempering:
         replicas = Replicas(
             *(t.unflatten(0, (n, levels)) for t in rows[:3]),
             ends=ends,
-            time=torch.zeros(n, **count),
+            time=torch.full((n,), time, **count),
             trips=torch.zeros(n, **count),
             swapped=rows.energy.new_zeros((n, levels - 1)),
             moved=rows.energy.new_zeros((n, levels)),
             base=self._at_base(rows),
         )
         return _told(replicas, tuple(v.unflatten(0, (n, levels)) for v in rows.momentum))
+
+    def points(self, state: State) -> Tensor:
+        """Where all replicas stand, the target's first, ``(n, K, *event)``."""
+        return replicas_of(state).x
+
+    def swap_sums(self, state: State) -> Tensor:
+        """Acceptance of the swaps of neighbours, summed over the steps since `init`, mean over chains: ``(K - 1,)``."""
+        return replicas_of(state).swapped.mean(0)
+
+    def turns(self, time: int, steps: int) -> list[int]:
+        """How often each pair of neighbours has its turn in some steps from a time on."""
+        pairs = len(self._ladder) - 1
+        return [steps if pairs == 1 else (steps + (time - k + 1) % 2) // 2 for k in range(pairs)]
 
     def noise(self, state: State, steps: int, rng: Generator) -> tuple[Tensor, ...]:
         """The inner kernel's for all replicas, then a uniform number for every pair of neighbours."""

@@ -28,11 +28,13 @@ from gibbsian.energies.layers import dropout_paused
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import DomainError, OptionError, ShapeError
 from gibbsian.kernels.base import Kernel, per_chain
+from gibbsian.kernels.ladder import levels_of
 from gibbsian.objectives.augment import Move
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
 from gibbsian.objectives.checks import check_at_least, check_draws
 from gibbsian.objectives.contrast import chain_metrics, contrast
 from gibbsian.objectives.fast_weights import FastWeights
+from gibbsian.objectives.replicas import Exchange
 from gibbsian.objectives.round import Shapes, is_one_graph, run_round
 from gibbsian.objectives.sampler_gradient import SamplerKL, check_differentiable, run_chains, sampler_kl
 from gibbsian.objectives.starts import AT_DATA, Starts, fresh_starts
@@ -86,6 +88,7 @@ class ChainObjective(Objective):
         self.augment_fraction = augment_fraction
         self.kl = kl
         self.fast = fast
+        self.exchange = None if buffer is None or buffer.replicas == 1 else Exchange(kernel)
         self.compile_steps = compile
 
     @property
@@ -110,7 +113,7 @@ class ChainObjective(Objective):
         slots = self._begin(x.detach(), context, rng)
         start = self._moved(slots, rng)
         conditional = energy.given(**slots.context) if slots.context else energy
-        plain = self.kl is None and self.fast is None
+        plain = self.kl is None and self.fast is None and self.exchange is None
         if self.compile_steps and plain and is_one_graph(energy, self.kernel, start, self.steps):
             shapes = _SHAPES.get(self)
             if shapes is None or not shapes.serve(energy, self.kernel, start):
@@ -119,31 +122,39 @@ class ChainObjective(Objective):
             value, metrics, samples = run_round(
                 energy, conditional, shapes, start, x, *labels, self.steps, penalty, rng
             )
+            hot = slots.hot
         else:
-            value, metrics, samples = self._round(energy, conditional, slots, start, x, context, rng)
+            value, metrics, samples, hot = self._round(energy, conditional, slots, start, x, context, rng)
         if self.fast is not None:
             metrics |= self.fast.update(value, energy)
         if self.buffer is not None:
-            self.buffer.write(slots, samples, self.steps)
+            self.buffer.write(slots, samples, self.steps, hot)
             metrics["buffer_age"] = self.buffer.mean_age
         return Loss(value, metrics)
 
     def _round(
         self, energy: Energy, conditional: Energy, slots: Slots, start: Tensor, data: Tensor, context: Context, rng: Any
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Run the chains and contrast them, step by step."""
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor | None]:
+        """Run the chains and contrast them, step by step; also where their replicas stop."""
         recorded = 0 if self.kl is None else self.kl.steps
+        hot, told = slots.hot, {}
         with dropout_paused(conditional), nullcontext() if self.fast is None else self.fast.laid_on(energy):
-            run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
+            if self.exchange is None or hot is None:
+                run = run_chains(conditional, self.kernel, start, self.steps, rng, self.compile_steps, recorded)
+            else:
+                points = torch.cat((start.unsqueeze(1), hot), 1)
+                run, hot, told = self.exchange.run(
+                    conditional, self.kernel, points, self.steps, rng, self.compile_steps, bool(slots.context)
+                )
         samples = run.state.x.detach()
         against = compiled(contrast, owner_of(energy)) if self.compile_steps else contrast
         value, metrics = against(energy, data, samples, context, slots.context, self.energy_penalty)
-        metrics |= chain_metrics(start, samples, run.acceptance, run.nonfinite)
+        metrics |= chain_metrics(start, samples, run.acceptance, run.nonfinite) | told
         if self.kl is not None:
             reference, index = self._past(samples, slots, rng)
             term, entropy = sampler_kl(run.state, reference, slots.index[:, None] == index, self.kl)
             value, metrics = value + term, metrics | {"sampler_kl": term.detach(), "entropy": entropy}
-        return value, metrics, samples
+        return value, metrics, samples, hot
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -265,7 +276,9 @@ class ContrastiveDivergence(ChainObjective):
             raise OptionError(f"{starts} needs a base that draws noise, such as base=Gaussian(2).")
         if base is not None:
             require_tractable(base, "The base of the chains")
-        buffer = None if base is None or not starts.buffer else ReplayBuffer(base, buffer_size, restart=starts.noise)
+        buffer = None
+        if base is not None and starts.buffer:
+            buffer = ReplayBuffer(base, buffer_size, starts.noise, levels_of(kernel))
         noise = base if starts.noise else None
         super().__init__(
             kernel, steps, starts, noise, buffer, energy_penalty, data_noise, augment, augment_fraction, kl, compile
@@ -293,12 +306,13 @@ class PersistentContrastiveDivergence(ChainObjective):
 
     The loss is that of `ContrastiveDivergence`, with ``Starts(noise=restart, buffer=1 - restart)``. `Training
     restricted Boltzmann machines using approximations to the likelihood gradient (Tieleman, 2008)
-    <https://doi.org/10.1145/1390156.1390290>`_.
+    <https://doi.org/10.1145/1390156.1390290>`_. With a tempering kernel it is PT-PCD, see
+    `gibbsian.objectives.replicas`.
 
     Parameters
     ----------
     kernel
-        How a chain moves.
+        How a chain moves. Of `ParallelTempering` or `PathTempering` the buffer keeps all replicas of each chain.
     base
         Where chains start, and restart: a tractable energy on the data's space.
     steps
@@ -357,7 +371,7 @@ class PersistentContrastiveDivergence(ChainObjective):
         fast_rate: float = 0.0,
         fast_decay: float = 0.95,
     ) -> None:
-        buffer = ReplayBuffer(base, buffer_size, restart)
+        buffer = ReplayBuffer(base, buffer_size, restart, levels_of(kernel))
         starts = Starts(noise=restart, buffer=1.0 - restart)
         fast = FastWeights(fast_rate, fast_decay) if fast_rate else None
         super().__init__(

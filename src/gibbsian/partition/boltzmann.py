@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -191,6 +191,23 @@ def rbm_path(base: Tractable, energy: Layered) -> Path:
             "takes rbm.given(y=...), and sums."
         )
     return lambda beta: IntermediateRBM(energy, base, beta)
+
+
+@dataclass(frozen=True)
+class MachineRungs:
+    """The path of machines from a base, as `PathTempering` asks for it: from an RBM and beta to the machine there.
+
+    Parameters
+    ----------
+    base
+        Independent units, as for `rbm_path`; best those from which training chains start.
+    """
+
+    base: Tractable
+
+    def __call__(self, energy: Any, beta: Tensor) -> Energy:
+        """The machine at beta; the errors are those of `rbm_path`."""
+        return rbm_path(self.base, energy)(beta)
 
 
 def _machine(energy: Energy) -> TwoLayers:

@@ -23,6 +23,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def kaufman(energy: Energy) -> LogZ:
         If the energy is of another kind.
     """
     lattice = _lattice_of(energy, "kaufman", (Ising,))
-    field, couplings = energy.get_buffer("field"), lattice.coupling.double()
+    field, couplings = _field_of(energy), lattice.coupling.detach().double()
     if len(lattice.shape) != 2 or not lattice.periodic or bool((field != 0).any()):
         raise OptionError(
             f"Kaufman's form is for a torus of two axes without field; got {lattice} with a field up to "
@@ -225,11 +226,11 @@ def _strip(energy: Energy, lattice: Lattice) -> _Strip:
     """Cut a lattice along its longest axis."""
     axis = max(range(len(lattice.shape)), key=lambda i: (lattice.shape[i], -i))
     ising = isinstance(energy, Ising)
-    field = energy.get_buffer("field").double().cpu().movedim(axis, 0)
+    field = _field_of(energy).double().cpu().movedim(axis, 0)
     length, across = field.shape[0], tuple(s for i, s in enumerate(lattice.shape) if i != axis)
     field = torch.stack((-field, field), -1) if ising else field
     q = field.shape[-1]
-    couplings = lattice.coupling.double().cpu()
+    couplings = lattice.coupling.detach().double().cpu()
     agree = 2.0 * torch.eye(2, dtype=torch.float64) - 1.0 if ising else torch.eye(q, dtype=torch.float64)
     field = field.reshape(length, math.prod(across), q)
     meet = couplings[axis] * agree
@@ -331,6 +332,10 @@ def _starts(strip: _Strip) -> tuple[Tensor, Tensor]:
                 image = sum(int(p) * label[digits[site]] for p, site in zip(powers, moved))
                 least = torch.minimum(least, torch.as_tensor(image))
     return torch.unique(least, return_counts=True)
+
+
+def _field_of(energy: Energy) -> Tensor:
+    return cast(Tensor, energy.field).detach()
 
 
 def _lattice_of(energy: Energy, name: str, kinds: tuple[type[Energy], ...]) -> Lattice:

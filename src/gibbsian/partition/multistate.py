@@ -135,8 +135,8 @@ def bridge(
     if not 0.0 < confidence < 1.0:
         raise OptionError(f"confidence lies between 0 and 1; got {confidence}.")
     pair = [Energy.of(base), Energy.of(energy)]
-    sets = _read(pair, [base_draws, draws])
-    u = [_energies(e, sets).split([s.count for s in sets]) for e in pair]
+    sets = read_draws(pair, [base_draws, draws])
+    u = [energies_at(e, sets).split([s.count for s in sets]) for e in pair]
     _check_own([u[0][0], u[1][1]], sets)
     ahead, back = (s.arranged(u[0][i] - u[1][i]) for i, s in enumerate(sets))
     ratio, error = acceptance_ratio(ahead, back)
@@ -188,8 +188,8 @@ def mbar(
     if len(own) < 2 or base % max(len(states), 1) not in own:
         raise OptionError(f"Two states or more, the base among them, have draws; got draws of {own} and base={base}.")
     base = base % len(states)
-    sets = _read([states[k] for k in own], [d for d in draws if d is not None])
-    u = torch.stack([_energies(e, sets) for e in states])
+    sets = read_draws([states[k] for k in own], [d for d in draws if d is not None])
+    u = torch.stack([energies_at(e, sets) for e in states])
     sizes = torch.tensor([s.count for s in sets], dtype=torch.float64, device=u.device)
     ends = u[own].split([s.count for s in sets], 1)
     _check_own([part[i] for i, part in enumerate(ends)], sets)
@@ -214,7 +214,7 @@ def mbar(
     return Multistate(value - value[base] + base_log_z, covariance, overlap, ess, len(u[0]))
 
 
-class _Set(NamedTuple):
+class DrawSet(NamedTuple):
     """Draws of one state, flat, and how they lay: ``(n,)`` or ``(draws, chains)``."""
 
     x: Tensor
@@ -222,13 +222,22 @@ class _Set(NamedTuple):
 
     @property
     def count(self) -> int:
+        """How many."""
         return math.prod(self.layout)
 
     def arranged(self, values: Tensor) -> Tensor:
+        """One number per draw, as the draws lay."""
         return values.reshape(self.layout)
 
 
-def _read(states: Sequence[Energy], draws: Sequence[Tensor]) -> list[_Set]:
+def read_draws(states: Sequence[Energy], draws: Sequence[Tensor]) -> list[DrawSet]:
+    """Check draws of several states, and lay them flat.
+
+    Raises
+    ------
+    ShapeError, ArgumentTypeError
+        If they do not fit the states.
+    """
     event = common_event_shape(states)
     sets = []
     for k, x in enumerate(draws):
@@ -242,20 +251,20 @@ def _read(states: Sequence[Energy], draws: Sequence[Tensor]) -> list[_Set]:
                 f"Draws of points of shape {tuple(shape)} are two or more, (n, *event), or four or more of each chain, "
                 f"(draws, chains, *event); those of state {k} have shape {tuple(x.shape)}."
             )
-        sets.append(_Set(x.reshape(-1, *shape), tuple(x.shape[:lead])))
+        sets.append(DrawSet(x.reshape(-1, *shape), tuple(x.shape[:lead])))
     return sets
 
 
-def _counts(sets: Sequence[_Set]) -> list[int]:
+def _counts(sets: Sequence[DrawSet]) -> list[int]:
     return [s.count for s in sets]
 
 
-def _energies(energy: Energy, sets: Sequence[_Set]) -> Tensor:
+def energies_at(energy: Energy, sets: Sequence[DrawSet]) -> Tensor:
     """Energy of all draws, ``(N,)``, float64."""
     return torch.cat([energy(part).double() for s in sets for part in s.x.split(CHUNK)])
 
 
-def _check_own(own: Sequence[Tensor], sets: Sequence[_Set]) -> None:
+def _check_own(own: Sequence[Tensor], sets: Sequence[DrawSet]) -> None:
     for k, values in enumerate(own):
         bad = int((~torch.isfinite(values)).sum())
         if bad:
@@ -303,7 +312,7 @@ def _solve(u: Tensor, sizes: Tensor, b: Tensor) -> Tensor:
     return b
 
 
-def _covariance(w: Tensor, p: Tensor, sizes: Tensor, sets: Sequence[_Set], base: int) -> Tensor:
+def _covariance(w: Tensor, p: Tensor, sizes: Tensor, sets: Sequence[DrawSet], base: int) -> Tensor:
     """Covariance of the log Z less the base's: each draw's influence, summed within its state.
 
     A draw enters log Z_i by its own weight, and by the b of all sampled states, which move by the inverse curvature
