@@ -21,20 +21,37 @@ from gibbsian.diagnostics.two_sample import (
     sliced_wasserstein,
 )
 from gibbsian.energies.base import Energy, mixture
+from gibbsian.energies.belief import DeepBeliefNetwork
 from gibbsian.energies.boltzmann import RBM, label_log_probs
 from gibbsian.energies.classifier import ClassifierEnergy
+from gibbsian.energies.convolutional import ConvolutionalRBM
+from gibbsian.energies.decoders import BernoulliDecoder, Directed, GaussianDecoder
+from gibbsian.energies.deep import DeepBoltzmannMachine
 from gibbsian.energies.directional import VonMises, VonMisesFisher
 from gibbsian.energies.domains import Sphere, Torus
 from gibbsian.energies.fields import FieldEnergy
 from gibbsian.energies.flows import Flow, spline_flow
+from gibbsian.energies.gauges import (
+    average_product_correction,
+    contact_scores,
+    coupling_norms,
+    lattice_gas_gauge,
+    zero_sum_gauge,
+)
 from gibbsian.energies.independent_units import IndependentUnits
 from gibbsian.energies.joined_units import JoinedUnits
+from gibbsian.energies.joint_points import JointEvent
+from gibbsian.energies.latent import LatentEnergy
+from gibbsian.energies.latents import GaussianProposal, ImportanceLatents, ListedLatents
+from gibbsian.energies.mean_field import MeanFieldEnergy, mean_field
 from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
+from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.recovery import RecoveryEnergy
+from gibbsian.energies.sparse_couplings import SparseCouplings
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.telescope import Telescope, geometric_alphas
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
@@ -55,6 +72,7 @@ from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.kernels.microcanonical import MCLMC, AdjustedMCLMC
 from gibbsian.kernels.nuts import NUTS
 from gibbsian.kernels.path_auxiliary import PathAuxiliary
+from gibbsian.kernels.path_tempering import PathTempering
 from gibbsian.kernels.preconditioned import PSGLD
 from gibbsian.kernels.random_walk import RandomWalk
 from gibbsian.kernels.saving import load_kernel, save_kernel
@@ -88,6 +106,8 @@ from gibbsian.objectives.equilibrium import Decay, EquilibriumMatching, descend
 from gibbsian.objectives.exact import ExactLikelihood
 from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
 from gibbsian.objectives.joint import JointEnergyModel
+from gibbsian.objectives.latent import CompleteData, LatentPriorLikelihood
+from gibbsian.objectives.mean_field import MeanFieldPCD
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from gibbsian.objectives.probability_flow import MinimumProbabilityFlow
 from gibbsian.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
@@ -99,8 +119,10 @@ from gibbsian.objectives.telescoping import TelescopingRatios
 from gibbsian.objectives.transport import EnergyMatching, TransportMatching
 from gibbsian.partition.annealed import ais, reverse_ais
 from gibbsian.partition.base import LogZ
-from gibbsian.partition.boltzmann import exact_log_likelihood, exact_log_z, rbm_path
+from gibbsian.partition.belief import belief_bound
+from gibbsian.partition.boltzmann import MachineRungs, exact_log_likelihood, exact_log_z, rbm_path
 from gibbsian.partition.bracket import bracket
+from gibbsian.partition.deep import exact_deep_log_likelihood, variational_bound
 from gibbsian.partition.enumeration import enumeration
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.held_out import HeldOut, raise_lower_bound
@@ -109,12 +131,14 @@ from gibbsian.partition.lattices import kaufman, transfer_matrix
 from gibbsian.partition.multistate import Multistate, bridge, mbar
 from gibbsian.partition.paths import geometric, noise_levels
 from gibbsian.partition.smc import Particles, smc
+from gibbsian.partition.trajectory import trajectory
 from gibbsian.path_adaptation import tune_path
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 from gibbsian.short_run import ShortRun, continue_chains
 from gibbsian.training.fit import Fit, fit
+from gibbsian.training.greedy import pretrain, train_belief_network
 from gibbsian.training.settings import TrainingSettings
 from gibbsian.warmup import warm_up
 
@@ -168,6 +192,7 @@ __all__ = [
     "Barker",
     "Batch",
     "Bernoulli",
+    "BernoulliDecoder",
     "BernoulliUnits",
     "BitFlips",
     "BlockGibbs",
@@ -177,14 +202,19 @@ __all__ = [
     "Checkerboard",
     "ClassChanges",
     "ClassifierEnergy",
+    "CompleteData",
     "ConcreteScoreMatching",
     "ConditionalNCE",
     "ContrastiveDivergence",
     "ConvEnergy",
+    "ConvolutionalRBM",
     "CyclicalSGLD",
     "Dataset",
     "Decay",
+    "DeepBeliefNetwork",
+    "DeepBoltzmannMachine",
     "DenoisingScoreMatching",
+    "Directed",
     "DiscreteLangevin",
     "DoubleWell",
     "DynamicHMC",
@@ -203,12 +233,15 @@ __all__ = [
     "FlowContrastiveEstimation",
     "Funnel",
     "Gaussian",
+    "GaussianDecoder",
     "GaussianMixture",
     "GaussianPerturbation",
+    "GaussianProposal",
     "GaussianUnits",
     "GibbsWithGradients",
     "HeldOut",
     "HorizontalFlip",
+    "ImportanceLatents",
     "InTurn",
     "IndependentUnits",
     "Info",
@@ -216,13 +249,20 @@ __all__ = [
     "Ising",
     "JoinedUnits",
     "JointEnergyModel",
+    "JointEvent",
     "Kernel",
+    "LatentEnergy",
+    "LatentPriorLikelihood",
     "Lattice",
+    "ListedLatents",
     "LogNormal",
     "LogUniform",
     "LogZ",
     "Loss",
+    "MachineRungs",
     "ManyWell",
+    "MeanFieldEnergy",
+    "MeanFieldPCD",
     "MinibatchEnergy",
     "MinimumProbabilityFlow",
     "Model",
@@ -235,9 +275,11 @@ __all__ = [
     "ParallelTempering",
     "Particles",
     "PathAuxiliary",
+    "PathTempering",
     "PersistentContrastiveDivergence",
     "Phases",
     "Pinwheel",
+    "PooledUnits",
     "Potts",
     "PseudoLikelihood",
     "RBMGibbs",
@@ -262,6 +304,7 @@ __all__ = [
     "ShortRun",
     "SingleSiteGibbs",
     "SlicedScoreMatching",
+    "SparseCouplings",
     "Sphere",
     "SphericalHMC",
     "SpinUnits",
@@ -291,13 +334,17 @@ __all__ = [
     "anneal",
     "auroc",
     "autocorrelation_figure",
+    "average_product_correction",
+    "belief_bound",
     "bracket",
     "bridge",
     "chain_mean",
     "chain_quantile",
     "chain_sd",
     "classifier_test",
+    "contact_scores",
     "continue_chains",
+    "coupling_norms",
     "datasets",
     "descend",
     "effective_sample_size",
@@ -305,6 +352,7 @@ __all__ = [
     "energy_distance",
     "enumeration",
     "evaluate",
+    "exact_deep_log_likelihood",
     "exact_log_likelihood",
     "exact_log_z",
     "false_positive_rate",
@@ -317,14 +365,17 @@ __all__ = [
     "kaufman",
     "kernel_mmd",
     "label_log_probs",
+    "lattice_gas_gauge",
     "load",
     "load_kernel",
     "load_model",
     "mbar",
+    "mean_field",
     "memorisation",
     "mixture",
     "nearest_neighbour_entropy",
     "noise_levels",
+    "pretrain",
     "quadrature",
     "quantile_effective_sample_size",
     "raise_lower_bound",
@@ -342,11 +393,15 @@ __all__ = [
     "tail_effective_sample_size",
     "thermodynamic_integration",
     "trace_figure",
+    "train_belief_network",
+    "trajectory",
     "transfer_matrix",
     "tune",
     "tune_ladder",
     "tune_mclmc",
     "tune_path",
     "unconstrain",
+    "variational_bound",
     "warm_up",
+    "zero_sum_gauge",
 ]
