@@ -144,8 +144,10 @@ def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummar
         notes.append(f"log Z could not be estimated: {error}")
         return None
     notes += [str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
-    exact = model.recipe.shape in ((1,), (2,))
-    method = "quadrature" if exact else "annealed importance sampling, forward and reverse"
+    exact = model.is_summed or model.is_integrated
+    method = "annealed importance sampling, forward and reverse"
+    if exact:
+        method = "the sum over all states of the smaller layer" if model.is_summed else "quadrature"
     note = "" if exact else "The upper bound takes the model's own draws for exact ones."
     if float(estimate.lower) > float(estimate.upper):
         note += " The bounds cross: the draws are not the model's own."
@@ -169,6 +171,9 @@ def compare(
     """Distances of samples, simple baselines and training rows to the held-out rows; all draws rounded alike."""
     made = {"model": samples, **baselines(dataset.train, len(samples), rng)}
     snap = snapping(dataset)
+    if dataset.kind == "binary":
+        order = torch.randperm(len(dataset.train), generator=rng)[: len(samples)]
+        made["independent bits"] = shuffled_columns(flat(dataset.train[order]), rng).reshape(-1, *dataset.event_shape)
     sets = {**{name: snap(rows) for name, rows in made.items()}, FLOOR: dataset.train}
     reference = flat(cut(held_out, rng))
     features = classifier_features(dataset)
@@ -186,12 +191,12 @@ def compare(
 
 
 def snapping(dataset: Dataset) -> Callable[[Tensor], Tensor]:
-    """How to round draws before they are compared: to whole numbers in range where the data's pixels are such.
+    """How to round draws before they are compared: to whole numbers in range where the data's pixels are such, or bits.
 
     Otherwise a classifier would tell any continuous draw from the data by its digits behind the point alone.
     """
     train = dataset.train
-    if dataset.kind != "image" or not bool((train == train.round()).all()):
+    if dataset.kind == "table" or not bool((train == train.round()).all()):
         return lambda rows: rows
     low, high = dataset.value_range or (float(train.min()), float(train.max()))
     return lambda rows: rows.round().clamp(low, high)
@@ -230,7 +235,7 @@ def baselines(train: Tensor, n: int, rng: Generator) -> dict[str, Tensor]:
 
 def classifier_features(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
     """Last hidden layer of a small classifier trained on the labelled training rows, or ``None`` without labels."""
-    if dataset.labels is None or dataset.kind != "image":
+    if dataset.labels is None or len(dataset.event_shape) != 3:
         return None
     from sklearn.neural_network import MLPClassifier
 
@@ -250,13 +255,21 @@ def classifier_features(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
     return features
 
 
-def strangers(rows: Tensor, rng: Generator, image: bool) -> dict[str, Tensor]:
+def strangers(rows: Tensor, rng: Generator, image: bool, bits: bool = False) -> dict[str, Tensor]:
     """Rows that are not of the data's kind, made from it: uniform noise, shuffled coordinates, inverted pictures."""
+    if bits:
+        noise = (torch.rand(rows.shape, generator=rng) < 0.5).to(rows.dtype)
+        low, high = noise.new_zeros(()), noise.new_ones(())
+        return {"uniform noise": noise} | _rearranged(rows, rng, image, low, high)
     low, high = rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)
     if image:
         low, high = low.min(), high.max()
     noise = low + (high - low) * torch.rand(rows.shape, generator=rng)
-    made = {"uniform noise": noise}
+    return {"uniform noise": noise} | _rearranged(rows, rng, image, low, high)
+
+
+def _rearranged(rows: Tensor, rng: Generator, image: bool, low: Tensor, high: Tensor) -> dict[str, Tensor]:
+    made = {}
     if rows[0].numel() > 2:
         order = torch.rand((len(rows), rows[0].numel()), generator=rng).argsort(1)
         made["shuffled pixels" if image else "shuffled columns"] = (
@@ -279,7 +292,7 @@ def detect(model: Model, held_out: Tensor, rng: Generator) -> dict[str, Estimate
     inside = model.energies(rows)
     return {
         name: auroc(inside, model.energies(other), rng=rng)
-        for name, other in strangers(rows, rng, model.recipe.kind == "image").items()
+        for name, other in strangers(rows, rng, model.recipe.is_image, model.recipe.kind == "binary").items()
     }
 
 
@@ -347,7 +360,7 @@ def build_report(
         unit += f", rows with noise of sigma {model.recipe.sigma_density:g} (model units)"
     content = ReportContent(
         title=f"{dataset.name}: an energy-based model",
-        kind="image" if model.recipe.kind == "image" else "table",
+        kind="image" if model.recipe.is_image else "table",
         event_shape=model.recipe.shape,
         columns=dataset.columns,
         data_name=dataset.name,
@@ -384,14 +397,15 @@ def build_report(
 
 def energy_sets(model: Model, dataset: Dataset, samples: Tensor, rng: Generator) -> dict[str, np.ndarray]:
     """Energies of training rows, held-out rows, samples and uniform noise, for the histogram."""
-    noise = strangers(cut(dataset.train, rng), rng, model.recipe.kind == "image")["uniform noise"]
+    bits = model.recipe.kind == "binary"
+    noise = strangers(cut(dataset.train, rng), rng, model.recipe.is_image, bits)["uniform noise"]
     sets = {"training": dataset.train, "held-out": dataset.held_out, "samples": samples, "noise": noise}
     return {name: model.energies(cut(rows, rng)).numpy() for name, rows in sets.items() if len(rows)}
 
 
 def energy_map(model: Model, dataset: Dataset, points: int = 160) -> dict[str, Any]:
     """The energy on a grid over two-dimensional data, and the true density where it is known."""
-    if model.recipe.shape != (2,):
+    if model.recipe.shape != (2,) or model.recipe.kind == "binary":
         return {}
     low, high = dataset.train.amin(0), dataset.train.amax(0)
     margin = 0.15 * (high - low)
