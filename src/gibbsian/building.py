@@ -14,8 +14,8 @@ from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.independent_units import IndependentUnits
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
-from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.real_units import GaussianUnits
+from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.energies.units import BernoulliUnits, Units
 from gibbsian.errors import OptionError

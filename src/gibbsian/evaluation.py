@@ -19,16 +19,20 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from gibbsian.building import initial_weights
 from gibbsian.data.dataset import Dataset
 from gibbsian.diagnostics.chains import effective_sample_size, split_r_hat
 from gibbsian.diagnostics.detection import auroc
 from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.diagnostics.strangers import shuffled_columns, strangers
 from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
+from gibbsian.energies.boltzmann import RBM
 from gibbsian.errors import GibbsianError
 from gibbsian.models import Model, replace_file
 from gibbsian.partition.base import LogZ
 from gibbsian.report import ChainSummary, LikelihoodSummary, LogZSummary, QualityTable, ReportContent, write_report
-from gibbsian.report.content import FLOOR
+from gibbsian.report.content import FLOOR, MachineSummary
+from gibbsian.report.machine import machine_summary
 
 EVALUATION, SAMPLES, REPORT = "evaluation.json", "samples.npy", "report.html"
 ROWS = 2000
@@ -255,37 +259,6 @@ def classifier_features(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
     return features
 
 
-def strangers(rows: Tensor, rng: Generator, image: bool, bits: bool = False) -> dict[str, Tensor]:
-    """Rows that are not of the data's kind, made from it: uniform noise, shuffled coordinates, inverted pictures."""
-    if bits:
-        noise = (torch.rand(rows.shape, generator=rng) < 0.5).to(rows.dtype)
-        low, high = noise.new_zeros(()), noise.new_ones(())
-        return {"uniform noise": noise} | _rearranged(rows, rng, image, low, high)
-    low, high = rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)
-    if image:
-        low, high = low.min(), high.max()
-    noise = low + (high - low) * torch.rand(rows.shape, generator=rng)
-    return {"uniform noise": noise} | _rearranged(rows, rng, image, low, high)
-
-
-def _rearranged(rows: Tensor, rng: Generator, image: bool, low: Tensor, high: Tensor) -> dict[str, Tensor]:
-    made = {}
-    if rows[0].numel() > 2:
-        order = torch.rand((len(rows), rows[0].numel()), generator=rng).argsort(1)
-        made["shuffled pixels" if image else "shuffled columns"] = (
-            flat(rows).gather(1, order).reshape(rows.shape) if image else shuffled_columns(rows, rng)
-        )
-    if image:
-        made["inverted"] = low + high - rows
-    return made
-
-
-def shuffled_columns(rows: Tensor, rng: Generator) -> Tensor:
-    """Permute each column on its own: the marginals stay, what ties the columns together goes."""
-    order = torch.rand(rows.shape, generator=rng).argsort(0)
-    return rows.gather(0, order)
-
-
 def detect(model: Model, held_out: Tensor, rng: Generator) -> dict[str, Estimate]:
     """AUROC of the energy at telling held-out rows from strangers."""
     rows = cut(held_out, rng)
@@ -354,8 +327,7 @@ def build_report(
 ) -> Path:
     """Write ``report.html`` into a run's folder."""
     chains = evaluation.chains
-    likelihood = evaluation.log_likelihood
-    unit = "nats per row, data units"
+    unit = "nats per row" if model.recipe.kind == "binary" else "nats per row, data units"
     if model.recipe.noise_conditional:
         unit += f", rows with noise of sigma {model.recipe.sigma_density:g} (model units)"
     content = ReportContent(
@@ -376,6 +348,7 @@ def build_report(
         events=[m for m in metrics if "event" in m] if model.recipe.training.health else None,
         energies=energy_sets(model, dataset, samples, rng),
         **energy_map(model, dataset),
+        machine=machine_of(model, dataset, samples),
         chains=None
         if not chains
         else ChainSummary(
@@ -387,12 +360,33 @@ def build_report(
             chains["nonfinite"],
         ),
         log_z=() if evaluation.log_z is None else evaluation.log_z,
-        log_likelihood=LikelihoodSummary(likelihood["training"], likelihood["held-out"], unit) if likelihood else None,
+        log_likelihood=likelihood_summary(evaluation, unit),
         quality=QualityTable(evaluation.quality, {"classifier accuracy": 0.5}),
         detection={k: {"AUROC": v} for k, v in evaluation.detection.items()},
         notes=[*dataset.notes, *evaluation.notes],
     )
     return write_report(folder / REPORT, content)
+
+
+def likelihood_summary(evaluation: Evaluation, unit: str) -> LikelihoodSummary | None:
+    """Sum up log-likelihoods, with what the bracket of log Z leaves open of the held-out rows'."""
+    z, found = evaluation.log_z, evaluation.log_likelihood
+    if z is None or not found:
+        return None
+    held_out = found["held-out"]
+    low, high = (held_out.value + z.value - bound for bound in (z.upper, z.lower))
+    bounds = (low, high) if low < high and np.isfinite([low, high]).all() else None
+    return LikelihoodSummary(found["training"], held_out, unit, bounds=bounds)
+
+
+def machine_of(model: Model, dataset: Dataset, samples: Tensor) -> MachineSummary | None:
+    """What a restricted Boltzmann machine learned, beside how it began."""
+    if not isinstance(model.energy, RBM):
+        return None
+    train, drawn = (model.scaling.forward(rows) for rows in (dataset.train, samples))
+    first = initial_weights(model.recipe, train)
+    assert isinstance(first, RBM)
+    return machine_summary(model.energy, first, train, drawn)
 
 
 def energy_sets(model: Model, dataset: Dataset, samples: Tensor, rng: Generator) -> dict[str, np.ndarray]:

@@ -158,9 +158,9 @@ class Recipe:
             raise OptionError("The data are zeros and ones, of which the visible units are bernoulli, not gaussian.")
         if not bits and self.visible == "bernoulli":
             raise OptionError(
-                f"Bernoulli units have states 0 and 1, and the rows are real numbers ({self.kind}). Binarise them on the "
-                "way in, with binarise=0.5 (--binarise 0.5: ones above half their range); or take visible='gaussian' "
-                "(--visible gaussian)."
+                f"Bernoulli units have states 0 and 1, and the rows are real numbers ({self.kind}). Binarise them on "
+                "the way in, with binarise=0.5 (--binarise 0.5: ones above half their range), or take "
+                "visible='gaussian' (--visible gaussian)."
             )
 
     @property
