@@ -87,7 +87,8 @@ def couplings(content: ReportContent) -> str:
     small = [
         figure(
             "Spectrum of the couplings",
-            spectrum("spectrum", summary.spectrum, summary.first_spectrum),
+            markup.legend({"trained": "data", "before training": "noise"})
+            + spectrum("spectrum", summary.spectrum, summary.first_spectrum),
             f"Singular values of the couplings, by rank. {learned} lie above the largest of the random start: "
             "directions that training found. Bad: none do, or a few tower over all others.",
         ),
@@ -185,18 +186,9 @@ def spectrum(name: str, end: np.ndarray, start: np.ndarray) -> str:
         floor = max(1e-6 * float(end.max()), 1e-12)
         axes.semilogy(rank, np.maximum(end, floor), color=colour("data"), marker="o", markersize=2.2, linewidth=1.0)
         axes.semilogy(rank, np.maximum(start, floor), color=colour("noise"), linewidth=1.2)
-        for values, text, shade in ((end, "end", "data"), (start, "start", "noise")):
-            place = len(values) // 3
-            axes.annotate(
-                text,
-                (place + 1, max(values[place], floor)),
-                color=colour(shade),
-                xytext=(0, 7),
-                textcoords="offset points",
-                fontsize=8,
-            )
         tidy(axes, "rank", "singular value")
         axes.minorticks_off()
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
     alt = (
         f"Singular values of the couplings by rank, {end.max():.3g} to {end.min():.3g}; {start.max():.3g} at the start."
