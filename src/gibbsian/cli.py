@@ -352,12 +352,17 @@ def _evaluate(
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
+    from gibbsian.evaluation import likelihood_summary
+
     if evaluation.log_z is not None:
         z = evaluation.log_z
         console.print(
             f"log Z {z.value:.3f} ± {z.stderr:.3f}, bracket [{z.lower:.3f}, {z.upper:.3f}] ({z.method}), model units"
         )
         told = ", ".join(f"{name} {value}" for name, value in evaluation.log_likelihood.items())
+        summary = likelihood_summary(evaluation)
+        if summary is not None and summary.bounds is not None:
+            told += " (between {:.3f} and {:.3f} by the bounds of log Z)".format(*summary.bounds)
         console.print(f"log-likelihood per row, nats: {told}")
     columns = list(dict.fromkeys(c for row in evaluation.quality.values() for c in row))
     table = Table("distance to held-out rows", *columns)

@@ -368,7 +368,7 @@ def build_report(
     return write_report(folder / REPORT, content)
 
 
-def likelihood_summary(evaluation: Evaluation, unit: str) -> LikelihoodSummary | None:
+def likelihood_summary(evaluation: Evaluation, unit: str = "nats per row") -> LikelihoodSummary | None:
     """Sum up log-likelihoods, with what the bracket of log Z leaves open of the held-out rows'."""
     z, found = evaluation.log_z, evaluation.log_likelihood
     if z is None or not found:
