@@ -190,7 +190,7 @@ def test_a_choice_that_contradicts_itself_is_refused(options, told):
 def test_bits_get_a_restricted_boltzmann_machine():
     recipe = choose("binary", (5,), 100)
     assert (recipe.energy, recipe.objective, recipe.kernel, recipe.visible) == ("rbm", "pcd", "gibbs", "bernoulli")
-    with pytest.raises(OptionError, match="fitted by an rbm, not by the mlp energy.*--kind table"):
+    with pytest.raises(OptionError, match=r"fitted by an rbm, not by the mlp energy.*--kind table"):
         choose("binary", (5,), 100, {"energy": "mlp"})
 
 
