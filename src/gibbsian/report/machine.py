@@ -112,7 +112,7 @@ def _filters(content: ReportContent, summary: MachineSummary) -> str:
     )
     if content.kind == "image":
         shown = summary.weight[order[:FILTERS]]
-        columns = int(np.ceil(np.sqrt(len(shown)) * 1.4))
+        columns = min(len(shown), 20)
         shape = content.event_shape
         tiles = shown.reshape(len(shown), *shape).mean(1)
         picture = image(filter_grid(tiles, columns), f"Couplings of {len(shown)} hidden units as pictures.")
