@@ -168,7 +168,8 @@ class Model:
         """
         energy, kernel = self.density, build_kernel(self.recipe)
         if start is None:
-            start = (carried if isinstance(energy, RBM) else resampled)(energy, self.base, n, rng)
+            machine = energy if isinstance(energy, RBM) else None
+            start = resampled(energy, self.base, n, rng) if machine is None else carried(machine, self.base, n, rng)
         steps = self.recipe.sample_steps if steps is None else steps
         if not isinstance(kernel, (ULA, RBMGibbs)):
             # A step size needs no more chains than these to be known to a per cent.
