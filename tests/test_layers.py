@@ -28,7 +28,7 @@ LAYERS = (
     {"recipes"},
     {"building"},
     {"models"},
-    {"estimator", "report", "applications"},
+    {"estimator", "transformer", "report", "applications"},
     {"evaluation", "options"},
     {"runs"},
     {"cli"},

@@ -164,7 +164,7 @@ def test_options_in_running_text_exist():
     text = FENCE.sub("", (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8"))
     fields = {f.replace("_", "-") for f in cli.override_class().__dataclass_fields__}
     fields |= {f.replace("_", "-") for f in cli.DataOptions.__dataclass_fields__}
-    own = {"out", "seed", "resume", "overwrite", "no-evaluation", "n", "help"}
+    own = {"out", "seed", "resume", "overwrite", "no-evaluation", "n", "help", "model"}
     said = set(re.findall(r"`--([a-z-]+)", text))
     assert said <= fields | own
     assert {"objective", "steps", "labels", "resume"} <= said

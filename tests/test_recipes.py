@@ -187,9 +187,11 @@ def test_a_choice_that_contradicts_itself_is_refused(options, told):
         choose("table", (2,), 100, options)
 
 
-def test_bits_have_no_recipe_yet():
-    with pytest.raises(OptionError, match="--kind table"):
-        choose("binary", (5,), 100)
+def test_bits_get_a_restricted_boltzmann_machine():
+    recipe = choose("binary", (5,), 100)
+    assert (recipe.energy, recipe.objective, recipe.kernel, recipe.visible) == ("rbm", "pcd", "gibbs", "bernoulli")
+    with pytest.raises(OptionError, match=r"fitted by an rbm, not by the mlp energy.*--kind table"):
+        choose("binary", (5,), 100, {"energy": "mlp"})
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,21 @@ from torch import Tensor
 
 from gibbsian.annealing import Annealing
 from gibbsian.energies.base import Energy
+from gibbsian.energies.boltzmann import RBM
+from gibbsian.energies.independent_units import IndependentUnits
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.tractable import Gaussian, Tractable
+from gibbsian.energies.units import BernoulliUnits, Units
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.objectives.base import Objective
+from gibbsian.objectives.centring import Centred
 from gibbsian.objectives.conditional_noise import ConditionalNCE
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import DenoisingScoreMatching, LogNormal, MultiLevelDenoising
@@ -28,12 +34,17 @@ from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, Ra
 from gibbsian.objectives.score_matching import ScoreMatching, SlicedScoreMatching
 from gibbsian.recipes import Recipe
 
+FIRST_SMOOTHING = 0.01
+"""Weight of the uniform law in the means that an RBM's biases begin with."""
+
 TAIL = 3.0
 """How much wider the wide part of the noise is."""
 
 
 def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
     """Build the untrained energy; with a Gaussian base added where there are no noise levels, see `build_base`."""
+    if recipe.is_machine:
+        return RBM(visible_units(recipe), recipe.width)
     if recipe.noise_conditional:
         sizes = (recipe.width, recipe.depth, recipe.frequencies, recipe.local)
         return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout)
@@ -63,9 +74,29 @@ def build_base(recipe: Recipe, data: Tensor | None = None) -> Gaussian:
 
 def base_of(recipe: Recipe, energy: Energy) -> Tractable:
     """Find the base of a trained energy, where its chains and its annealing start."""
+    if isinstance(energy, RBM):
+        return machine_base(recipe, energy)
     if not recipe.base_fitted:
         return build_noise(recipe)
     return next(part for part in energy.modules() if isinstance(part, Gaussian))
+
+
+def visible_units(recipe: Recipe) -> Units:
+    """Build the units of the data of a restricted Boltzmann machine."""
+    return (
+        BernoulliUnits(recipe.shape)
+        if recipe.visible == "bernoulli"
+        else GaussianUnits(recipe.shape, recipe.base_scale)
+    )
+
+
+def machine_base(recipe: Recipe, energy: RBM) -> IndependentUnits:
+    """Build the independent units where chains of a machine start: with the data's means, which a centred one keeps."""
+    if not recipe.centred:
+        return energy.base()
+    # What offsets are means of is the statistic, for Gaussian units the value over the variance.
+    means = energy.visible_offset if recipe.visible == "bernoulli" else energy.visible_offset * recipe.base_scale**2
+    return energy.base(energy.visible.shaped(means))
 
 
 def build_noise(recipe: Recipe, data: Tensor | None = None) -> Tractable:
@@ -104,12 +135,21 @@ def build_objective(recipe: Recipe, data: Tensor) -> Objective:
         return MultiLevelDenoising(levels, RelativeWeight(spread), recipe.level_weight)
     if recipe.objective in _PLAIN:
         return _PLAIN[recipe.objective](recipe, data)
+    chains = _chain_objective(recipe, data)
+    return Centred(chains) if recipe.is_machine and recipe.centred else chains
+
+
+def _chain_objective(recipe: Recipe, data: Tensor) -> Objective:
     kernel, penalty = build_kernel(recipe), recipe.energy_penalty
     if recipe.objective == "cd":
         return ContrastiveDivergence(kernel, recipe.chain_steps, energy_penalty=penalty)
+    base = build_base(recipe, data)
+    if recipe.is_machine:
+        units = visible_units(recipe)
+        base = IndependentUnits(units, units.fitted(data, FIRST_SMOOTHING))
     return PersistentContrastiveDivergence(
         kernel,
-        build_base(recipe, data),
+        base,
         steps=recipe.chain_steps,
         buffer_size=recipe.buffer_size,
         restart=recipe.restart,
@@ -155,6 +195,8 @@ def build_kernel(recipe: Recipe) -> Kernel:
     """Build the kernel of training chains."""
     if recipe.kernel == "ula":
         return ULA(recipe.step_size, exact_noise(recipe.step_size, recipe.data_noise))
+    if recipe.kernel == "gibbs":
+        return RBMGibbs()
     return MALA(recipe.step_size) if recipe.kernel == "mala" else HMC(recipe.step_size, leapfrog=5)
 
 
@@ -189,4 +231,6 @@ def initial_weights(recipe: Recipe, data: Tensor) -> Energy:
         energy = build_energy(recipe, data)
     if isinstance(energy, NoiseConditional):
         energy.calibrate(data)
+    if isinstance(energy, RBM):
+        energy.start_at(data, FIRST_SMOOTHING, centre=recipe.centred)
     return energy

@@ -30,6 +30,7 @@ from gibbsian.runs import (
     require_same_columns,
     saved_command,
     saved_log_z,
+    threshold_of,
     write_file,
     write_rows,
 )
@@ -53,7 +54,7 @@ def train(options: Any, command: str = "gibbsian train") -> None:
 
     console = _console()
     began = time.perf_counter()
-    dataset = load_data(options.data, options.reading)
+    options, dataset = _load_for(options)
     given = {k: v for k, v in dataclasses.asdict(options.overrides).items() if v is not None} | {"seed": options.seed}
     recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given)
     scaling = dataset.scaling()
@@ -66,7 +67,7 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     for note in dataset.notes:
         console.print(f"  {note}")
     console.print(f"{recipe.energy} energy by {recipe.objective}, {recipe.training.steps} steps, into {folder}")
-    prepare(folder, options, dataset.columns, command)
+    prepare(folder, options, dataset, command)
     rng = _generator(options.seed)
     try:
         run = fit(
@@ -149,7 +150,13 @@ def score(
     if out is not None:
         check_ending(out, (".csv",))
     labels = reading_of(run).get("labels")
-    rows, columns = load_rows(data, array=array, drop=labels, kind=model.recipe.kind)  # type: ignore[arg-type]
+    rows, columns = load_rows(
+        data,
+        array=array,
+        drop=labels,
+        kind=model.recipe.kind,
+        threshold=threshold_of(run),  # type: ignore[arg-type]
+    )
     if tuple(rows.shape[1:]) != tuple(model.recipe.shape):
         raise DataError(f"{data} has rows of shape {tuple(rows.shape[1:])}; the model scores {model.recipe.shape}.")
     require_same_columns(columns_of(run), columns, data)
@@ -305,6 +312,18 @@ _OUT_HELP = "The run's folder; runs/NAME by default."
 _DATA_HELP = "A built-in name (see gibbsian datasets), a .csv, .npy, .npz or .parquet file, or a folder of images."
 
 
+def _load_for(options: Any) -> tuple[Any, Dataset]:
+    """Read the data; pictures for a machine on bits become such, and the options then say so, to be kept."""
+    from gibbsian.data.binarise import HALF, binarised
+
+    dataset = load_data(options.data, options.reading)
+    asked = options.overrides
+    if dataset.kind != "image" or asked.energy != "rbm" or asked.visible not in (None, "bernoulli"):
+        return options, dataset
+    reading = dataclasses.replace(options.reading, binarise=HALF)
+    return dataclasses.replace(options, reading=reading), binarised(dataset, HALF)
+
+
 def _evaluate(
     console: Console, folder: Path, model: Model, dataset: Dataset, seed: int, seconds: float | None = None
 ) -> None:
@@ -333,12 +352,17 @@ def _evaluate(
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
+    from gibbsian.evaluation import likelihood_summary
+
     if evaluation.log_z is not None:
         z = evaluation.log_z
         console.print(
             f"log Z {z.value:.3f} ± {z.stderr:.3f}, bracket [{z.lower:.3f}, {z.upper:.3f}] ({z.method}), model units"
         )
         told = ", ".join(f"{name} {value}" for name, value in evaluation.log_likelihood.items())
+        summary = likelihood_summary(evaluation)
+        if summary is not None and summary.bounds is not None:
+            told += " (between {:.3f} and {:.3f} by the bounds of log Z)".format(*summary.bounds)
         console.print(f"log-likelihood per row, nats: {told}")
     columns = list(dict.fromkeys(c for row in evaluation.quality.values() for c in row))
     table = Table("distance to held-out rows", *columns)

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 
 from gibbsian.building import build_objective, initial_weights
 from gibbsian.data.scaling import identity_scaling, range_scaling, standard_scaling
+from gibbsian.energies.units import BernoulliUnits
 from gibbsian.errors import ModelFileError, OptionError
 from gibbsian.models import Model, load_model, replace_file, save_model
 from gibbsian.partition.base import LogZ
@@ -119,6 +120,9 @@ class EBM(OutlierMixin, BaseEstimator):
         if kind == "image":
             low, high = float(data.min()), float(data.max())
             scaling = range_scaling(low, high, shape) if low < high else identity_scaling(shape)
+        elif kind == "binary":
+            BernoulliUnits(shape).check(data, "X")
+            scaling = identity_scaling(shape)
         else:
             scaling = standard_scaling(data)
         given = {name: getattr(self, name) for name in ("energy", "objective", "steps", "batch_size", "learning_rate")}
@@ -201,7 +205,7 @@ class EBM(OutlierMixin, BaseEstimator):
         """
         model = load_model(folder)
         shape = model.recipe.shape
-        made = cls(image_shape=shape if model.recipe.kind == "image" else None, random_state=model.recipe.seed)
+        made = cls(image_shape=shape if model.recipe.is_image else None, random_state=model.recipe.seed)
         made.model_, made.history_, made._log_z = model, [], None
         made.n_features_in_, made.offset_ = math.prod(shape), -math.inf
         path = Path(folder) / ESTIMATOR
@@ -214,15 +218,17 @@ class EBM(OutlierMixin, BaseEstimator):
         return made
 
     def _event(self, columns: int) -> tuple[tuple[int, ...], Any]:
+        # A machine on bits takes them as they are, whatever their shape.
+        bits = self.energy == "rbm" and (self.options or {}).get("visible", "bernoulli") == "bernoulli"
         if self.image_shape is None:
-            return (columns,), "table"
+            return (columns,), "binary" if bits else "table"
         shape = tuple(int(s) for s in self.image_shape)
         if math.prod(shape) != columns or len(shape) != 3:
             raise OptionError(
                 f"image_shape is (channels, height, width) with as many values as X has columns, {columns}; got "
                 f"{shape}."
             )
-        return shape, "image"
+        return shape, "binary" if bits else "image"
 
     def _rows(self, X: Any) -> torch.Tensor:
         check_is_fitted(self)

@@ -19,16 +19,20 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from gibbsian.building import initial_weights
 from gibbsian.data.dataset import Dataset
 from gibbsian.diagnostics.chains import effective_sample_size, split_r_hat
 from gibbsian.diagnostics.detection import auroc
 from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.diagnostics.strangers import shuffled_columns, strangers
 from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
+from gibbsian.energies.boltzmann import RBM
 from gibbsian.errors import GibbsianError
 from gibbsian.models import Model, replace_file
 from gibbsian.partition.base import LogZ
 from gibbsian.report import ChainSummary, LikelihoodSummary, LogZSummary, QualityTable, ReportContent, write_report
-from gibbsian.report.content import FLOOR
+from gibbsian.report.content import FLOOR, MachineSummary
+from gibbsian.report.machine import machine_summary
 
 EVALUATION, SAMPLES, REPORT = "evaluation.json", "samples.npy", "report.html"
 ROWS = 2000
@@ -144,8 +148,10 @@ def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummar
         notes.append(f"log Z could not be estimated: {error}")
         return None
     notes += [str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
-    exact = model.recipe.shape in ((1,), (2,))
-    method = "quadrature" if exact else "annealed importance sampling, forward and reverse"
+    exact = model.is_summed or model.is_integrated
+    method = "annealed importance sampling, forward and reverse"
+    if exact:
+        method = "the sum over all states of the smaller layer" if model.is_summed else "quadrature"
     note = "" if exact else "The upper bound takes the model's own draws for exact ones."
     if float(estimate.lower) > float(estimate.upper):
         note += " The bounds cross: the draws are not the model's own."
@@ -169,6 +175,9 @@ def compare(
     """Distances of samples, simple baselines and training rows to the held-out rows; all draws rounded alike."""
     made = {"model": samples, **baselines(dataset.train, len(samples), rng)}
     snap = snapping(dataset)
+    if dataset.kind == "binary":
+        order = torch.randperm(len(dataset.train), generator=rng)[: len(samples)]
+        made["independent bits"] = shuffled_columns(flat(dataset.train[order]), rng).reshape(-1, *dataset.event_shape)
     sets = {**{name: snap(rows) for name, rows in made.items()}, FLOOR: dataset.train}
     reference = flat(cut(held_out, rng))
     features = classifier_features(dataset)
@@ -186,12 +195,12 @@ def compare(
 
 
 def snapping(dataset: Dataset) -> Callable[[Tensor], Tensor]:
-    """How to round draws before they are compared: to whole numbers in range where the data's pixels are such.
+    """How to round draws before they are compared: to whole numbers in range where the data's pixels are such, or bits.
 
     Otherwise a classifier would tell any continuous draw from the data by its digits behind the point alone.
     """
     train = dataset.train
-    if dataset.kind != "image" or not bool((train == train.round()).all()):
+    if dataset.kind == "table" or not bool((train == train.round()).all()):
         return lambda rows: rows
     low, high = dataset.value_range or (float(train.min()), float(train.max()))
     return lambda rows: rows.round().clamp(low, high)
@@ -230,7 +239,7 @@ def baselines(train: Tensor, n: int, rng: Generator) -> dict[str, Tensor]:
 
 def classifier_features(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
     """Last hidden layer of a small classifier trained on the labelled training rows, or ``None`` without labels."""
-    if dataset.labels is None or dataset.kind != "image":
+    if dataset.labels is None or len(dataset.event_shape) != 3:
         return None
     from sklearn.neural_network import MLPClassifier
 
@@ -250,36 +259,13 @@ def classifier_features(dataset: Dataset) -> Callable[[Tensor], Tensor] | None:
     return features
 
 
-def strangers(rows: Tensor, rng: Generator, image: bool) -> dict[str, Tensor]:
-    """Rows that are not of the data's kind, made from it: uniform noise, shuffled coordinates, inverted pictures."""
-    low, high = rows.amin(0, keepdim=True), rows.amax(0, keepdim=True)
-    if image:
-        low, high = low.min(), high.max()
-    noise = low + (high - low) * torch.rand(rows.shape, generator=rng)
-    made = {"uniform noise": noise}
-    if rows[0].numel() > 2:
-        order = torch.rand((len(rows), rows[0].numel()), generator=rng).argsort(1)
-        made["shuffled pixels" if image else "shuffled columns"] = (
-            flat(rows).gather(1, order).reshape(rows.shape) if image else shuffled_columns(rows, rng)
-        )
-    if image:
-        made["inverted"] = low + high - rows
-    return made
-
-
-def shuffled_columns(rows: Tensor, rng: Generator) -> Tensor:
-    """Permute each column on its own: the marginals stay, what ties the columns together goes."""
-    order = torch.rand(rows.shape, generator=rng).argsort(0)
-    return rows.gather(0, order)
-
-
 def detect(model: Model, held_out: Tensor, rng: Generator) -> dict[str, Estimate]:
     """AUROC of the energy at telling held-out rows from strangers."""
     rows = cut(held_out, rng)
     inside = model.energies(rows)
     return {
         name: auroc(inside, model.energies(other), rng=rng)
-        for name, other in strangers(rows, rng, model.recipe.kind == "image").items()
+        for name, other in strangers(rows, rng, model.recipe.is_image, model.recipe.kind == "binary").items()
     }
 
 
@@ -341,13 +327,12 @@ def build_report(
 ) -> Path:
     """Write ``report.html`` into a run's folder."""
     chains = evaluation.chains
-    likelihood = evaluation.log_likelihood
-    unit = "nats per row, data units"
+    unit = "nats per row" if model.recipe.kind == "binary" else "nats per row, data units"
     if model.recipe.noise_conditional:
         unit += f", rows with noise of sigma {model.recipe.sigma_density:g} (model units)"
     content = ReportContent(
         title=f"{dataset.name}: an energy-based model",
-        kind="image" if model.recipe.kind == "image" else "table",
+        kind="image" if model.recipe.is_image else "table",
         event_shape=model.recipe.shape,
         columns=dataset.columns,
         data_name=dataset.name,
@@ -363,6 +348,7 @@ def build_report(
         events=[m for m in metrics if "event" in m] if model.recipe.training.health else None,
         energies=energy_sets(model, dataset, samples, rng),
         **energy_map(model, dataset),
+        machine=machine_of(model, dataset, samples),
         chains=None
         if not chains
         else ChainSummary(
@@ -374,7 +360,7 @@ def build_report(
             chains["nonfinite"],
         ),
         log_z=() if evaluation.log_z is None else evaluation.log_z,
-        log_likelihood=LikelihoodSummary(likelihood["training"], likelihood["held-out"], unit) if likelihood else None,
+        log_likelihood=likelihood_summary(evaluation, unit),
         quality=QualityTable(evaluation.quality, {"classifier accuracy": 0.5}),
         detection={k: {"AUROC": v} for k, v in evaluation.detection.items()},
         notes=[*dataset.notes, *evaluation.notes],
@@ -382,16 +368,38 @@ def build_report(
     return write_report(folder / REPORT, content)
 
 
+def likelihood_summary(evaluation: Evaluation, unit: str = "nats per row") -> LikelihoodSummary | None:
+    """Sum up log-likelihoods, with what the bracket of log Z leaves open of the held-out rows'."""
+    z, found = evaluation.log_z, evaluation.log_likelihood
+    if z is None or not found:
+        return None
+    held_out = found["held-out"]
+    low, high = (held_out.value + z.value - bound for bound in (z.upper, z.lower))
+    bounds = (low, high) if low < high and np.isfinite([low, high]).all() else None
+    return LikelihoodSummary(found["training"], held_out, unit, bounds=bounds)
+
+
+def machine_of(model: Model, dataset: Dataset, samples: Tensor) -> MachineSummary | None:
+    """What a restricted Boltzmann machine learned, beside how it began."""
+    if not isinstance(model.energy, RBM):
+        return None
+    train, drawn = (model.scaling.forward(rows) for rows in (dataset.train, samples))
+    first = initial_weights(model.recipe, train)
+    assert isinstance(first, RBM)
+    return machine_summary(model.energy, first, train, drawn)
+
+
 def energy_sets(model: Model, dataset: Dataset, samples: Tensor, rng: Generator) -> dict[str, np.ndarray]:
     """Energies of training rows, held-out rows, samples and uniform noise, for the histogram."""
-    noise = strangers(cut(dataset.train, rng), rng, model.recipe.kind == "image")["uniform noise"]
+    bits = model.recipe.kind == "binary"
+    noise = strangers(cut(dataset.train, rng), rng, model.recipe.is_image, bits)["uniform noise"]
     sets = {"training": dataset.train, "held-out": dataset.held_out, "samples": samples, "noise": noise}
     return {name: model.energies(cut(rows, rng)).numpy() for name, rows in sets.items() if len(rows)}
 
 
 def energy_map(model: Model, dataset: Dataset, points: int = 160) -> dict[str, Any]:
     """The energy on a grid over two-dimensional data, and the true density where it is known."""
-    if model.recipe.shape != (2,):
+    if model.recipe.shape != (2,) or model.recipe.kind == "binary":
         return {}
     low, high = dataset.train.amin(0), dataset.train.amax(0)
     margin = 0.15 * (high - low)

@@ -21,23 +21,33 @@ from gibbsian.annealing import anneal, denoised
 from gibbsian.building import base_of, build_annealing, build_energy, build_kernel
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy
+from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
 from gibbsian.files import replace_file
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import ULA
+from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.partition.base import LogZ
+from gibbsian.partition.boltzmann import exact_log_z, rbm_path
 from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.paths import Path as EnergyPath
 from gibbsian.partition.paths import noise_levels
+from gibbsian.partition.smc import smc
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 
 WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
 ROWS_AT_ONCE = 8192
+
+QUICK_STATES = 1 << 20
+"""States of a machine's smaller layer up to which log Z is a sum over them: some seconds."""
+
+PARTICLES = 256
+"""Particles at least that are carried to a machine, from which draws are taken."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,16 @@ class Model:
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
-        """Energies of rows in data units, ``(n, *event) -> (n,)``, in nats; additive constants as trained."""
+        """Energies of rows in data units, ``(n, *event) -> (n,)``, in nats; additive constants as trained.
+
+        Raises
+        ------
+        DomainError
+            If rows of a machine on bits hold anything else.
+        """
         z = self.scaling.forward(x)
+        if isinstance(self.energy, RBM):
+            self.energy.check_states(z, "the rows")
         return torch.cat([self.density(part) for part in z.split(ROWS_AT_ONCE)])
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -131,6 +149,8 @@ class Model:
     ) -> Samples:
         """Run chains on the density, from draws of the base resampled by their weights, with a tuned step size.
 
+        Chains of a restricted Boltzmann machine start at particles that were carried to it from its base.
+
         Parameters
         ----------
         n
@@ -147,9 +167,11 @@ class Model:
             Called with the number of steps made.
         """
         energy, kernel = self.density, build_kernel(self.recipe)
-        start = resampled(energy, self.base, n, rng) if start is None else start
+        if start is None:
+            machine = energy if isinstance(energy, RBM) else None
+            start = resampled(energy, self.base, n, rng) if machine is None else carried(machine, self.base, n, rng)
         steps = self.recipe.sample_steps if steps is None else steps
-        if not isinstance(kernel, ULA):
+        if not isinstance(kernel, (ULA, RBMGibbs)):
             # A step size needs no more chains than these to be known to a per cent.
             kernel = tune(energy, kernel, start[:512], rng=rng, steps=min(200, max(100, steps))).kernel
         return sample(energy, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
@@ -157,8 +179,9 @@ class Model:
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """Estimate log Z of `density`, in model units.
 
-        By quadrature in one and two dimensions; else by annealing there and back, where the upper bound takes for exact
-        draws the model's own, after exact chains from them.
+        By quadrature in one and two dimensions, and for a machine with a layer small enough by summing it out; else by
+        annealing there and back, where the upper bound takes for exact draws the model's own, after exact chains from
+        them.
 
         Parameters
         ----------
@@ -169,8 +192,16 @@ class Model:
         chains
             Of the annealing, each way; 128 down noise levels, else 256, when ``None``.
         """
-        if self.recipe.shape in ((1,), (2,)):
+        if self.is_summed:
+            return exact_log_z(self.density)
+        if self.is_integrated:
             return self.grid().log_z
+        if isinstance(self.energy, RBM):
+            # The base is made of other draws than those that are annealed to it.
+            draws = self.chains(2 * (chains or 256), rng).x
+            base, draws = self.energy.base(draws[::2]), draws[1::2]
+            along, kernel = rbm_path(base, self.energy), build_kernel(self.recipe)
+            return bracket(self.density, base, draws, rng=rng, path=along, kernel=kernel, temperatures=temperatures)
         path: EnergyPath | None = None
         if self.recipe.noise_conditional:
             levels = [self.recipe.sigma_max, self.recipe.sigma_density]
@@ -179,6 +210,19 @@ class Model:
             temperatures, chains = temperatures or 1000, chains or 128
         draws = self.exact_chains(chains or 256, rng, steps=50).x
         return bracket(self.density, self.base, draws, rng=rng, path=path, temperatures=temperatures)
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether log Z is a sum over all states of a machine's smaller layer."""
+        if not isinstance(self.energy, RBM):
+            return False
+        counts = [units.count for units in (self.energy.visible, self.energy.hidden)]
+        return min((count for count in counts if count is not None), default=math.inf) <= QUICK_STATES
+
+    @property
+    def is_integrated(self) -> bool:
+        """Whether log Z is an integral over a grid: of real numbers, in one and two dimensions."""
+        return self.recipe.shape in ((1,), (2,)) and self.recipe.kind != "binary"
 
     def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
         """Run chains that leave `density` invariant, from the model's own draws."""
@@ -226,6 +270,27 @@ def resampled(energy: Energy, base: Tractable, n: int, rng: Generator, candidate
         raise DivergenceError("The energy is not finite at any draw of its base; the model is broken. Train it again.")
     chosen = torch.multinomial((log_w - log_w.max()).double().exp(), n, replacement=True, generator=rng)
     return x[chosen]
+
+
+def carried(energy: RBM, base: Tractable, n: int, rng: Generator) -> Tensor:
+    """Draw from a machine by sequential Monte Carlo along the machines between its base and it.
+
+    Chains that start at the base find some of the modes and stay there; particles come to all of them in proportion.
+
+    Parameters
+    ----------
+    energy, base
+        The machine, and independent units of its kind.
+    n
+        Points wanted; of some there may be copies, which part as chains go on from them.
+    rng
+        The generator.
+    """
+    chains = max(PARTICLES, 2 * -(-n // 2))
+    path = rbm_path(base, energy)
+    found = smc(energy, base, rng=rng, kernel=RBMGibbs(), chains=chains, populations=2, moves=2, path=path)
+    x = found.draw(n, rng)
+    return x[torch.randperm(n, generator=rng)]
 
 
 def save_model(folder: str | Path, model: Model) -> Path:

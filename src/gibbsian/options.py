@@ -12,7 +12,7 @@ import tyro
 SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 
 
-def plain_option(hint: Any, help: str, unset: str = "") -> Any:
+def plain_option(hint: Any, help: str, unset: str = "", aliases: tuple[str, ...] = ()) -> Any:
     """Annotate an option of a plain type that may be left out, with one clear message for what does not parse.
 
     Names are not compared with a list here: where they become objects, the nearest one is suggested.
@@ -37,7 +37,7 @@ def plain_option(hint: Any, help: str, unset: str = "") -> Any:
         is_instance=lambda value: True,
         str_from_instance=lambda value: list(map(str, value)) if pair and value else [str(value)],
     )
-    return Annotated[hint | None, spec, tyro.conf.arg(help=help, help_behavior_hint=unset)]
+    return Annotated[hint | None, spec, tyro.conf.arg(help=help, help_behavior_hint=unset, aliases=aliases or None)]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DataOptions:
     array: plain_option(str, "Array of an .npz to read.") = None  # type: ignore
     kind: plain_option(Literal["image", "table", "binary"], "Read the rows as this instead of guessing.") = None  # type: ignore
     held_out: plain_option(float, "Part of the rows held out for evaluation.") = None  # type: ignore
+    binarise: plain_option(float, "Read values above this part of their range as ones, the others as zeros.") = None  # type: ignore
     limit: plain_option(int, "Rows to use at most, or to draw for a generated set.") = None  # type: ignore
     split_seed: int = 0
     """Seed of the split into training and held-out rows."""
@@ -64,7 +65,8 @@ def override_class() -> type:
         for f in dataclasses.fields(kind):
             if f.name in ("training", "kind", "shape", "version", "seed"):
                 continue
-            annotation = plain_option(hints[f.name], f.metadata.get("help", ""), "(recipe's choice)")
+            told, aliases = f.metadata.get("help", ""), f.metadata.get("aliases", ())
+            annotation = plain_option(hints[f.name], told, "(recipe's choice)", aliases)
             made.append((f.name, annotation, dataclasses.field(default=None)))
     cls = dataclasses.make_dataclass("Overrides", made, frozen=True)
     cls.__doc__ = "The recipe is chosen from the data's kind and size; every field of it can be set here."

@@ -18,7 +18,7 @@ VERSION = 1
 """Version of the recipe's format; a saved recipe of a later one is refused."""
 
 DataKind = Literal["image", "table", "binary"]
-EnergyName = Literal["noise-conditional", "mlp", "convolutional", "residual"]
+EnergyName = Literal["noise-conditional", "mlp", "convolutional", "residual", "rbm"]
 ObjectiveName = Literal[
     "multi-level-denoising",
     "denoising",
@@ -32,11 +32,12 @@ ObjectiveName = Literal[
     "pcd",
     "cd",
 ]
-KernelName = Literal["ula", "mala", "hmc"]
+KernelName = Literal["ula", "mala", "hmc", "gibbs"]
+VisibleName = Literal["bernoulli", "gaussian"]
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, aliases: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "aliases": aliases})
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,16 @@ class Recipe:
         If a name is unknown (the nearest is suggested) or objective and energy do not fit.
     """
 
-    kind: DataKind = _option("table", "What the rows are: image or table.")
+    kind: DataKind = _option("table", "What the rows are: image, table or binary.")
     shape: tuple[int, ...] = _option((2,), "Shape of one row.")
-    energy: EnergyName = _option("noise-conditional", "The network: noise-conditional, mlp, convolutional or residual.")
-    width: int = _option(256, "Hidden units per layer; feature maps of the first layer of a convolutional energy.")
+    energy: EnergyName = _option(
+        "noise-conditional",
+        "The network: noise-conditional, mlp, convolutional or residual; or rbm, a restricted Boltzmann machine.",
+        ("--model",),
+    )
+    width: int = _option(
+        256, "Hidden units per layer, or of an rbm; feature maps of the first layer of a convolutional energy."
+    )
     depth: int = _option(3, "Residual blocks, hidden layers, or convolutional stages.")
     frequencies: int = _option(0, "Octaves of Fourier features per coordinate; for few dimensions.")
     local: int = _option(0, "One-dimensional terms per coordinate of a noise-conditional energy.")
@@ -63,7 +70,13 @@ class Recipe:
         1.0, "How a noise-conditional energy grows as the noise vanishes: 1 images, 0 few dimensions."
     )
     spectral_norm: bool = _option(False, "Bound the slope of an mlp, convolutional or residual energy.")
-    base_scale: float = _option(1.3, "Standard deviation of the Gaussian base of an energy without noise levels.")
+    visible: VisibleName = _option(
+        "bernoulli", "Units of an rbm's data: bernoulli for bits, gaussian for real numbers."
+    )
+    centred: bool = _option(True, "Train an rbm with offsets that follow the means of its units.")
+    base_scale: float = _option(
+        1.3, "Standard deviation of the Gaussian base of an energy without noise levels, or of an rbm's Gaussian units."
+    )
     base_fitted: bool = _option(False, "Center the base at the data's mean, as wide as data_noise; see `build_base`.")
     objective: ObjectiveName = _option(
         "multi-level-denoising",
@@ -79,7 +92,7 @@ class Recipe:
     noise_ratio: int = _option(2, "Noise draws per row of data in noise contrastive estimation.")
     noise_scale: float = _option(0.5, "Spread of the noise around each row in conditional-nce and energy-discrepancy.")
     noise_tail: float = _option(0.1, "Part of that noise drawn three times wider, which teaches the energy its tails.")
-    kernel: KernelName = _option("mala", "How chains move in cd, pcd and sampling: ula, mala or hmc.")
+    kernel: KernelName = _option("mala", "How chains move in cd, pcd and sampling: ula, mala or hmc; gibbs for an rbm.")
     step_size: float = _option(0.01, "The kernel's step size in training; sampling tunes its own for mala and hmc.")
     chain_steps: int = _option(20, "Kernel steps per training step in cd and pcd.")
     buffer_size: int = _option(4096, "Chains in pcd's replay buffer.")
@@ -99,9 +112,13 @@ class Recipe:
             ("energy", "energy", EnergyName),
             ("objective", "objective", ObjectiveName),
             ("kernel", "kernel", KernelName),
+            ("visible", "kind of unit", VisibleName),
         ):
             if getattr(self, name) not in get_args(known):
                 raise unknown_name(kind, str(getattr(self, name)), get_args(known))
+        if self.energy == "rbm" or self.kind == "binary" or self.kernel == "gibbs":
+            self._check_machine()
+            return
         levels = self.energy == "noise-conditional"
         if levels != (self.objective == "multi-level-denoising"):
             others = (name for name in get_args(ObjectiveName) if name != "multi-level-denoising")
@@ -122,6 +139,39 @@ class Recipe:
             raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
         if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
             raise OptionError(f"A {self.energy} energy is for images; these rows have shape {self.shape}. Use mlp.")
+
+    def _check_machine(self) -> None:
+        bits = self.kind == "binary"
+        if self.energy != "rbm" and bits:
+            raise OptionError(
+                f"Zeros and ones are fitted by an rbm, not by the {self.energy} energy. To treat them as real numbers, "
+                "load them with kind='table' (--kind table) or kind='image' (--kind image)."
+            )
+        if self.energy != "rbm" or self.kernel != "gibbs":
+            raise OptionError(
+                f"The kernel gibbs moves the chains of an rbm, and no other does; got the {self.energy} energy with "
+                f"{self.kernel}."
+            )
+        if self.objective not in ("pcd", "cd"):
+            raise OptionError(f"An rbm is fitted by pcd or cd, not by {self.objective}.")
+        if bits and self.visible != "bernoulli":
+            raise OptionError("The data are zeros and ones, of which the visible units are bernoulli, not gaussian.")
+        if not bits and self.visible == "bernoulli":
+            raise OptionError(
+                f"Bernoulli units have states 0 and 1, and the rows are real numbers ({self.kind}). Binarise them on "
+                "the way in, with binarise=0.5 (--binarise 0.5: ones above half their range), or take "
+                "visible='gaussian' (--visible gaussian)."
+            )
+
+    @property
+    def is_machine(self) -> bool:
+        """Whether the energy is a restricted Boltzmann machine."""
+        return self.energy == "rbm"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether rows are pictures, of grey values or of bits."""
+        return len(self.shape) == 3
 
     @property
     def noise_conditional(self) -> bool:
@@ -178,7 +228,7 @@ def choose(
 
     Images and wide tables get a noise-conditional energy fitted by denoising at many levels; tables of up to five
     columns an mlp fitted by noise contrastive estimation against a Gaussian, which gets the masses of separate modes
-    right.
+    right; zeros and ones a restricted Boltzmann machine, centred, by persistent contrastive divergence.
 
     Parameters
     ----------
@@ -197,11 +247,6 @@ def choose(
         If a name is unknown, or the choice contradicts itself.
     """
     given = dict(overrides or {})
-    if kind == "binary":
-        raise OptionError(
-            "The data are zeros and ones, and no recipe for bits is there yet. To treat them as real numbers, load "
-            "them with kind='table' (--kind table) or kind='image' (--kind image)."
-        )
     fields = {f.name for f in dataclasses.fields(Recipe)} - {"training", "kind", "shape", "version"}
     settings = {f.name for f in dataclasses.fields(TrainingSettings)}
     for name in given:
@@ -211,7 +256,7 @@ def choose(
     for s in shape:
         d *= s
     objective = given.get("objective")
-    energy = given.get("energy")
+    energy = given.get("energy", "rbm" if kind == "binary" else None)
     if objective is None:
         if energy is None:
             objective = "noise-contrastive" if kind == "table" and d <= 5 else "multi-level-denoising"
@@ -228,6 +273,8 @@ def _defaults(
     objective: str, kind: DataKind, d: int, rows: int, energy: str | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Settings measured to work (benchmarks/digits.py, densities.py, dependable.py), by objective and kind."""
+    if energy == "rbm":
+        return _machine(kind, d, rows)
     if objective == "multi-level-denoising":
         recipe = {"energy": "noise-conditional", "width": 256, "depth": 3}
         # An epoch more or less does not matter; small sets overfit long before large ones have been seen once.
@@ -252,6 +299,19 @@ def _defaults(
         return _image_pcd(d, energy) if objective == "pcd" else _image_cd(), training
     recipe = {"energy": "mlp", "width": 128, "depth": 3, "step_size": 0.02}
     return recipe, {"steps": 2000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
+
+
+def _machine(kind: DataKind, d: int, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A restricted Boltzmann machine, whose chains all move in every step, as many as rows in a batch."""
+    batch = 128
+    recipe = {"energy": "rbm", "kernel": "gibbs", "width": 500 if d > 256 else 100, "chain_steps": 1, "restart": 0.0}
+    recipe |= {"buffer_size": batch, "sample_steps": 200}
+    if kind != "binary":
+        recipe["base_scale"] = 0.3 if kind == "image" else 0.5
+    # Fitted by few steps: larger rates where there are few bits, smaller ones for pictures with hundreds of units.
+    rate = 0.02 if d <= 32 else 5e-3 if d <= 256 else 1e-3
+    training = {"steps": 5000, "batch_size": batch, "learning_rate": rate, "ema_decay": 0.0, "clip_norm": 0.0}
+    return recipe, training | {"final_learning_rate_factor": 0.0}
 
 
 def _image_pcd(d: int, energy: str | None) -> dict[str, Any]:

@@ -32,10 +32,11 @@ def load_data(source: str, reading: DataOptions) -> Dataset:
         array=reading.array,
         labels=reading.labels,
         kind=reading.kind,  # type: ignore[arg-type]
+        binarise=reading.binarise,
     )
 
 
-def prepare(folder: Path, options: Any, columns: Sequence[str], command: str) -> None:
+def prepare(folder: Path, options: Any, dataset: Dataset, command: str) -> None:
     """Make the run's folder and note what it was made from."""
     from gibbsian.models import replace_file
 
@@ -55,7 +56,8 @@ def prepare(folder: Path, options: Any, columns: Sequence[str], command: str) ->
     kept = {
         "data": _lasting(options.data),
         "reading": dataclasses.asdict(options.reading),
-        "columns": list(columns),
+        "columns": list(dataset.columns),
+        "threshold": dataset.threshold,
         "command": command,
     }
     try:
@@ -113,6 +115,11 @@ def known_settings(run: Path) -> Mapping[str, Any]:
 def reading_of(run: Path) -> Mapping[str, Any]:
     """How the data of a run were read, where that is noted."""
     return known_settings(run).get("reading", {})
+
+
+def threshold_of(run: Path) -> float | None:
+    """The value above which grey values were read as ones, where they were."""
+    return known_settings(run).get("threshold")
 
 
 def reload_data(run: Path) -> Dataset:

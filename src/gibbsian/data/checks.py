@@ -130,7 +130,7 @@ def kind_of(x: np.ndarray, wanted: Kind | None, place: str) -> Kind:
     if wanted == "binary" and not binary:
         raise OptionError(
             f"Binary data hold both 0 and 1 and nothing else; {place} runs from {low:g} to {high:g}. "
-            "Threshold it first, for example (x > 0.5), or leave the kind out."
+            "Threshold it, as (x > 0.5), or on the way in, by binarise=0.5 (--binarise 0.5); or leave the kind out."
         )
     if x.ndim != {"image": 4, "table": 2}.get(wanted, x.ndim):
         remedy = "x.reshape(n, channels, height, width)" if wanted == "image" else "x.reshape(n, -1)"

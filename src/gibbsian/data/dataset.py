@@ -41,6 +41,8 @@ class Dataset:
         The lowest and highest value that a picture's pixel can have, or ``None``.
     valid
         The validation rows of a file that brings its own, else ``None``.
+    threshold
+        The value above which grey values were read as ones, when they were, in the units of the source.
     truth
         The energy that the rows were drawn from, when the set is generated.
     notes
@@ -59,6 +61,7 @@ class Dataset:
     columns: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
     valid: Tensor | None = None
+    threshold: float | None = None
     truth: Energy | None = None
     notes: tuple[str, ...] = ()
 

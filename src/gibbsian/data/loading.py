@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gibbsian.data.arrays import from_npz, read_npy
+from gibbsian.data.binarise import as_bits, binarised
 from gibbsian.data.catalogue import CATALOGUE, DRAWN, standard_name
 from gibbsian.data.checks import (
     as_numbers,
@@ -49,6 +50,7 @@ def load(
     array: str | None = None,
     labels: Any = None,
     kind: Kind | None = None,
+    binarise: float | None = None,
 ) -> Dataset:
     """Load a data set by name, from a file or a folder, or from an array.
 
@@ -71,6 +73,8 @@ def load(
         The class of each row: the name of a column (or of an array in an ``.npz``), or one value per row.
     kind
         ``"image"``, ``"table"`` or ``"binary"``; told from the values when left out.
+    binarise
+        Read values above this part of their range as ones, the others as zeros; see `gibbsian.data.binarise`.
 
     Returns
     -------
@@ -87,11 +91,19 @@ def load(
     """
     _check_options(held_out, limit, seed)
     raw = _read(source, seed=seed, limit=limit, array=array, labels=labels)
-    return _prepare(raw, held_out=held_out, seed=seed, limit=limit, kind=kind)
+    if binarise is None:
+        return _prepare(raw, held_out=held_out, seed=seed, limit=limit, kind=kind)
+    kind = None if kind == "binary" else kind
+    return binarised(_prepare(raw, held_out=held_out, seed=seed, limit=limit, kind=kind), binarise)
 
 
 def load_rows(
-    source: str | Path | Any, *, array: str | None = None, drop: str | None = None, kind: Kind | None = None
+    source: str | Path | Any,
+    *,
+    array: str | None = None,
+    drop: str | None = None,
+    kind: Kind | None = None,
+    threshold: float | None = None,
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Load all rows in their order, to be scored: one is enough, and nothing has to vary.
 
@@ -101,6 +113,8 @@ def load_rows(
         As in `load`.
     drop
         A column of labels to leave out where there is one.
+    threshold
+        `Dataset.threshold` of the rows that the model was trained on, at which grey values become bits.
 
     Returns
     -------
@@ -125,9 +139,10 @@ def load_rows(
         x, columns, _ = as_numbers(part, raw.place, raw.columns)
         x = as_rows(x, raw.place)[0]
         check_finite(x, raw.place, columns)
-        kind_of(x, kind, raw.place)
+        # Bits need not vary here; whether they are bits the model asks itself.
+        kind_of(x, None if kind == "binary" else kind, raw.place)
         parts.append(_tensor(x, raw.place))
-    rows = torch.cat(parts)
+    rows = torch.cat(parts) if threshold is None else as_bits(torch.cat(parts), threshold)
     return rows, named(columns, rows.shape[1]) if rows.ndim == 2 else ()
 
 

@@ -94,12 +94,38 @@ class LikelihoodSummary:
         In what.
     bits_per_dimension
         Of the held-out rows, when it makes sense.
+    bounds
+        Of the held-out rows' mean, from the bracket of log Z.
     """
 
     train: Number | None = None
     held_out: Number | None = None
     unit: str = "nats in model units"
     bits_per_dimension: Number | None = None
+    bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class MachineSummary:
+    """What a restricted Boltzmann machine learned.
+
+    Attributes
+    ----------
+    weight
+        Couplings, ``(hidden, visible)``.
+    spectrum, first_spectrum
+        Their singular values, descending, and those before training.
+    activity
+        Part of the training rows in which each hidden unit is on, ``(hidden,)``.
+    covariances
+        Of some pairs of visible units: in the training rows, and in the samples.
+    """
+
+    weight: np.ndarray
+    spectrum: np.ndarray
+    first_spectrum: np.ndarray
+    activity: np.ndarray
+    covariances: tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -171,6 +197,8 @@ class ReportContent:
         Summaries; ``log_z`` may hold several estimates.
     detection
         Out-of-distribution set to column (``AUROC``, ...) to value.
+    machine
+        Of a restricted Boltzmann machine: what it learned.
     notes
         Warnings and remarks, shown first.
     """
@@ -199,6 +227,7 @@ class ReportContent:
     log_likelihood: LikelihoodSummary | None = None
     quality: QualityTable | None = None
     detection: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
+    machine: MachineSummary | None = None
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:

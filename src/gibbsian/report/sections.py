@@ -212,6 +212,8 @@ def log_z(content: ReportContent) -> str:
             "Held-out, bits per dimension": ll.bits_per_dimension,
         }
         given = {k: str(estimate(v)) for k, v in entries.items() if v is not None}
+        if ll.bounds is not None:
+            given["Held-out rows, by the bounds of log Z"] = f"{plain(ll.bounds[0], 5)} to {plain(ll.bounds[1], 5)}"
         if given:
             body += f"<h3>Mean log-likelihood per row, {text(ll.unit)}</h3>" + markup.definitions(given)
     return body
