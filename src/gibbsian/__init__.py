@@ -145,6 +145,7 @@ from gibbsian.warmup import warm_up
 if TYPE_CHECKING:
     from gibbsian.estimator import EBM
     from gibbsian.report.mixing import autocorrelation_figure, rank_figure, trace_figure
+    from gibbsian.transformer import RBMTransformer
 
 __version__ = "0.1.0"
 
@@ -156,6 +157,7 @@ PCD = PersistentContrastiveDivergence
 # What takes longer to import than all of this package waits until it is asked for.
 _LATER = {
     "EBM": "gibbsian.estimator",
+    "RBMTransformer": "gibbsian.transformer",
     "autocorrelation_figure": "gibbsian.report.mixing",
     "rank_figure": "gibbsian.report.mixing",
     "trace_figure": "gibbsian.report.mixing",
@@ -283,6 +285,7 @@ __all__ = [
     "Potts",
     "PseudoLikelihood",
     "RBMGibbs",
+    "RBMTransformer",
     "Ramp",
     "RandomWalk",
     "RankingNCE",
