@@ -15,6 +15,7 @@ evaluating them would take an energy for each.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,10 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from gibbsian.compilation import compiled
 from gibbsian.errors import DomainError, ShapeError
 from gibbsian.kernels.base import per_chain
+from gibbsian.kernels.normals import come_from_counters, draw_key, streams, uniforms_from_counters
 from gibbsian.typing import EnergyFn
 
 DISCRETE = ("boolean", "one_hot")
@@ -99,12 +102,24 @@ def check_states(energy: EnergyFn, x: Tensor, what: str = "chains") -> bool:
 
 
 def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Draw uniform numbers step by step: one tensor ``(steps, *shape)`` for each shape, of the type of ``like``."""
-    drawn = [torch.empty(steps, *shape, dtype=like.dtype, device=like.device) for shape in shapes]
+    """Draw uniform numbers step by step: one tensor ``(steps, *shape)`` for each shape, of the type of ``like``.
+
+    Of a compiled run on a CPU, many come from counters; see `gibbsian.kernels.normals`.
+    """
+    many = [come_from_counters(math.prod(shape), like) for shape in shapes]
+    own = {"dtype": like.dtype, "device": like.device}
+    drawn = [torch.empty((steps, 2), dtype=torch.int64) if m else torch.empty(steps, *s, **own) for m, s in zip(many, shapes)]
     for i in range(steps):
-        for each, shape in zip(drawn, shapes):
-            torch.rand(shape, generator=rng, out=each[i], dtype=like.dtype, device=like.device)
-    return tuple(drawn)
+        for each, shape, keyed in zip(drawn, shapes, many):
+            if keyed:
+                draw_key(rng, each[i])
+            else:
+                torch.rand(shape, generator=rng, out=each[i], **own)
+    make = compiled(uniforms_from_counters, uniforms_from_counters)
+    return tuple(
+        make(*streams(each), math.prod(shape)).view(steps, *shape) if keyed else each
+        for each, shape, keyed in zip(drawn, shapes, many)
+    )
 
 
 def gumbel(u: Tensor) -> Tensor:
