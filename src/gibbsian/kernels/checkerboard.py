@@ -45,9 +45,9 @@ class CheckerboardGibbs:
     """Sweep a square lattice of spins by heat bath, one colour of the checkerboard after the other.
 
     The same Markov chain as `BlockGibbs` on ``Ising.lattice((H, W))``, for periodic lattices with one coupling and one
-    field whose height is a multiple of 4 and whose width is even; fastest where the height is a multiple of 128. Between
-    steps the sites stay packed. Best compiled, and with many sweeps to the step, as only the end of a step is unpacked
-    and its energy evaluated.
+    field whose height is a multiple of 4 and whose width is even; fastest where the height is a multiple of 128.
+    Between steps the sites stay packed. Best compiled, and with many sweeps to the step, as only the end of a step is
+    unpacked and its energy evaluated.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def evaluate_words(energy: Any, words: Tensor, like: Tensor, bits: int) -> tuple
 
 
 def thresholds(coupling: Tensor, field: Tensor, planes: int) -> Tensor:
-    """Bits of the five probabilities of a spin up, highest plane first, as words of all ones or zeros: ``(planes, 5)``."""
+    """Bits of the five probabilities of a spin up, highest plane first, as words of all ones or none: ``(planes, 5)``."""
     up = torch.arange(-4, 5, 2, dtype=torch.float64, device=coupling.device)
     p = (2.0 * (coupling.detach().double() * up + field.detach().double())).sigmoid()
     # One below the largest whole number: a certain site is drawn as one that is all but certain, by 2^-planes.

@@ -108,7 +108,9 @@ def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...])
     """
     many = [come_from_counters(math.prod(shape), like) for shape in shapes]
     own = {"dtype": like.dtype, "device": like.device}
-    drawn = [torch.empty((steps, 2), dtype=torch.int64) if m else torch.empty(steps, *s, **own) for m, s in zip(many, shapes)]
+    drawn = [
+        torch.empty((steps, 2), dtype=torch.int64) if m else torch.empty(steps, *s, **own) for m, s in zip(many, shapes)
+    ]
     for i in range(steps):
         for each, shape, keyed in zip(drawn, shapes, many):
             if keyed:
