@@ -1,8 +1,8 @@
 """Times full sweeps of THRML over a square lattice of spins at its critical coupling.
 
-As its documentation shows: an `IsingEBM` over the edges of the torus, the two colours of the checkerboard as blocks, and
-its sampling program under `jit`; several chains by `vmap`. JAX is told to use one thread, and the process stays on one
-core. Answers each line ``CHAINS SWEEPS`` on standard input with a line of JSON.
+As its documentation shows: an `IsingEBM` over the edges of the torus, the two colours of the checkerboard as blocks,
+and its sampling program under `jit`; several chains by `vmap`. JAX is told to use one thread, and the process stays on
+one core. Answers each line ``CHAINS SWEEPS`` on standard input with a line of JSON.
 """
 
 from __future__ import annotations

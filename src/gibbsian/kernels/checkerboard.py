@@ -4,7 +4,7 @@ On a torus coupled alike along both axes, a site's law given the rest depends on
 up: :math:`p_k = \sigma(2 J (2k - 4) + 2h)`. All sites of one colour of the checkerboard are drawn at once, and 64 of
 them live in the bits of one word, where
 
-* the masks :math:`m_0, \ldots, m_4` of the sites with k neighbours up follow from the neighbours' words by and, or, xor;
+* the masks :math:`m_0, \ldots, m_4` of the sites with k neighbours up follow from the neighbours' words;
 * bit plane j of every site's threshold is :math:`t_j = \bigvee_k m_k \wedge T_{jk}`, with bit j of :math:`p_k` in T;
 * u < p is decided from the highest plane down: :math:`(<, =)` of two stretches of planes, the higher one first, is
   :math:`(<_1 \vee (=_1 \wedge <_2),\; =_1 \wedge =_2)`, so that the planes are joined in a tree.
@@ -131,7 +131,7 @@ def evaluate_words(energy: Any, words: Tensor, like: Tensor, bits: int) -> tuple
 
 
 def thresholds(coupling: Tensor, field: Tensor, planes: int) -> Tensor:
-    """Bits of the five probabilities of a spin up, highest plane first, as words of all ones or none: ``(planes, 5)``."""
+    """Bits of the five probabilities, highest plane first, as words of all ones or none: ``(planes, 5)``."""
     up = torch.arange(-4, 5, 2, dtype=torch.float64, device=coupling.device)
     p = (2.0 * (coupling.detach().double() * up + field.detach().double())).sigmoid()
     # One below the largest whole number: a certain site is drawn as one that is all but certain, by 2^-planes.

@@ -108,19 +108,21 @@ def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...])
     """
     many = [come_from_counters(math.prod(shape), like) for shape in shapes]
     own = {"dtype": like.dtype, "device": like.device}
-    drawn = [
-        torch.empty((steps, 2), dtype=torch.int64) if m else torch.empty(steps, *s, **own) for m, s in zip(many, shapes)
-    ]
-    for i in range(steps):
-        for each, shape, keyed in zip(drawn, shapes, many):
-            if keyed:
-                draw_key(rng, each[i])
+    keys = torch.empty((steps, len(shapes), 2), dtype=torch.int64)
+    if all(many):
+        # The same keys as step by step, in one call.
+        draw_key(rng, keys)
+    drawn = [torch.empty(0 if m else steps, *shape, **own) for m, shape in zip(many, shapes)]
+    for i in range(0 if all(many) else steps):
+        for k, shape in enumerate(shapes):
+            if many[k]:
+                draw_key(rng, keys[i, k])
             else:
-                torch.rand(shape, generator=rng, out=each[i], **own)
+                torch.rand(shape, generator=rng, out=drawn[k][i], **own)
     make = compiled(uniforms_from_counters, uniforms_from_counters)
     return tuple(
-        make(*streams(each), math.prod(shape)).view(steps, *shape) if keyed else each
-        for each, shape, keyed in zip(drawn, shapes, many)
+        make(*streams(keys[:, k]), math.prod(shape)).view(steps, *shape) if many[k] else drawn[k]
+        for k, shape in enumerate(shapes)
     )
 
 

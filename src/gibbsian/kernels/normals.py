@@ -83,8 +83,8 @@ def come_from_counters(numbers: int, like: Tensor) -> bool:
 
 
 def draw_key(rng: Generator, out: Tensor) -> None:
-    """Draw what tells one step's stream from others, into ``(2,)`` of int64."""
-    torch.randint(-(2**63), 2**63 - 1, (2,), generator=rng, out=out)
+    """Draw what tells one step's stream from others, into ``(..., 2)`` of int64."""
+    torch.randint(-(2**63), 2**63 - 1, out.shape, generator=rng, out=out)
 
 
 def streams(keys: Tensor) -> tuple[Tensor, Tensor]:
