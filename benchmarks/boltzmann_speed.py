@@ -41,7 +41,7 @@ from gibbsian.partition.annealed import log_weights
 from gibbsian.partition.schedule import Schedule
 
 VISIBLE, HIDDEN, BATCH, BATCHES, TEMPERATURES = 784, 500, 100, 600, 14_500
-SIDE, SWEEPS = 512, 100
+SIDE, SWEEPS = 512, 500
 THRML = ("thrml==0.1.4",)
 LIMITS = {
     "pcd / products": 1.15,
@@ -198,7 +198,7 @@ def ising_lanes(peer: Peer) -> dict[str, Lane]:
             return gb.sample(model, CheckerboardGibbs(SWEEPS), start, steps=2, rng=rng, compile=True)
 
         lanes[f"CheckerboardGibbs, {told}"] = timed(run, 2 * SWEEPS * chains)
-        lanes[f"THRML, {told}"] = peer.lane(chains, 20 if chains == 1 else 4)
+        lanes[f"THRML, {told}"] = peer.lane(chains, 60 if chains == 1 else 8)
         lanes[f"THRML, {told}"]()
     return lanes
 

@@ -5,9 +5,10 @@ up: :math:`p_k = \sigma(2 J (2k - 4) + 2h)`. All sites of one colour of the chec
 them live in the bits of one word, where
 
 * the masks :math:`m_0, \ldots, m_4` of the sites with k neighbours up follow from the neighbours' words;
-* bit plane j of every site's threshold is :math:`t_j = \bigvee_k m_k \wedge T_{jk}`, with bit j of :math:`p_k` in T;
-* u < p is decided from the highest plane down: :math:`(<, =)` of two stretches of planes, the higher one first, is
-  :math:`(<_1 \vee (=_1 \wedge <_2),\; =_1 \wedge =_2)`, so that the planes are joined in a tree.
+* bit plane j of every site's threshold is :math:`t_j = T_{j2} \oplus \bigoplus_{k \ne 2} m_k \wedge (T_{jk} \oplus
+  T_{j2})`, with bit j of :math:`p_k` in T, as two neighbours up are the most likely number;
+* u < p is decided from the highest plane down: :math:`(<, \ne)` of two stretches of planes, the higher one first, is
+  :math:`(<_1 \vee (\overline{\ne_1} \wedge <_2),\; \ne_1 \vee \ne_2)`, so that the planes are joined in a tree.
 
 A plane of random bits is a word of a counter-based generator (see `gibbsian.kernels.normals`), and probabilities are
 as fine as torch's uniform numbers of the dtype: 24 planes in float32, 48 in float64. All of it is arithmetic of whole
@@ -119,8 +120,13 @@ def sweep_once(words: Tensor, seeds: Tensor, increment: Tensor, table: Tensor, b
     bits
         To the word.
     """
-    even = _draw(words[:, 1], seeds, increment, table, bits, 0)
-    odd = _draw(even, seeds, increment, table, bits, 1)
+    planes, count = len(table), words[0, 0].numel()
+    first = seeds.view(-1, 1, 1) + torch.arange(count, device=words.device).view(1, *words.shape[2:]) * increment
+    # In one array, as a compiler writes it out once; it would list the places of the words anew for each plane.
+    even_places, odd_places = torch.stack((first, first + planes * count * increment)).unbind()
+    rise = torch.arange(planes, device=words.device).view(-1, 1, 1, 1) * (count * increment)
+    even = _draw(words[:, 1], even_places + rise, table, bits, 0)
+    odd = _draw(even, odd_places + rise, table, bits, 1)
     return torch.stack((even, odd), 1)
 
 
@@ -165,15 +171,13 @@ def unpack(words: Tensor, bits: int) -> Tensor:
     return ((rows >> torch.arange(bits, device=words.device).view(-1, 1, 1)) & 1).flatten(1, 2)
 
 
-def _draw(other: Tensor, seeds: Tensor, increment: Tensor, table: Tensor, bits: int, colour: int) -> Tensor:
-    """Draw the sites of one colour given the other's words, ``(n, R, W / 2)``."""
-    planes, count = table.shape[0], other[0].numel()
-    places = torch.arange(colour * planes * count, (colour + 1) * planes * count, device=other.device)
-    places = places.view(planes, 1, *other.shape[1:])
-    random = splitmix(seeds.view(1, -1, 1, 1) + places * increment)
-    threshold = torch.zeros_like(random)
-    for mask, plane in zip(_counts(_neighbours(other, bits, colour)), table.view(planes, 5, 1, 1, 1).unbind(1)):
-        threshold = threshold | (mask & plane)
+def _draw(other: Tensor, places: Tensor, table: Tensor, bits: int, colour: int) -> Tensor:
+    """Draw the sites of one colour given the other's words, ``(n, R, W / 2)``, with the words at ``(planes, ...)``."""
+    random = splitmix(places)
+    columns = table.view(-1, 5, 1, 1, 1).unbind(1)
+    threshold = columns[2]
+    for mask, column in zip(_counts(_neighbours(other, bits, colour)).unbind(), (*columns[:2], *columns[3:])):
+        threshold = threshold ^ (mask & (column ^ columns[2]))
     drawn = _is_below(random, threshold)
     return drawn if bits == 64 else drawn & (2**bits - 1)
 
@@ -190,29 +194,32 @@ def _neighbours(other: Tensor, bits: int, colour: int) -> tuple[Tensor, ...]:
     return above, below, other, torch.where(straight if colour == 0 else ~straight, left, right)
 
 
-def _counts(neighbours: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Masks of the sites with 0, 1, ... 4 neighbours up."""
+def _counts(neighbours: tuple[Tensor, ...]) -> Tensor:
+    """Masks of the sites with 0, 1, 3, 4 neighbours up, ``(4, n, R, W / 2)``."""
     a, b, c, d = neighbours
     one, two, other_one, other_two = a ^ b, a & b, c ^ d, c & d
     none, other_none = ~(a | b), ~(c | d)
-    return (
+    masks = (
         none & other_none,
         (one & other_none) | (none & other_one),
-        (two & other_none) | (one & other_one) | (none & other_two),
         (two & other_one) | (one & other_two),
         two & other_two,
     )
+    # In one array, as a compiler writes it out once; apart, it would count the neighbours anew for each plane.
+    return torch.stack(masks)
 
 
 def _is_below(random: Tensor, threshold: Tensor) -> Tensor:
     """Compare numbers bit plane by bit plane, ``(planes, ...)`` with the highest first: ones where u < t."""
-    less, equal = ~random & threshold, ~(random ^ threshold)
+    differ = random ^ threshold
+    less = differ & threshold
     while len(less) > 1:
-        half = len(less) // 2
-        rest = slice(2 * half, None)  # The lowest plane of an odd number waits.
-        high, low = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
-        joined = less[high] | (equal[high] & less[low]), equal[high] & equal[low]
-        less, equal = (torch.cat((new, old[rest])) if len(old) % 2 else new for new, old in zip(joined, (less, equal)))
+        both = 2 * (len(less) // 2)  # The lowest plane of an odd number waits.
+        high, low = slice(0, both, 2), slice(1, both, 2)
+        joined = less[high] | (~differ[high] & less[low]), differ[high] | differ[low]
+        less, differ = (
+            torch.cat((new, old[both:])) if len(old) % 2 else new for new, old in zip(joined, (less, differ))
+        )
     return less[0]
 
 
