@@ -186,12 +186,12 @@ def _neighbours(other: Tensor, bits: int, colour: int) -> tuple[Tensor, ...]:
     """The words of the neighbours above, below, and at both sides."""
     top, bottom = other[:, :1], other[:, -1:]
     mask = 2 ** (bits - 1) - 1
-    above = torch.cat((((bottom & mask) << 1) | ((bottom >> (bits - 1)) & 1), other[:, :-1]), 1)
-    below = torch.cat((other[:, 1:], ((top >> 1) & mask) | ((top & 1) << (bits - 1))), 1)
-    left = torch.cat((other[..., -1:], other[..., :-1]), -1)
-    right = torch.cat((other[..., 1:], other[..., :1]), -1)
+    turned = ((bottom & mask) << 1) | ((bottom >> (bits - 1)) & 1), ((top >> 1) & mask) | ((top & 1) << (bits - 1))
+    tall = torch.cat((turned[0], other, turned[1]), 1)
+    wide = torch.cat((other[..., -1:], other, other[..., :1]), -1)
     straight = _even_rows(other)
-    return above, below, other, torch.where(straight if colour == 0 else ~straight, left, right)
+    side = torch.where(straight if colour == 0 else ~straight, wide[..., :-2], wide[..., 2:])
+    return tall[:, :-2], tall[:, 2:], other, side
 
 
 def _counts(neighbours: tuple[Tensor, ...]) -> Tensor:
@@ -213,14 +213,14 @@ def _is_below(random: Tensor, threshold: Tensor) -> Tensor:
     """Compare numbers bit plane by bit plane, ``(planes, ...)`` with the highest first: ones where u < t."""
     differ = random ^ threshold
     less = differ & threshold
-    while len(less) > 1:
-        both = 2 * (len(less) // 2)  # The lowest plane of an odd number waits.
-        high, low = slice(0, both, 2), slice(1, both, 2)
-        joined = less[high] | (~differ[high] & less[low]), differ[high] | differ[low]
-        less, differ = (
-            torch.cat((new, old[both:])) if len(old) % 2 else new for new, old in zip(joined, (less, differ))
-        )
-    return less[0]
+    while len(less) % 2 == 0:
+        high, low = slice(0, None, 2), slice(1, None, 2)
+        less, differ = less[high] | (~differ[high] & less[low]), differ[high] | differ[low]
+    # What is left of 24 or 48 planes is three.
+    found, above = less[0], differ[0]
+    for here, apart in zip(less[1:].unbind(), differ[1:].unbind()):
+        found, above = found | (~above & here), above | apart
+    return found
 
 
 def _even_rows(words: Tensor) -> Tensor:
