@@ -97,7 +97,8 @@ class CheckerboardGibbs:
         x, (words,) = state.x, state.memory
         table = thresholds(*_coupling_and_field(energy), PLANES.get(x.dtype, 24))
         owner = owner_of(energy)
-        sweep, finish = (compiled(fn, owner) if wanted() else fn for fn in (sweep_once, evaluate_words))
+        sweep: Any = compiled(sweep_once, owner) if wanted() else sweep_once
+        finish: Any = compiled(evaluate_words, owner) if wanted() else evaluate_words
         bits = word_bits(x.shape[1])
         for seeds, increment in zip(*noise):
             words = sweep(words, seeds, increment, table, bits)
