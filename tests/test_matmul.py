@@ -48,7 +48,9 @@ def network(width):
 
 
 @needs_compiler
-@pytest.mark.parametrize(("chains", "width", "used"), [(300, 32, True), (20, 32, False), (300, 8, False)])
+@pytest.mark.parametrize(
+    ("chains", "width", "used"), [(300, 32, True), (20, 32, False), (300, 8, False), (40, 256, True)]
+)
 def test_chains_are_the_same_and_only_large_products_are_replaced(chains, width, used, replaced, monkeypatch):
     monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 2)
     energy, start = network(width), torch.randn(chains, 3, generator=seeded())

@@ -22,6 +22,9 @@ from torch import Tensor
 ROWS, COLUMNS = 256, 16
 """Smallest products that are worth a call of oneDNN."""
 
+MULTIPLICATIONS = 2**21
+"""Of fewer rows, those that take as many multiplications as this."""
+
 THIN = 4
 """Terms, or columns, up to which a product is written out."""
 
@@ -77,12 +80,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.nn.functional.linear(x, weight, bias)
 
 
+def is_worth_a_call(rows: int, terms: int, columns: int) -> bool:
+    """Whether a product is large enough for oneDNN, whose calls take ten microseconds more than torch's."""
+    many = rows >= ROWS or (rows >= COLUMNS and rows * terms * columns >= MULTIPLICATIONS)
+    return many and min(terms, columns) >= COLUMNS
+
+
 def replace_products(graph: torch.fx.Graph) -> int:
     """Put oneDNN's products in the place of torch's; return how many."""
     count = 0
     for node, x, weight, bias in _products(graph):
         out, w = node.meta["val"], weight.meta["val"]
-        if out.dtype != torch.float32 or out.shape[0] < ROWS or min(w.shape) < COLUMNS:
+        if out.dtype != torch.float32 or not is_worth_a_call(out.shape[0], *w.shape):
             continue
         with graph.inserting_before(node):
             turned = _call(graph, torch.ops.aten.permute.default, weight, [1, 0])
@@ -146,7 +155,7 @@ def products_pass(onednn: bool) -> Any:
                 replace_products(graph)
 
         def uuid(self) -> str:
-            return f"gibbsian.matmul 2{' onednn' if onednn else ''}"
+            return f"gibbsian.matmul 3{' onednn' if onednn else ''}"
 
     return Products()
 

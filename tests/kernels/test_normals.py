@@ -9,6 +9,7 @@ from scipy import stats
 import gibbsian as gb
 from contracts import seeded
 from gibbsian.compilation import wanting
+from gibbsian.kernels.discrete import uniforms
 from gibbsian.kernels.normals import (
     MANY,
     _cosine_and_sine,
@@ -17,6 +18,8 @@ from gibbsian.kernels.normals import (
     normals,
     normals_and_uniforms,
     splitmix,
+    uniforms_from_counters,
+    varied,
 )
 from gibbsian.sampling import sample
 from kernels.test_compiled import needs_compiler
@@ -130,3 +133,48 @@ def test_many_compiled_chains_keep_their_distribution_and_go_on_exactly():
     rng.manual_seed(1)
     first = sample(base, gb.HMC(0.5, leapfrog=3), start, steps=7, rng=rng, compile=True)
     assert torch.equal(sample(base, gb.HMC(0.5, leapfrog=3), first.state, steps=5, rng=rng, compile=True).x, out.x)
+
+
+def counted_uniforms(steps=3, m=400_000):
+    keys = torch.randint(-(2**63), 2**63 - 1, (2, steps, 1), generator=seeded(7))
+    return uniforms_from_counters(keys[0], varied(keys[1]), m)
+
+
+def assert_independent_uniforms(u):
+    """Chi-square of high, middle and low bits, and of pairs of halves, neighbours and steps; false alarms 1 in 1000."""
+    assert float(u.min()) >= 0.0
+    assert float(u.max()) < 1.0
+    whole = (u.double() * 2.0**24).long()
+    assert torch.equal(whole.double() * 2.0**-24, u.double())
+    half = u.shape[1] // 2
+    for cells in (whole >> 16, (whole >> 8) & 255, whole & 255):
+        assert stats.chisquare(torch.bincount(cells.flatten(), minlength=256).numpy()).pvalue > 1e-4
+    for one, other in ((u[:, :half], u[:, half:]), (u[:, :-1], u[:, 1:]), (u[:-1], u[1:])):
+        pairs = (one * 16).long() * 16 + (other * 16).long()
+        assert stats.chisquare(torch.bincount(pairs.flatten(), minlength=256).numpy()).pvalue > 1e-4
+
+
+def test_uniform_numbers_are_uniform_and_independent():
+    assert_independent_uniforms(counted_uniforms())
+
+
+def test_uniform_numbers_that_are_not_are_caught():
+    u = counted_uniforms()
+    for twin in (u**1.02, u[:1].expand(3, -1), torch.cat((u[:, :200_000], u[:, :200_000]), 1), u.round(decimals=4)):
+        with pytest.raises(AssertionError):
+            assert_independent_uniforms(twin)
+
+
+@needs_compiler
+def test_two_blocks_of_uniforms_are_one_and_the_compiled_ones_are_the_eager_ones():
+    like, shapes = torch.zeros(4, 3), ((4, MANY), (4,))
+    with wanting(True):
+        whole = uniforms(3, rng := seeded(), like, *shapes)
+        rng.manual_seed(0)
+        parts = [uniforms(steps, rng, like, *shapes) for steps in (2, 1)]
+    for each, one, other in zip(whole, *parts):
+        assert torch.equal(each, torch.cat((one, other)))
+    key = torch.randint(-(2**63), 2**63 - 1, (2,), generator=seeded())
+    assert torch.equal(whole[0][0].flatten(), uniforms_from_counters(key[:1, None], varied(key[1:, None]), 4 * MANY)[0])
+    eager = uniforms(1, seeded(), like, *shapes)
+    assert torch.equal(eager[0][0], torch.rand(shapes[0], generator=seeded()))

@@ -71,6 +71,10 @@ class Layer(Protocol):
         """A of each unit."""
         ...
 
+    def total_partition(self, field: Tensor) -> Tensor:
+        """A of all units together, ``(n,)``."""
+        ...
+
     def draw(self, law: Natural, u: Tensor) -> Tensor:
         """States from uniform numbers."""
         ...
@@ -166,15 +170,15 @@ class TwoLayers:
         own = self.visible.own_energy(v) - _dot(s, self.visible_bias) + field @ self.hidden_offset
         plain = isinstance(self.strength, float) and self.strength == 1.0
         if plain and not self.sites and not self.rest:
-            return own - self.hidden.log_partition(field).sum(1), None
-        tempered = self.hidden.log_partition(self._scaled(field)).sum(1)
+            return own - self.hidden.total_partition(field), None
+        tempered = self.hidden.total_partition(self._scaled(field))
         free = self.strength * own + sum((w * e(v) for w, e, _ in self.sites), start=0.0 * own) - tempered
         if self.is_path:
             idle = self.hidden.log_partition(torch.zeros_like(field[:1])).sum()
             return free + (1.0 - self.strength) * idle, None
         if plain and not self.rest:
             return free, None
-        excess = tempered - self.strength * self.hidden.log_partition(field).sum(1)
+        excess = tempered - self.strength * self.hidden.total_partition(field)
         excess = excess + sum((w * e(v) for w, e in self.rest), start=0.0 * own)
         return free + excess, excess
 
@@ -182,7 +186,7 @@ class TwoLayers:
         """Free energy of hidden states, ``(n,)``: of the machine at strength 1, the visible layer summed out."""
         field = self.visible_field(h)
         own = self.hidden.own_energy(h) - _dot(self.hidden.statistic(h) - self.hidden_offset, self.hidden_bias)
-        return own + field @ self.visible_offset - self.visible.log_partition(field).sum(1)
+        return own + field @ self.visible_offset - self.visible.total_partition(field)
 
     def _scaled(self, value: Any) -> Any:
         return value if isinstance(self.strength, float) and self.strength == 1.0 else self.strength * value

@@ -137,6 +137,22 @@ class Ising(Energy):
             return 2.0 * (self.interaction(s) + self.field)
         return _placed(2.0 * (self.interaction(s, block) + self.field[block]), x, block)
 
+    def coupling_and_field(self) -> tuple[Tensor, Tensor]:
+        """The one coupling and the one field of a square torus, 0-d each, as `CheckerboardGibbs` asks for them.
+
+        Raises
+        ------
+        OptionError
+            If they are not one each, or the lattice is another.
+        """
+        j, h = getattr(self.interaction, "coupling", None), self.field.flatten()
+        alike = j is not None and bool((j == j[0]).all()) and bool((h == h[0]).all())
+        if j is None or not alike or len(self.interaction.shape) != 2 or not self.interaction.periodic:
+            raise OptionError(
+                f"{self!r} is no torus of two dimensions with one coupling and one field; BlockGibbs sweeps it."
+            )
+        return j[0], h[0]
+
     @property
     def blocks(self) -> tuple[Tensor | slice, ...]:
         """Sites that are independent given the rest."""

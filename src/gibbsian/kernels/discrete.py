@@ -15,6 +15,7 @@ evaluating them would take an energy for each.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,10 @@ from torch import Generator, Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from gibbsian.compilation import compiled
 from gibbsian.errors import DomainError, ShapeError
 from gibbsian.kernels.base import per_chain
+from gibbsian.kernels.normals import come_from_counters, draw_key, streams, uniforms_from_counters
 from gibbsian.typing import EnergyFn
 
 DISCRETE = ("boolean", "one_hot")
@@ -99,12 +102,28 @@ def check_states(energy: EnergyFn, x: Tensor, what: str = "chains") -> bool:
 
 
 def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """Draw uniform numbers step by step: one tensor ``(steps, *shape)`` for each shape, of the type of ``like``."""
-    drawn = [torch.empty(steps, *shape, dtype=like.dtype, device=like.device) for shape in shapes]
-    for i in range(steps):
-        for each, shape in zip(drawn, shapes):
-            torch.rand(shape, generator=rng, out=each[i], dtype=like.dtype, device=like.device)
-    return tuple(drawn)
+    """Draw uniform numbers step by step: one tensor ``(steps, *shape)`` for each shape, of the type of ``like``.
+
+    Of a compiled run on a CPU, many come from counters; see `gibbsian.kernels.normals`.
+    """
+    many = [come_from_counters(math.prod(shape), like) for shape in shapes]
+    own = {"dtype": like.dtype, "device": like.device}
+    keys = torch.empty((steps, len(shapes), 2), dtype=torch.int64)
+    if all(many):
+        # The same keys as step by step, in one call.
+        draw_key(rng, keys)
+    drawn = [torch.empty(0 if m else steps, *shape, **own) for m, shape in zip(many, shapes)]
+    for i in range(0 if all(many) else steps):
+        for k, shape in enumerate(shapes):
+            if many[k]:
+                draw_key(rng, keys[i, k])
+            else:
+                torch.rand(shape, generator=rng, out=drawn[k][i], **own)
+    make = compiled(uniforms_from_counters, uniforms_from_counters)
+    return tuple(
+        make(*streams(keys[:, k]), math.prod(shape)).view(steps, *shape) if many[k] else drawn[k]
+        for k, shape in enumerate(shapes)
+    )
 
 
 def gumbel(u: Tensor) -> Tensor:

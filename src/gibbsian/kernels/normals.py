@@ -1,4 +1,4 @@
-r"""Normal noise for many chains: torch's own generator for few numbers, a counter-based one for many on a CPU.
+r"""Noise for many chains: torch's own generator for few numbers, a counter-based one for many on a CPU.
 
 Torch draws normals on a CPU from a Mersenne Twister, one word after the other; for ten thousand chains of a cheap
 energy that is most of a Langevin step. A counter-based generator makes any word of its stream directly, so that a
@@ -8,7 +8,8 @@ processor makes many at once:
    (z_j, z_j') = \sqrt{-2 \log u_j}\,(\cos 2\pi v_j, \sin 2\pi v_j),
 
 where mix is SplitMix64's, u and v are the halves of a word, and the seed s and the odd increment :math:`\gamma` are
-drawn anew for every step from the caller's generator. Uncompiled, those many passes over the words would be slower than
+drawn anew for every step from the caller's generator. Uniform numbers are words cut into halves of 24 bits, which are
+as fine as torch's own. Uncompiled, those many passes over the words would be slower than
 torch; so it serves compiled runs only, whose chains then differ from uncompiled ones as by another seed.
 
 `Fast splittable pseudorandom number generators (Steele, Lea & Flood, 2014) <https://doi.org/10.1145/2660193.2660195>`_;
@@ -60,21 +61,48 @@ def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int
         How many tensors ``(steps, n)`` of uniform numbers to return behind the normals.
     """
     shape, own = tuple(like.shape), {"dtype": like.dtype, "device": like.device}
-    many = wanted() and like.numel() >= MANY and like.dtype == torch.float32 and like.device.type == "cpu"
+    many = come_from_counters(like.numel(), like)
     z = torch.empty(0 if many else steps, *shape, **own)
     u = [torch.empty(steps, shape[0], **own) for _ in range(uniforms)]
     keys = torch.empty((steps, 2), dtype=torch.int64)
     for i in range(steps):
         if many:
-            torch.randint(-(2**63), 2**63 - 1, (2,), generator=rng, out=keys[i])
+            draw_key(rng, keys[i])
         else:
             torch.randn(shape, generator=rng, out=z[i], **own)
         for each in u:
             torch.rand(shape[:1], generator=rng, out=each[i], **own)
     if many:
-        increments = torch.tensor([[_odd_and_varied(k)] for k in keys[:, 1].tolist()])
-        z = compiled(from_counters, from_counters)(keys[:, :1], increments, like.numel()).view(steps, *shape)
+        z = compiled(from_counters, from_counters)(*streams(keys), like.numel()).view(steps, *shape)
     return z, *u
+
+
+def come_from_counters(numbers: int, like: Tensor) -> bool:
+    """Whether so many numbers of one step, of the type of ``like``, are better made from counters."""
+    return wanted() and numbers >= MANY and like.dtype == torch.float32 and like.device.type == "cpu"
+
+
+def draw_key(rng: Generator, out: Tensor) -> None:
+    """Draw what tells one step's stream from others, into ``(..., 2)`` of int64."""
+    torch.randint(-(2**63), 2**63 - 1, out.shape, generator=rng, out=out)
+
+
+def streams(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Seeds and odd increments of keys ``(steps, 2)``, each ``(steps, 1)``."""
+    return keys[:, :1], varied(keys[:, 1:])
+
+
+def varied(increments: Tensor) -> Tensor:
+    """Make increments of any shape odd, and rid them of long runs of equal bits."""
+    own = [_odd_and_varied(k) for k in increments.flatten().tolist()]
+    return torch.tensor(own, dtype=torch.int64, device=increments.device).view(increments.shape)
+
+
+def uniforms_from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:
+    """Return m uniform numbers in [0, 1) per step, ``(steps, m)``, multiples of 2^-24; seeds as above."""
+    w = splitmix(seeds + torch.arange((m + 1) // 2) * increments)
+    halves = (((w >> place) & (2**24 - 1)).to(torch.int32).float() * 2.0**-24 for place in (40, 8))
+    return torch.stack(tuple(halves), 1).flatten(1)[:, :m].contiguous()
 
 
 def from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:

@@ -199,7 +199,7 @@ def log_weights(
     i = 0
     while i < inner:
         count = size if inner - i >= size else 1
-        energies = [path(b) for b in betas[i + 1 : i + 1 + count]]
+        energies = _energies(path, betas[i + 1 : i + 1 + count], compile and fixed)
         kernels = settings[i : i + count]
         run: Any = compiled(anneal_block, owner_of(energies[0])) if compile and fixed else anneal_block
         with wanting(compile):
@@ -207,6 +207,16 @@ def log_weights(
         i += count
     last = path(betas[-1])(state.x)
     return sign * (gained + (state.energy - last).double())
+
+
+def _energies(path: Path, betas: Tensor, together: bool) -> list[Any]:
+    """The energies at some temperatures; those of a compiled block are one module, where the path's can tell others.
+
+    A compiled block looks at every module that it is given before each run, which takes longer than the call.
+    """
+    if together and (at := getattr(first := path(betas[0]), "at", None)) is not None:
+        return [first, *(at(b) for b in betas[1:].unbind())]
+    return [path(b) for b in betas]
 
 
 def anneal_block(

@@ -145,11 +145,16 @@ class IntermediateRBM(Energy):
 
     beta: Tensor
 
-    def two_layers(self, x: Tensor) -> TwoLayers:
-        """The machine with the base beside it."""
+    def two_layers(self, x: Tensor, beta: Tensor | None = None) -> TwoLayers:
+        """The machine with the base beside it, at another beta if one is given."""
+        beta = self.beta if beta is None else beta
         law = cast(Natural, cast(Any, self.base).natural)
-        beside = ((1.0 - self.beta, self.base, law),)
-        return replace(self.energy.two_layers(x), strength=self.beta, sites=beside, is_path=True)
+        beside = ((1.0 - beta, self.base, law),)
+        return replace(self.energy.two_layers(x), strength=beta, sites=beside, is_path=True)
+
+    def at(self, beta: Tensor) -> AtBeta:
+        """The machine at another beta, without a module of its own: a compiled block of many has one to look at."""
+        return AtBeta(self, beta)
 
     def forward(self, x: Tensor) -> Tensor:
         """Free energy of each row."""
@@ -159,6 +164,36 @@ class IntermediateRBM(Energy):
     def extra_repr(self) -> str:
         """Where on the path."""
         return f"{self.energy!r}, beta={float(self.beta):.4g}"
+
+
+@dataclass(frozen=True)
+class AtBeta:
+    """An intermediate machine at another beta than its own; what compiled blocks of `ais` walk through.
+
+    Parameters
+    ----------
+    energy
+        Any machine of the path.
+    beta
+        0-d.
+    """
+
+    energy: IntermediateRBM
+    beta: Tensor
+
+    @property
+    def support(self) -> Any:
+        """Where the visible units live."""
+        return self.energy.support
+
+    def two_layers(self, x: Tensor) -> TwoLayers:
+        """The machine with the base beside it."""
+        return self.energy.two_layers(x, self.beta)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Free energy of each row."""
+        machine = self.two_layers(x)
+        return machine.energy(x, machine.hidden_field(x))[0]
 
 
 def rbm_path(base: Tractable, energy: Layered) -> Path:
