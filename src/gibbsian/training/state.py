@@ -171,8 +171,8 @@ class TrainingState:
                 if version_of(machine) != version:
                     own = (machine.weight, machine.visible_bias, machine.hidden_bias)
                     # What is not trained has no average, and has moved with the machine.
-                    held = [average[p] if p in average else p.detach().clone() for p in own]
-                    machine.carry(*held, (visible, hidden))
+                    weight, b, c = (average[p] if p in average else p.detach().clone() for p in own)
+                    machine.carry(weight, b, c, (visible, hidden))
 
     @torch.no_grad()
     def use_average(self) -> None:
