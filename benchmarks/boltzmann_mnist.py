@@ -8,7 +8,7 @@ Three parts, each written to ``results/boltzmann_mnist.json`` and ``.md`` when i
 * ``784-500``: PCD on bits drawn with the grey levels as probabilities; the likelihood lies between bounds by annealing
   both ways. `On the quantitative analysis of deep belief networks (Salakhutdinov & Murray, 2008)
   <https://doi.org/10.1145/1390156.1390266>`_.
-* ``neural``: a convolutional energy on pixels cut at a half, by PCD with a sampler that follows gradients over bits; an
+* ``neural``: a multilayer energy on pixels cut at a half, by PCD with a sampler that follows gradients over bits; an
   RBM of 500 units on the same bits, for the same processor time.
 
 MNIST is read from the folder in GIBBSIAN_DATA. ``--runs`` keeps checkpoints: a run that was stopped goes on where it
@@ -60,6 +60,9 @@ PUBLISHED: dict[str, Any] = FIXED | {
 }
 """Plain stochastic gradients, with the last weights as the result."""
 
+COMPILED_FROM = 100
+"""Hidden units from which rounds are compiled: below, a step is hardly any arithmetic."""
+
 SMALL_EPOCHS, SMALL_WEIGHTS = 50, 0.2
 """The published example's epochs, and the standard deviation of its first weights."""
 
@@ -85,7 +88,20 @@ LARGE_SETTINGS: dict[str, Any] = FIXED | {
 TEMPERATURES, CHAINS, REST = 15_000, 200, 5000
 """Of the annealing of 500 units: temperatures, chains each way, and Gibbs steps before draws count as the model's."""
 
-NEURAL_STEPS, NEURAL_TEMPERATURES, NEURAL_CHAINS = 6000, 6000, 64
+NEURAL_WIDTHS, NEURAL_STEPS, NEURAL_MOVES, NEURAL_BUFFER = (512, 512), 12_000, 10, 1000
+"""Of the neural energy: hidden layers, steps of training, steps of a chain in each of them, chains that are kept."""
+
+NEURAL_KERNEL = gb.PathAuxiliary(3)
+NEURAL_SETTINGS: dict[str, Any] = FIXED | {
+    "learning_rate": 1e-3,
+    "betas": (0.0, 0.99),
+    "ema_decay": 0.998,
+    "clip_norm": 1.0,
+    "warmup_steps": 100,
+}
+NEURAL_TEMPERATURES, NEURAL_CHAINS = 15_000, 100
+RIVAL_EPOCHS = 100
+"""Of the machine on the same bits, which take about as long as the neural energy."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,7 @@ def train(
     machine = gb.RBM(784, hidden, weight_scale=how.get("weight_scale", 0.01), rng=rng)
     machine.start_at(rows, SMOOTHING, centred)
     persistent = gb.PCD(
-        gb.RBMGibbs(), machine.base(rows), steps=1, buffer_size=BATCH, restart=0.0, compile=hidden > 100
+        gb.RBMGibbs(), machine.base(rows), steps=1, buffer_size=BATCH, restart=0.0, compile=hidden >= COMPILED_FROM
     )
     objective = gb.Centred(persistent, rate=0.01) if centred else persistent
     steps = options.scaled(round(EPOCH * epochs))
@@ -242,35 +258,39 @@ def between_bounds(
 
 
 def neural_energy(rows: Tensor, options: Options) -> tuple[gb.Energy, Tractable]:
-    """A small convolutional network plus independent bits with the rows' means."""
+    """A network, plus independent bits with the rows' means."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        net = gb.ConvEnergy((1, 28, 28), widths=(16, 32, 64))
-    means = (0.98 * rows.mean(0) + 0.01).view(1, 28, 28)
-    base = gb.Bernoulli(probs=means)
+        net = gb.MLP(784, NEURAL_WIDTHS)
+    base = gb.Bernoulli(probs=(1.0 - BASE) * rows.mean(0) + 0.5 * BASE)
     return net + base, base
 
 
 def run_neural(options: Options) -> dict[str, Any]:
-    """A neural energy, and a machine that has as long."""
+    """A neural energy, and a machine on the same bits."""
     bits = cut(load("mnist"))
     energy, base = neural_energy(bits.train, options)
-    kernel = gb.PathAuxiliary(4)
-    rng = generator(options.seed, 6)
-    persistent = gb.PCD(kernel, base, steps=10, buffer_size=1000, restart=0.0)
-    settings = FIXED | {"learning_rate": 1e-3, "betas": (0.0, 0.99), "ema_decay": 0.998, "clip_norm": 1.0}
-    steps = options.scaled(NEURAL_STEPS)
-    rows = bits.train.view(-1, 1, 28, 28)
+    compile = NEURAL_WIDTHS[0] >= COMPILED_FROM
+    rng, steps = generator(options.seed, 6), options.scaled(NEURAL_STEPS)
+    persistent = gb.PCD(
+        NEURAL_KERNEL, base, steps=NEURAL_MOVES, buffer_size=NEURAL_BUFFER, restart=0.0, compile=compile
+    )
     with Stopwatch() as watch:
+        where = options.runs / "neural"
         done = gb.fit(
-            energy, rows, persistent, rng=rng, steps=steps, folder=options.runs / "neural", resume=True, **settings
+            energy, bits.train, persistent, rng=rng, steps=steps, folder=where, resume=True, **NEURAL_SETTINGS
         )
     print(f"neural: {done}, {watch.cpu:.0f} s of processor time", flush=True)
-    start = persistent.buffer.positions[: options.scaled(NEURAL_CHAINS, 4)]
-    draws = gb.sample(energy, kernel, start, steps=options.scaled(REST, 5), rng=rng).x
-    judged = between_bounds(energy, base, draws, kernel, None, NEURAL_TEMPERATURES, bits, options)
+    with Stopwatch() as rest:
+        start = persistent.buffer.sample(options.scaled(NEURAL_CHAINS, 4), rng)
+        draws = gb.sample(energy, NEURAL_KERNEL, start, steps=options.scaled(REST, 5), rng=rng).x
+    judged = between_bounds(energy, base, draws, NEURAL_KERNEL, None, NEURAL_TEMPERATURES, bits, options)
     draw_neural(options.pictures / "neural-bits.png", bits.test, draws)
-    return {"budget": options.budget, "neural": judged | {"cpu": watch.cpu, "steps": steps}}
+    found = {"neural": judged | {"cpu": watch.cpu, "rest_cpu": rest.cpu, "steps": steps}, "budget": options.budget}
+    rival = train("500-cut", bits.train, 500, RIVAL_EPOCHS, LARGE_SETTINGS, options)
+    judged = judge_machine(rival, bits, options)
+    del judged["draws"]
+    return found | {"rbm": judged | {"cpu": rival.seconds, "steps": rival.steps}}
 
 
 PARTS: dict[str, tuple[Callable[[Options], dict[str, Any]], Callable[[Mapping[str, Any]], str]]] = {

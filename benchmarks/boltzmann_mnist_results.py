@@ -74,7 +74,7 @@ def large_section(part: Mapping[str, Any]) -> str:
 
 def neural_section(part: Mapping[str, Any]) -> str:
     """Likelihood of the neural energy beside the machines' on the same bits."""
-    names = {"neural": "convolutional energy", "rbm": "784-500 on the same bits"}
+    names = {"neural": "multilayer energy, 784-512-512-1", "rbm": "784-500 on the same bits"}
     rows = [bounded_row(told, part[name]) for name, told in names.items() if name in part]
     return "\n\n".join(("## A neural energy, pixels cut at a half", table(HEADER, rows)))
 
