@@ -270,11 +270,8 @@ def run_neural(options: Options) -> dict[str, Any]:
     """A neural energy, and a machine on the same bits."""
     bits = cut(load("mnist"))
     energy, base = neural_energy(bits.train, options)
-    compile = NEURAL_WIDTHS[0] >= COMPILED_FROM
     rng, steps = generator(options.seed, 6), options.scaled(NEURAL_STEPS)
-    persistent = gb.PCD(
-        NEURAL_KERNEL, base, steps=NEURAL_MOVES, buffer_size=NEURAL_BUFFER, restart=0.0, compile=compile
-    )
+    persistent = gb.PCD(NEURAL_KERNEL, base, steps=NEURAL_MOVES, buffer_size=NEURAL_BUFFER, restart=0.0)
     with Stopwatch() as watch:
         where = options.runs / "neural"
         done = gb.fit(
