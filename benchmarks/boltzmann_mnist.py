@@ -88,12 +88,12 @@ LARGE_SETTINGS: dict[str, Any] = FIXED | {
 TEMPERATURES, CHAINS, REST = 15_000, 200, 5000
 """Of the annealing of 500 units: temperatures, chains each way, and Gibbs steps before draws count as the model's."""
 
-NEURAL_WIDTHS, NEURAL_STEPS, NEURAL_MOVES, NEURAL_BUFFER = (512, 512), 12_000, 10, 1000
+NEURAL_WIDTHS, NEURAL_STEPS, NEURAL_MOVES, NEURAL_BUFFER = (512, 512), 12_000, 10, 200
 """Of the neural energy: hidden layers, steps of training, steps of a chain in each of them, chains that are kept."""
 
-NEURAL_KERNEL = gb.PathAuxiliary(3)
+NEURAL_KERNEL = gb.PathAuxiliary(6)
 NEURAL_SETTINGS: dict[str, Any] = FIXED | {
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-4,
     "betas": (0.0, 0.99),
     "ema_decay": 0.998,
     "clip_norm": 1.0,
