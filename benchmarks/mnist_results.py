@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,11 @@ def tiles(x: Tensor, columns: int) -> Any:
 
 
 def draw_panels(name: str, panels: Mapping[str, Any], across: int) -> None:
+    """Write panels of tiles beside the results."""
+    save_panels(common.RESULTS / f"mnist-{name}.png", panels, across)
+
+
+def save_panels(path: Path, panels: Mapping[str, Any], across: int) -> None:
     """Write panels of tiles with titles, as a small grey PNG."""
     from matplotlib.figure import Figure
     from PIL import Image
@@ -37,8 +43,8 @@ def draw_panels(name: str, panels: Mapping[str, Any], across: int) -> None:
         space.set_title(title, fontsize=9)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
-    common.RESULTS.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("L").quantize(16).save(common.RESULTS / f"mnist-{name}.png", optimize=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.open(buffer).convert("L").quantize(16).save(path, optimize=True)
 
 
 def main_section(part: Mapping[str, Any]) -> str:

@@ -209,6 +209,71 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path):
         assert torch.equal(a, b)
 
 
+class Noting(Objective):
+    """Note the parameters that the machine would have at offsets of 0, and as they are, before each step."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.objective, self.at_zero, self.as_they_are = objective, [], []
+
+    def note(self, energy):
+        w, b, c = (p.detach().clone() for p in (energy.weight, energy.visible_bias, energy.hidden_bias))
+        self.as_they_are.append((w, b, c))
+        self.at_zero.append((w, b - w @ energy.hidden_offset, c - energy.visible_offset @ w))
+
+    def forward(self, energy, batch, rng):
+        self.note(energy)
+        return self.objective(energy, batch, rng)
+
+
+def averaged(noted, decay):
+    """The average over steps that fit documents."""
+    mean = [p.clone() for p in noted[0]]
+    for t, parameters in enumerate(noted[1:]):
+        d = min(decay, (1 + t) / (10 + t))
+        mean = [d * a + (1 - d) * p for a, p in zip(mean, parameters)]
+    return mean
+
+
+@pytest.mark.parametrize("kind", [("bernoulli", "bernoulli"), ("spin", "relu")], ids="-".join)
+def test_weights_are_averaged_at_one_pair_of_offsets(kind):
+    """Whichever they are: the mean of biases at offsets that moved would be another machine, and is told apart."""
+    energy = machine(*kind)
+    data = energy.base().sample(300, seeded(2))
+    objective = Noting(Centred(ContrastiveDivergence(RBMGibbs()), rate=0.3))
+    options = {"optimizer": "sgd", "learning_rate": 0.3, "warmup_steps": 0, "clip_norm": 0.0, "ema_decay": 0.9}
+    own = Noting(objective)
+    gb.fit(
+        energy,
+        data,
+        objective,
+        steps=25,
+        rng=seeded(4),
+        batch_size=32,
+        log_every=1,
+        callbacks=[lambda record: own.note(energy) if record.get("step") == 25 else None],
+        **options,
+    )
+    own.note(energy)
+    last, found = own.at_zero
+    expected = averaged([*objective.at_zero, last], 0.9)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    naive = averaged([*objective.as_they_are, own.as_they_are[0]], 0.9)
+    assert float((naive[2] - own.as_they_are[1][2]).abs().max()) > 0.01
+
+
+def test_averages_of_a_machine_with_a_frozen_bias_leave_it_alone():
+    energy = machine("bernoulli", "bernoulli")
+    energy.visible_bias.requires_grad_(False)
+    before = energy.visible_bias - energy.weight @ energy.hidden_offset
+    data = energy.base().sample(100, seeded(2))
+    energy.weight.requires_grad_(False)
+    gb.fit(energy, data, Centred(ContrastiveDivergence(RBMGibbs()), 0.5), steps=5, rng=seeded(), batch_size=32)
+    after = energy.visible_bias - energy.weight @ energy.hidden_offset
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-12)
+
+
 def test_compiled_rounds_are_the_eager_ones(graphs):
     energy = machine("bernoulli", "spin")
     data = energy.base().sample(20, seeded(2))

@@ -44,11 +44,11 @@ def test_the_maximum_likelihood_estimate_is_reached():
     assert result.events == []
 
 
-def reference(data, settings, clip=True):
+def reference(data, settings, clip=True, build=torch.optim.AdamW):
     """The same training written out plainly, with torch's unfused optimiser."""
     energy, objective, rng = Bowl(), ExactLikelihood(), seeded()
     seed = int(torch.randint(2**31, (), generator=rng))
-    optimizer = torch.optim.AdamW(energy.parameters(), betas=settings.betas, weight_decay=settings.weight_decay)
+    optimizer = build(energy.parameters(), betas=settings.betas, weight_decay=settings.weight_decay)
     average = [p.detach().clone() for p in energy.parameters()]
     per_epoch = len(data) // settings.batch_size
     for t in range(settings.steps):
@@ -79,6 +79,25 @@ def test_the_loop_is_adamw_with_warmup_cosine_clipping_and_averaging():
     for p, expected in zip(fitted.parameters(), reference(data, settings)):
         # The clipping factor passes through float32.
         torch.testing.assert_close(p.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_sgd_follows_the_gradient_with_momentum():
+    settings = TrainingSettings(
+        steps=23, batch_size=8, optimizer="sgd", momentum=0.6, learning_rate=0.03, warmup_steps=4, clip_norm=0.7
+    )
+    data = rows(45)
+
+    def run(momentum):
+        def plain(params, **_):
+            return torch.optim.SGD(params, settings.learning_rate, momentum=momentum)
+
+        fitted = fit(Bowl(), data, ExactLikelihood(), rng=seeded(), settings=settings).energy
+        return [p.detach() for p in fitted.parameters()], reference(data, settings, build=plain)
+
+    for p, expected in zip(*run(0.6)):
+        torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-7)
+    for p, twin in zip(*run(0.0)):
+        assert not torch.allclose(p, twin, rtol=1e-3, atol=1e-4)
 
 
 def test_a_loop_without_clipping_is_told_apart():

@@ -277,11 +277,26 @@ class RBM(Energy):
         """
         if not 0.0 <= rate <= 1.0:
             raise OptionError(f"The sliding factor lies between 0 and 1; got {rate}.")
-        by_visible, by_hidden = rate * (visible - self.visible_offset), rate * (hidden - self.hidden_offset)
-        self.visible_bias.add_(self.weight @ by_hidden)
-        self.hidden_bias.add_(by_visible @ self.weight)
-        self.visible_offset.add_(by_visible)
-        self.hidden_offset.add_(by_hidden)
+        before = self.visible_offset.clone(), self.hidden_offset.clone()
+        self.visible_offset.add_(rate * (visible - before[0]))
+        self.hidden_offset.add_(rate * (hidden - before[1]))
+        self.carry(self.weight, self.visible_bias, self.hidden_bias, before)
+
+    @torch.no_grad()
+    def carry(self, weight: Tensor, visible_bias: Tensor, hidden_bias: Tensor, offsets: tuple[Tensor, Tensor]) -> None:
+        """Rewrite biases, in place, that stood at other offsets for the present ones; their density stays as it is.
+
+        The parameters need not be the machine's own: averages of them follow in the same way.
+
+        Parameters
+        ----------
+        weight, visible_bias, hidden_bias
+            The parameters of one machine; the biases are changed.
+        offsets
+            Visible and hidden offsets at which they stood.
+        """
+        visible_bias.add_(weight @ (self.hidden_offset - offsets[1]))
+        hidden_bias.add_((self.visible_offset - offsets[0]) @ weight)
 
     def check_states(self, x: Tensor, what: str = "the data") -> None:
         """Refuse visible states off the units' domain, with what to do about them.

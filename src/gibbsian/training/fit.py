@@ -1,13 +1,15 @@
 r"""Fitting an energy to data: one loop.
 
 Every step draws a batch, asks the objective for a loss, clips the gradient's norm, and moves energy and objective with
-AdamW. The weights that are returned are an exponential average over steps,
+AdamW or plain SGD. The weights that are returned are an exponential average over steps,
 
 .. math::
 
     \bar\theta_t = d_t\, \bar\theta_{t-1} + (1 - d_t)\, \theta_t, \qquad d_t = \min(d, \tfrac{1 + t}{10 + t}),
 
 which takes out most of the noise that short chains put into the gradient; the growing decay forgets the first steps.
+Where the offsets of a Boltzmann machine move, the average is rewritten at the new ones: it is the mean of the weights
+that the machine would have at fixed offsets, whichever these are.
 Between two records nothing waits for the device.
 """
 
@@ -181,7 +183,7 @@ def take_step(state: TrainingState, batch: Batch) -> None:
     """Move the weights by one step; a gradient that is not finite moves nothing (unless health is off)."""
     settings, optimizer = state.settings, state.optimizer
     try:
-        with state.seeded():
+        with state.seeded(), state.followed():
             loss = checked_loss(state.objective(state.energy, batch, state.rng))
     except RuntimeError as error:
         if state.step == 0 and any(word in str(error) for word in ("dtype", "same device")):

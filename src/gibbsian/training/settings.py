@@ -17,7 +17,7 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    r"""How `fit` trains: AdamW, a warmed-up and decaying learning rate, averaged weights, and when to step in.
+    r"""How `fit` trains: the optimiser, a warmed-up and decaying learning rate, averages, and when to step in.
 
     At step :math:`t` of :math:`T` the learning rate is
 
@@ -40,14 +40,18 @@ class TrainingSettings:
 
     steps: int = _setting(2000, "Optimiser steps in all.")
     batch_size: int = _setting(128, "Rows of data per step; all of them when there are fewer.")
-    learning_rate: float = _setting(1e-3, "AdamW's learning rate after the warm-up.")
+    optimizer: str = _setting(
+        "adamw", "'adamw' scales each weight's step by its gradients' size; 'sgd' follows the gradient itself."
+    )
+    learning_rate: float = _setting(1e-3, "Learning rate after the warm-up.")
     betas: tuple[float, float] = _setting((0.9, 0.999), "AdamW's decay rates of the first and second moment.")
+    momentum: float = _setting(0.0, "SGD's momentum: what is left of the last step in the next one.")
     warmup_steps: int = _setting(100, "Steps over which the learning rate rises linearly from zero.")
     decay: str = _setting(
         "cosine", "'cosine' lowers the learning rate to its floor over all steps; 'constant' keeps it."
     )
     final_learning_rate_factor: float = _setting(0.1, "The cosine's floor, as a fraction of learning_rate.")
-    weight_decay: float = _setting(0.0, "AdamW's decoupled weight decay, per step and unit of learning rate.")
+    weight_decay: float = _setting(0.0, "Weight decay per step and unit of learning rate; AdamW's is decoupled.")
     clip_norm: float = _setting(1.0, "Gradients with a larger L2 norm are scaled down to it; 0 turns clipping off.")
     ema_decay: float = _setting(
         0.999, "Decay per step of the averaged weights that the fit returns; 0 returns the last weights themselves."
@@ -110,6 +114,10 @@ class TrainingSettings:
         factor = self.rollback_learning_rate_factor
         _require(self, "rollback_learning_rate_factor", _number(factor) and 0 < factor <= 1, "above 0, up to 1")
         _require(self, "ema_decay", _number(self.ema_decay) and 0 <= self.ema_decay < 1, "from 0 to below 1")
+        _require(self, "optimizer", self.optimizer in ("adamw", "sgd"), "'adamw' or 'sgd'")
+        _require(self, "momentum", _number(self.momentum) and 0 <= self.momentum < 1, "from 0 to below 1")
+        fits = self.optimizer == "sgd" or self.momentum == 0
+        _require(self, "momentum", fits, "0 with optimizer='adamw', whose betas do its work")
         _require(self, "health", isinstance(self.health, bool), "True or False")
         good = len(self.betas) == 2 and all(_number(b) and 0 <= b < 1 for b in self.betas)
         _require(self, "betas", good, "two numbers from 0 to below 1")

@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.layers import dropout_layers
 from gibbsian.errors import ModelFileError
 from gibbsian.objectives.base import Batch, Objective, context_of
@@ -58,9 +59,7 @@ class TrainingState:
         named = trained_parameters(energy, objective)
         self.names, self.params = list(named), list[Tensor](named.values())
         self.average = [p.detach().clone() for p in self.params]
-        self.optimizer = torch.optim.AdamW(
-            self.params, settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
-        )
+        self.optimizer = optimizer_of(self.params, settings)
         self.health = Health(settings, DataScale.of(data.x))
         # Evenly spread, for data may come sorted.
         n = len(data)
@@ -156,10 +155,37 @@ class TrainingState:
         self.rng.set_state(state["rng"])
         self.restore_model(state)
 
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Let averages follow where an objective moves a Boltzmann machine's offsets, as its weights do.
+
+        They always stand at the present offsets; a mean of biases that belong to different ones would mean nothing.
+        """
+        machines = [part for part in self.energy.modules() if isinstance(part, RBM)]
+        before = [(m.visible_offset.clone(), m.hidden_offset.clone(), version_of(m)) for m in machines]
+        try:
+            yield
+        finally:
+            average = dict(zip(self.params, self.average))
+            for machine, (visible, hidden, version) in zip(machines, before):
+                if version_of(machine) != version:
+                    own = (machine.weight, machine.visible_bias, machine.hidden_bias)
+                    # What is not trained has no average, and has moved with the machine.
+                    weight, b, c = (average[p] if p in average else p.detach().clone() for p in own)
+                    machine.carry(weight, b, c, (visible, hidden))
+
     @torch.no_grad()
     def use_average(self) -> None:
         """Put the averaged weights into the modules."""
         torch._foreach_copy_(self.params, self.average)
+
+
+def optimizer_of(params: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Build the optimiser that is named, fused: it takes the clip factor and what to leave out as tensors."""
+    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(params, momentum=settings.momentum, **common)
+    return torch.optim.AdamW(params, betas=settings.betas, **common)
 
 
 class Order:
@@ -189,6 +215,11 @@ class Order:
             self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
             self.epoch = (seed, epoch)
         return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def version_of(machine: RBM) -> tuple[int, int]:
+    """How often the offsets were written to: whether they moved is known without waiting for the device."""
+    return machine.visible_offset._version, machine.hidden_offset._version
 
 
 def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
