@@ -61,6 +61,7 @@ from gibbsian.energies.unet import NoiseConditionalUNet
 from gibbsian.energies.units import BernoulliUnits, CategoricalUnits, SpinUnits
 from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
+from gibbsian.kernels.checkerboard import CheckerboardGibbs
 from gibbsian.kernels.discrete_langevin import DiscreteLangevin
 from gibbsian.kernels.domains import Reflected, Wrapped
 from gibbsian.kernels.dynamic_hmc import DynamicHMC
@@ -202,6 +203,7 @@ __all__ = [
     "CategoricalUnits",
     "Centred",
     "Checkerboard",
+    "CheckerboardGibbs",
     "ClassChanges",
     "ClassifierEnergy",
     "CompleteData",
