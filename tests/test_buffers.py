@@ -32,16 +32,16 @@ def numbered(restart: float = 0.0, cls: type[ReplayBuffer] = ReplayBuffer) -> Re
 class Permuted(ReplayBuffer):
     """The broken twin: right chains, right slots, wrong order."""
 
-    def write(self, slots, x, steps):
-        super().write(Slots(slots.index.sort().values, slots.x, slots.age, slots.context), x, steps)
+    def write(self, slots, x, steps, hot=None):
+        super().write(Slots(slots.index.sort().values, slots.x, slots.age, slots.context), x, steps, hot)
 
 
 class Forgetful(ReplayBuffer):
     """A broken twin that leaves the labels of restarted chains behind."""
 
-    def write(self, slots, x, steps):
+    def write(self, slots, x, steps, hot=None):
         kept = {name: value[slots.index] for name, value in self.context.items()}
-        super().write(Slots(slots.index, slots.x, slots.age, kept), x, steps)
+        super().write(Slots(slots.index, slots.x, slots.age, kept), x, steps, hot)
 
 
 def check_slots(buffer: ReplayBuffer) -> None:

@@ -261,8 +261,8 @@ def test_a_quartic_family_is_recovered(persistent):
 class Permuted(ReplayBuffer):
     """The broken twin: chains go back to one another's slots."""
 
-    def write(self, slots, x, steps):
-        super().write(slots, x[slots.index.argsort()], steps)
+    def write(self, slots, x, steps, hot=None):
+        super().write(slots, x[slots.index.argsort()], steps, hot)
 
 
 class Labelled(Energy):

@@ -130,15 +130,15 @@ class Up:
 class Elsewhere(ReplayBuffer):
     """The broken twin: ages go to other slots than positions."""
 
-    def write(self, slots, x, steps):
-        super().write(Slots(slots.index, slots.x, slots.age.flip(0), slots.context), x, steps)
+    def write(self, slots, x, steps, hot=None):
+        super().write(Slots(slots.index, slots.x, slots.age.flip(0), slots.context), x, steps, hot)
 
 
 class Permuted(ReplayBuffer):
     """The broken twin: chains go to one another's slots."""
 
-    def write(self, slots, x, steps):
-        super().write(Slots(slots.index.sort().values, slots.x, slots.age, slots.context), x, steps)
+    def write(self, slots, x, steps, hot=None):
+        super().write(Slots(slots.index.sort().values, slots.x, slots.age, slots.context), x, steps, hot)
 
 
 def check_rounds(cls=ReplayBuffer, fraction=1.0):
