@@ -155,7 +155,7 @@ def score(
         Of the split of the reference, where the score is fitted to a half of it.
     """
     from gibbsian.models import load_model
-    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table
+    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, verdict
 
     if out is not None:
         check_ending(out, (".csv",))
@@ -167,20 +167,18 @@ def score(
         usual = reference_rows(run, model, reference, array)
         detector = detector_for(model, usual, by, false_positive_rate, _generator(seed))
     table = score_table(model, rows, log_z, detector, by)
-    told = "" if detector is None else f"{int(table['foreign'].sum())} of {len(table)} rows are foreign by {by}: "
-    told += "" if detector is None else f"{detector.calibration_}."
+    text = table.to_csv(index_label="row")
     if out is None:
-        print(table.to_csv(index_label="row"), end="")
-        if told:
-            _console(stderr=True).print(told, soft_wrap=True)
-        return
-    write_file(out, table.to_csv(index_label="row").encode())
-    known = (
-        "log_prob uses the log Z of gibbsian evaluate" if log_z is not None else "no log Z yet: run gibbsian evaluate"
-    )
-    _console().print(f"{len(table)} scores in {out} (higher is more likely; {known})")
-    if told:
-        _console().print(told, soft_wrap=True)
+        print(text, end="")
+    else:
+        write_file(out, text.encode())
+        known = (
+            "no log Z yet: run gibbsian evaluate" if log_z is None else "log_prob uses the log Z of gibbsian evaluate"
+        )
+        _console().print(f"{len(table)} scores in {out} (higher is more likely; {known})")
+    if detector is not None:
+        # Where the table goes to the terminal, or through a pipe, nothing else stands between its lines.
+        _console(stderr=out is None).print(verdict(table, detector, by), soft_wrap=True)
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], seed: int = 0) -> None:

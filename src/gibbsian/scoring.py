@@ -65,11 +65,14 @@ def reference_rows(run: Path, model: Model, reference: str, array: str | None) -
     ------
     DataError
         If they do not fit the model.
-    InputError
-        If the run's own held-out rows are asked for, and it is not known what it was trained on.
+    OptionError, InputError
+        If the run's own held-out rows are asked for, and there are none, or it is not known what it was trained on.
     """
     if reference == HELD_OUT:
-        return reload_data(run).held_out
+        rows = reload_data(run).held_out
+        if len(rows) == 0:
+            raise OptionError(f"{run} was trained without held-out rows. Give others: --reference FILE.")
+        return rows
     rows = model_rows(run, model, reference, array)
     if known_settings(run).get("data") == lasting(reference):
         warnings.warn(
@@ -134,3 +137,8 @@ def score_table(model: Model, rows: Tensor, log_z: float | None, detector: Detec
         table["p_value"] = detector.p_values(rows)
         table["foreign"] = detector.predict(rows) < 0
     return table
+
+
+def verdict(table: pd.DataFrame, detector: Detector, by: By) -> str:
+    """Say how many rows are foreign, by what threshold, and what that guarantees."""
+    return f"{table['foreign'].to_numpy().sum()} of {len(table)} rows are foreign by {by}: {detector.calibration_}."

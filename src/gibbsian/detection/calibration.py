@@ -177,11 +177,8 @@ def calibrate(scores: Any, false_positive_rate: float = 0.05, *, confidence: flo
     ShapeError, InputError
         If the scores are no vector, or hold NaN.
     """
-    _check_share(false_positive_rate, "false_positive_rate")
-    if confidence is not None:
-        _check_share(confidence, "confidence")
-    values = _vector(scores, "The reference scores").sort().values
     needed = rows_needed(false_positive_rate, confidence)
+    values = _vector(scores, "The reference scores").sort().values
     if len(values) < needed:
         extra = "" if confidence is None else f" with confidence {confidence:g}"
         raise OptionError(
@@ -200,9 +197,10 @@ def rows_needed(false_positive_rate: float, confidence: float | None = None) -> 
     false_positive_rate, confidence
         As in `calibrate`.
     """
-    alpha = Fraction(str(false_positive_rate))
+    _check_share(false_positive_rate, "false_positive_rate")
     if confidence is None:
-        return math.ceil(1 / alpha) - 1
+        return math.ceil(1 / Fraction(str(false_positive_rate))) - 1
+    _check_share(confidence, "confidence")
     # The highest score is the threshold: all n rows lie below the quantile with probability (1 - alpha)^n.
     n = max(1, math.floor(math.log1p(-confidence) / math.log1p(-false_positive_rate)))
     return n if _rank(n, false_positive_rate, confidence) <= n else n + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Generator, Tensor
 
 from gibbsian.detection.base import Score, check_scored, one_each, parted
-from gibbsian.detection.calibration import Calibration, calibrate
-from gibbsian.errors import ArgumentTypeError
+from gibbsian.detection.calibration import Calibration, calibrate, rows_needed
+from gibbsian.errors import ArgumentTypeError, OptionError
 
 
 class Detector(OutlierMixin, BaseEstimator):
@@ -156,4 +157,11 @@ def detector_of(
         If a part is empty, or too small for the rate.
     """
     fitted, reference = parted(rows, share, rng)
+    needed = rows_needed(false_positive_rate, confidence)
+    if len(reference) < needed:
+        raise OptionError(
+            f"Of {len(rows)} rows, {len(fitted)} fit the score and {len(reference)} are left to calibrate it; a false "
+            f"positive rate of {false_positive_rate:g} needs {needed} there. Give "
+            f"{math.ceil(needed / (1 - share)) + 1} rows or more, lower share, or ask for a higher rate."
+        )
     return Detector(make(fitted), false_positive_rate=false_positive_rate, confidence=confidence).fit(reference)

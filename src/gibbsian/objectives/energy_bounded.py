@@ -38,8 +38,8 @@ class EnergyBounded(Objective):
         Foreign rows to learn from, ``(m, *event)``: any others than those to be detected later. They are not saved with
         the objective.
     inside_bound, outside_bound
-        :math:`m_\mathrm{in} < m_\mathrm{out}`, nats. Take the first near the mean energy of the data under the classifier
-        as it is, and the second above that of the foreign rows.
+        :math:`m_\mathrm{in} < m_\mathrm{out}`, nats. Take the first near the mean energy of the data under the
+        classifier as it is, and the second above that of the foreign rows.
     weight
         :math:`\lambda`, 0 or more.
 
