@@ -87,7 +87,7 @@ def test_the_approximate_mass_is_the_gradient_of_the_energy_of_points():
 
 
 def test_sure_rows_keep_their_order():
-    sure = torch.tensor([[30.0, 0.0], [40.0, 0.0]])
+    sure = torch.tensor([[20.0, 0.0], [30.0, 0.0]])
     found = MaxProbability(lambda x: x)(sure)
     assert found[0] > found[1] > 0
 

@@ -45,14 +45,15 @@ class Columns:
     @staticmethod
     def of(values: Tensor) -> Columns:
         """Those that give reference features mean 0 and variance 1, where they vary."""
-        variance = values.var(0)
-        if not bool(variance.max() > 0):
+        spread = values.std(0)
+        varies = spread > 1e-10 * values.abs().amax(0)
+        if not bool(varies.any()):
             raise DataError(
                 f"The {values.shape[1]} features are the same at all {len(values)} reference rows; no distance is "
                 "usual. Take other features or rows."
             )
-        # A column that hardly varies would be blown up to rounding errors.
-        return Columns(values.mean(0), variance.clamp_min(1e-12 * variance.max()).sqrt())
+        # A column that does not vary has no unit of its own, and is measured in the largest of the others.
+        return Columns(values.mean(0), torch.where(varies, spread, spread[varies].max()))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Standardised features."""
