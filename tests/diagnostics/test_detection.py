@@ -79,8 +79,8 @@ def test_average_precision_of_either_kind(positive):
     # The other kind, the other sign and the other order each give another number.
     other = "inside" if positive == "outside" else "outside"
     for wrong in (
-        by_hand(inside.tolist(), outside.tolist(), other),
-        by_hand(outside.tolist(), inside.tolist(), positive),
+        by_hand(inside, outside, other),
+        by_hand(outside, inside, positive),
     ):
         assert abs(found.value - wrong) > 0.05
 
