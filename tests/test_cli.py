@@ -175,6 +175,85 @@ def test_scores_go_to_a_file_or_to_the_terminal(run, csv, tmp_path, table):
     np.testing.assert_allclose(kept["score"], -kept["energy"] - np.log(scale).sum(), rtol=0, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """New rows of the kind that the run was trained on."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(120, 2))
+    path = tmp_path_factory.mktemp("usual") / "usual.csv"
+    rows = np.column_stack([x[:, 0], x[:, 0] ** 2 + 0.3 * x[:, 1]])
+    pd.DataFrame(rows, columns=["length", "width"]).to_csv(path, index=False)
+    return path
+
+
+def call_score(*words):
+    """A table of scores as it comes through a pipe, and what is said beside it."""
+    code, out, err = call("score", *words)
+    assert code == 0, err
+    return pd.read_csv(io.StringIO(out), index_col="row"), err
+
+
+def test_rows_are_held_against_a_reference(run, csv, usual, tmp_path):
+    rows = write(tmp_path / "new.csv", "length,width\n0.1,0.2\n40,-40\n")
+    plain, said = call_score(run, rows)
+    assert said == ""
+    table, said = call_score(run, rows, "--reference", usual)
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+    assert table["p_value"][1] == pytest.approx(1 / 121)
+    assert table["foreign"].tolist() == [False, True]
+    assert "1 of 2 rows are foreign by energy" in said
+    # 121 times 0.95 is 114.95.
+    assert "number 115 of 120 reference scores" in said
+    assert "at most 0.05 of rows" in said
+    told = done("score", run, rows, "--reference", usual, "--out", tmp_path / "scores.csv")
+    assert "2 scores" in told
+    assert "1 of 2 rows are foreign" in told
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "scores.csv", index_col="row"), table)
+    _, said = call_score(run, rows, "--reference", usual, "--false-positive-rate", 0.25)
+    assert "at most 0.25 of rows" in said
+
+
+@pytest.mark.parametrize("by", ["typicality", "gradient"])
+def test_other_scores_of_foreign_rows(run, usual, tmp_path, by):
+    rows = write(tmp_path / "new.csv", "length,width\n0.1,0.2\n40,-40\n")
+    table, said = call_score(run, rows, "--reference", usual, "--by", by)
+    assert f"foreign by {by}" in said
+    assert ("of 60 reference" if by == "typicality" else "of 120 reference") in said
+    assert table["foreign"][1]
+    assert table[by][1] > table[by][0]
+
+
+def test_levels_of_a_model_that_has_them(tmp_path, csv, usual):
+    folder = tmp_path / "run"
+    words = ("--objective", "multi-level-denoising", "--steps", 3, "--width", 8, *QUIET)
+    done("train", csv, *words, "--out", folder)
+    rows = write(tmp_path / "new.csv", "length,width\n40,-40\n")
+    table, _ = call_score(folder, rows, "--reference", usual, "--by", "levels")
+    assert table["foreign"].tolist() == [True]
+
+
+def test_held_out_rows_of_the_run_are_a_reference(run, csv):
+    _, said = call_score(run, csv, "--reference", "held-out", "--false-positive-rate", 0.4)
+    assert "at most 0.4 of rows" in said
+    assert re.search(
+        r"held-out|reference rows cannot hold.*: 19 are needed", refused("score", run, csv, "--reference", "held-out")
+    )
+
+
+def test_what_is_wrong_with_a_reference_is_said(run, csv, usual, tmp_path):
+    few = write(tmp_path / "few.csv", "length,width\n" + "1,2\n" * 10)
+    assert "10 reference rows cannot hold" in refused("score", run, csv, "--reference", few)
+    assert "19 are needed" in refused("score", run, csv, "--reference", few)
+    assert "--reference" in refused("score", run, csv, "--by", "typicality")
+    assert "noise levels" in refused("score", run, csv, "--reference", usual, "--by", "levels")
+    other = write(tmp_path / "other.csv", "length,height\n" + "1,2\n" * 30)
+    assert "columns length, height" in refused("score", run, csv, "--reference", other)
+    assert "between 0 and 1" in refused("score", run, csv, "--reference", usual, "--false-positive-rate", 5)
+    assert "none.csv" in refused("score", run, csv, "--reference", tmp_path / "none.csv")
+    _, said = call_score(run, csv, "--reference", csv)
+    assert "is what the model was trained on" in said
+
+
 def test_scores_come_in_the_rows_order_for_any_number_of_rows(run, csv, tmp_path, table):
     whole = pd.read_csv(io.StringIO(done("score", run, csv)))
     for rows in ([7], [3, 3, 3], [9, 1]):

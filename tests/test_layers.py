@@ -22,7 +22,7 @@ LAYERS = (
     {"sampling", "buffers", "data"},
     {"short_run"},
     {"objectives", "partition", "adaptation", "annealing", "ladders"},
-    {"warmup", "microcanonical_adaptation", "path_adaptation"},
+    {"warmup", "microcanonical_adaptation", "path_adaptation", "detection"},
     {"bridges"},
     {"training"},
     {"recipes"},
@@ -31,6 +31,7 @@ LAYERS = (
     {"estimator", "transformer", "report", "applications"},
     {"evaluation", "options"},
     {"runs"},
+    {"scoring"},
     {"cli"},
     {"__main__"},
 )

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from gibbsian.errors import DataError, GibbsianError, InputError, StorageError, TrainingInterrupted
-from gibbsian.options import DataOptions, override_class, spell_out
+from gibbsian.errors import GibbsianError, InputError, OptionError, StorageError, TrainingInterrupted
+from gibbsian.options import By, DataOptions, override_class, spell_out
 from gibbsian.runs import (
     EVALUATED,
     check_ending,
@@ -25,12 +25,9 @@ from gibbsian.runs import (
     history,
     load_data,
     prepare,
-    reading_of,
     reload_data,
-    require_same_columns,
     saved_command,
     saved_log_z,
-    threshold_of,
     write_file,
     write_rows,
 )
@@ -127,8 +124,14 @@ def score(
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")],
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     array: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
+    reference: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None,
+    by: By = "energy",
+    false_positive_rate: float = 0.05,
+    seed: int = 0,
 ) -> None:
     """Score rows with a trained model: energy, unnormalised log-density, and log-density where log Z is known.
+
+    With a reference, also say which rows are foreign to it, with a guaranteed rate of false alarms.
 
     Parameters
     ----------
@@ -140,39 +143,42 @@ def score(
         A .csv file with one line per row; printed when left out.
     array
         Array of an .npz to read.
+    reference
+        Rows of the usual kind that the model was not trained on, as for DATA, or held-out for those of the run. Adds
+        p-values and flags of foreign rows.
+    by
+        What tells foreign rows: their energy, its distance from the usual, the length of its gradient, or energies at
+        several noise levels.
+    false_positive_rate
+        Part of rows like the reference that may be called foreign.
+    seed
+        Of the split of the reference, where the score is fitted to a half of it.
     """
-    import pandas as pd
-
-    from gibbsian.data.loading import load_rows
     from gibbsian.models import load_model
+    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, verdict
 
-    model = load_model(run)
     if out is not None:
         check_ending(out, (".csv",))
-    labels = reading_of(run).get("labels")
-    rows, columns = load_rows(
-        data,
-        array=array,
-        drop=labels,
-        kind=model.recipe.kind,
-        threshold=threshold_of(run),  # type: ignore[arg-type]
-    )
-    if tuple(rows.shape[1:]) != tuple(model.recipe.shape):
-        raise DataError(f"{data} has rows of shape {tuple(rows.shape[1:])}; the model scores {model.recipe.shape}.")
-    require_same_columns(columns_of(run), columns, data)
-    energy = model.energies(rows).double()
-    table = pd.DataFrame({"energy": energy.numpy(), "score": (model.scaling.log_det - energy).numpy()})
-    log_z = saved_log_z(run)
-    if log_z is not None:
-        table["log_prob"] = table["score"] - log_z
+    if reference is None and by != "energy":
+        raise OptionError(f"--by {by} compares rows with a reference: add --reference FILE, or --reference held-out.")
+    model, log_z = load_model(run), saved_log_z(run)
+    rows, detector = model_rows(run, model, data, array), None
+    if reference is not None:
+        usual = reference_rows(run, model, reference, array)
+        detector = detector_for(model, usual, by, false_positive_rate, _generator(seed))
+    table = score_table(model, rows, log_z, detector, by)
+    text = table.to_csv(index_label="row")
     if out is None:
-        print(table.to_csv(index_label="row"), end="")
-        return
-    write_file(out, table.to_csv(index_label="row").encode())
-    known = (
-        "log_prob uses the log Z of gibbsian evaluate" if log_z is not None else "no log Z yet: run gibbsian evaluate"
-    )
-    _console().print(f"{len(table)} scores in {out} (higher is more likely; {known})")
+        print(text, end="")
+    else:
+        write_file(out, text.encode())
+        known = (
+            "no log Z yet: run gibbsian evaluate" if log_z is None else "log_prob uses the log Z of gibbsian evaluate"
+        )
+        _console().print(f"{len(table)} scores in {out} (higher is more likely; {known})")
+    if detector is not None:
+        # Where the table goes to the terminal, or through a pipe, nothing else stands between its lines.
+        _console(stderr=out is None).print(verdict(table, detector, by), soft_wrap=True)
 
 
 def evaluate(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], seed: int = 0) -> None:
@@ -381,10 +387,10 @@ def _generator(seed: int) -> Any:
     return torch.Generator().manual_seed(seed)
 
 
-def _console() -> Console:
+def _console(stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, stderr=stderr)
 
 
 def _complain(message: str, what: str = "error") -> None:

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+By = Literal["energy", "typicality", "gradient", "levels"]
+"""What tells foreign rows on the command line."""
+
 SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 
 

@@ -54,7 +54,7 @@ def prepare(folder: Path, options: Any, dataset: Dataset, command: str) -> None:
             "--out FOLDER."
         )
     kept = {
-        "data": _lasting(options.data),
+        "data": lasting(options.data),
         "reading": dataclasses.asdict(options.reading),
         "columns": list(dataset.columns),
         "threshold": dataset.threshold,
@@ -83,7 +83,7 @@ def clear(folder: Path, names: Sequence[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def _lasting(source: str) -> str:
+def lasting(source: str) -> str:
     """Write a path such that it is found from any folder; names of built-in data stay as they are."""
     from gibbsian.data.catalogue import CATALOGUE, standard_name
 

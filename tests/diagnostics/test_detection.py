@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from gibbsian.diagnostics.detection import auroc, false_positive_rate
+from gibbsian.diagnostics.detection import auroc, average_precision, false_positive_rate
 from gibbsian.diagnostics.estimate import Estimate, plain, with_error
-from gibbsian.errors import InputError
+from gibbsian.errors import InputError, OptionError
 
 # Five and a half standard errors: one false alarm in 26 million for a normal statistic.
 Z = 5.5
@@ -56,3 +56,54 @@ def test_numbers_are_written_to_the_error():
     assert with_error(1.5) == "1.5 ± ?"
     assert with_error(math.nan, 0.1) == "NaN"
     assert plain(-math.inf) == "−∞"
+
+
+def by_hand(inside, outside, positive):
+    """Precision times the recall gained, threshold by threshold, from the definition."""
+    sought, other = (outside, inside) if positive == "outside" else ([-v for v in inside], [-v for v in outside])
+    area, before = 0.0, 0.0
+    for t in sorted({*sought}, reverse=True):
+        hits, wrong = sum(v >= t for v in sought), sum(v >= t for v in other)
+        area += (hits / len(sought) - before) * hits / (hits + wrong)
+        before = hits / len(sought)
+    return area
+
+
+@pytest.mark.parametrize("positive", ["inside", "outside"])
+def test_average_precision_of_either_kind(positive):
+    rng = torch.Generator().manual_seed(0)
+    inside, outside = energies(30, 0.0, 1).round(decimals=1), energies(12, 1.0, 2).round(decimals=1)
+    found = average_precision(inside, outside, positive=positive, rng=rng, resamples=2)
+    inside, outside = inside.tolist(), outside.tolist()
+    assert found.value == pytest.approx(by_hand(inside, outside, positive))
+    # The other kind, the other sign and the other order each give another number.
+    other = "inside" if positive == "outside" else "outside"
+    for wrong in (
+        by_hand(inside, outside, other),
+        by_hand(outside, inside, positive),
+    ):
+        assert abs(found.value - wrong) > 0.05
+
+
+def test_average_precision_of_chance_is_the_share_and_of_parted_sets_one():
+    rng = torch.Generator().manual_seed(0)
+    zeros, ones, far = torch.zeros(30), torch.ones(10), torch.tensor([math.inf] * 10)
+    for positive, share in (("inside", 0.75), ("outside", 0.25)):
+        assert average_precision(zeros, zeros[:10], positive=positive, rng=rng, resamples=2).value == share
+        assert average_precision(zeros, ones, positive=positive, rng=rng, resamples=2).value == 1.0
+        assert average_precision(zeros, far, positive=positive, rng=rng, resamples=2).value == 1.0
+
+
+def test_the_error_of_average_precision_is_its_spread():
+    rng = torch.Generator().manual_seed(0)
+    sets = [(energies(150, 0.0, 3 + s), energies(100, 1.0, 500 + s)) for s in range(60)]
+    values = [average_precision(a, b, positive="outside", rng=rng, resamples=2).value for a, b in sets]
+    found = average_precision(*sets[0], positive="outside", rng=rng, resamples=200)
+    assert found.stderr == pytest.approx(float(torch.tensor(values).std()), rel=0.45)
+
+
+def test_the_positive_class_is_named():
+    with pytest.raises(OptionError, match="Did you mean 'inside'"):
+        average_precision(torch.zeros(3), torch.ones(3), positive="insides", rng=torch.Generator())
+    with pytest.raises(InputError, match="1 of 1"):
+        average_precision(torch.zeros(3), torch.tensor([math.nan]), positive="inside", rng=torch.Generator())

@@ -8,13 +8,13 @@ Do Deep Generative Models Know What They Don't Know? (Nalisnick et al., 2019) <h
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Generator
 
 from gibbsian.diagnostics.estimate import Estimate, bootstrap_stderr, picks
-from gibbsian.errors import InputError, OptionError, ShapeError
+from gibbsian.errors import InputError, OptionError, ShapeError, unknown_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +89,51 @@ def false_positive_rate(
         return rate(*(s[picks(len(s), (len(s),), rng).cpu().numpy()] for s in (low, high)))
 
     return Estimate(rate(low, high), bootstrap_stderr(resampled, resamples))
+
+
+def average_precision(
+    inside: Any, outside: Any, *, positive: Literal["inside", "outside"], rng: Generator, resamples: int = 200
+) -> Estimate:
+    """Area under precision against recall (AUPR) for one of the two kinds: chance is that kind's share of the points.
+
+    Unlike `auroc` it depends on which kind is sought and on the numbers of points, so that the kind must be named. It
+    is the sum over thresholds of precision times the recall gained there, without interpolation.
+
+    Parameters
+    ----------
+    inside, outside
+        Energies ``(n,)`` and ``(m,)``; infinite ones rank last.
+    positive
+        The kind sought: ``"outside"`` by high energies, ``"inside"`` by low ones.
+    rng
+        The generator of the bootstrap that gives the error, both sets resampled.
+    resamples
+        Bootstrap resamples.
+
+    Raises
+    ------
+    OptionError
+        If ``positive`` names neither set.
+    ShapeError, InputError
+        If a set is empty or holds NaN.
+    """
+    from sklearn.metrics import average_precision_score
+
+    if positive not in ("inside", "outside"):
+        raise unknown_name("positive class", str(positive), ("inside", "outside"))
+    low, high = _ranks(inside, outside)
+
+    def area(a: np.ndarray, b: np.ndarray) -> float:
+        import numpy as np
+
+        sought, other = (b, a) if positive == "outside" else (-a, -b)
+        truth = np.repeat([1, 0], [len(sought), len(other)])
+        return float(average_precision_score(truth, np.concatenate([sought, other])))
+
+    def resampled() -> float:
+        return area(*(s[picks(len(s), (len(s),), rng).cpu().numpy()] for s in (low, high)))
+
+    return Estimate(area(low, high), bootstrap_stderr(resampled, resamples))
 
 
 def _ranks(inside: Any, outside: Any) -> tuple[np.ndarray, np.ndarray]:

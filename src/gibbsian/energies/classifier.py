@@ -13,6 +13,7 @@ class probability: it is what a classifier leaves open, and an energy-based mode
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from gibbsian.energies.base import Combination, Energy, formula
 from gibbsian.energies.neural import select
 from gibbsian.energies.tractable import shape_of
-from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 
 
 class ClassifierEnergy(Energy):
@@ -32,8 +33,8 @@ class ClassifierEnergy(Energy):
     Parameters
     ----------
     net
-        From points ``(n, *event)`` to logits ``(n, K)``: any module, or one of the library's networks made with
-        ``classes=K``, as ``MLP(2, classes=3)``.
+        From points ``(n, *event)`` to logits ``(n, K)``, or to an object that holds them as ``logits``: any module, or
+        one of the library's networks made with ``classes=K``, as ``MLP(2, classes=3)``.
     classes
         K, 2 or more.
     event_shape
@@ -71,10 +72,7 @@ class ClassifierEnergy(Energy):
         ShapeError
             If the network's output is of another shape.
         """
-        # The library's networks are energies, which pick one of their outputs; here all are wanted. Another module's
-        # "outputs" may be anything, such as its last layer.
-        all_outputs = getattr(self.net, "outputs", self.net) if isinstance(self.net, Energy) else self.net
-        values = all_outputs(x)
+        values = outputs_of(self.net, x)
         if not isinstance(values, Tensor) or tuple(values.shape) != (x.shape[0], self.classes):
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ShapeError(
@@ -127,6 +125,49 @@ class ClassEnergy(Energy):
     def extra_repr(self) -> str:
         """The classifier."""
         return formula(self.energy)
+
+
+def outputs_of(net: nn.Module | Callable[..., Any], x: Tensor) -> Any:
+    """Call a classifier, and take the logits out of what it returns where that is an object which holds them."""
+    # The library's networks are energies, which pick one of their outputs; here all are wanted. Another module's
+    # "outputs" may be anything, such as its last layer.
+    all_outputs = getattr(net, "outputs", net) if isinstance(net, Energy) else net
+    values = all_outputs(x)
+    return values if isinstance(values, Tensor) else getattr(values, "logits", values)
+
+
+def check_logits(values: Tensor) -> None:
+    r"""Refuse outputs that are class probabilities or their logarithms, and no logits.
+
+    Normalisation takes from a point's logits the number common to all of them, which is its energy: that of
+    log-probabilities is 0, and that of probabilities lies between :math:`-\log (K - 1 + e)` and :math:`-\log K - 1/K`.
+
+    Parameters
+    ----------
+    values
+        A classifier's outputs at some points, ``(n, K)``.
+
+    Raises
+    ------
+    DomainError
+        If all rows are non-negative and sum to one, or, of two rows or more, all are logarithms of such.
+    """
+    if not values.is_floating_point():
+        return
+    found, sums = values.detach().double(), None
+    # Outputs in double precision may have been normalised in single.
+    loose = max(torch.finfo(values.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
+    if bool((found >= 0).all()):
+        sums = found.sum(1)
+    elif len(found) > 1 and bool((found <= 0).all()):
+        sums = found.exp().sum(1)
+    if sums is not None and bool(((sums - 1.0).abs() <= loose).all()):
+        kind, end = ("probabilities", "softmax") if bool((found >= 0).all()) else ("log-probabilities", "log_softmax")
+        raise DomainError(
+            f"The classifier returns {kind}: all {len(found)} rows {'' if end == 'softmax' else 'of exponentials '}sum "
+            f"to 1. Their energy says nothing, as the normalisation has taken it away. Pass the classifier without its "
+            f"{end}, so that it returns logits."
+        )
 
 
 def classifier_of(energy: Energy) -> ClassifierEnergy:
