@@ -6,8 +6,14 @@ from gibbsian.adaptation import Tuned, tune
 from gibbsian.annealing import Annealing, ancestral_sample, anneal
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.data import Dataset, Scaling, datasets, load
+from gibbsian.detection.calibration import Calibration, calibrate
+from gibbsian.detection.classifiers import LogSumExp, MaxProbability
+from gibbsian.detection.features import gaussian_mixture, mahalanobis, nearest_neighbours
+from gibbsian.detection.levels import LevelFeatures
+from gibbsian.detection.scores import Disagreement, EnergyScore, GradientNorm, Typicality, disagreement, typicality
+from gibbsian.detection.typicality import batch_typicality
 from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, grid_total_variation, split_r_hat
-from gibbsian.diagnostics.detection import auroc, false_positive_rate
+from gibbsian.diagnostics.detection import auroc, average_precision, false_positive_rate
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.mixing import energy_bfmi, round_trips
 from gibbsian.diagnostics.quantiles import chain_quantile, quantile_effective_sample_size, tail_effective_sample_size
@@ -101,6 +107,7 @@ from gibbsian.objectives.denoising import (
     LogUniform,
     MultiLevelDenoising,
 )
+from gibbsian.objectives.energy_bounded import EnergyBounded
 from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
 from gibbsian.objectives.entropy import nearest_neighbour_entropy
 from gibbsian.objectives.equilibrium import Decay, EquilibriumMatching, descend
@@ -144,6 +151,7 @@ from gibbsian.training.settings import TrainingSettings
 from gibbsian.warmup import warm_up
 
 if TYPE_CHECKING:
+    from gibbsian.detection.detector import Detector, detector_of
     from gibbsian.estimator import EBM
     from gibbsian.report.mixing import autocorrelation_figure, rank_figure, trace_figure
     from gibbsian.transformer import RBMTransformer
@@ -157,8 +165,10 @@ PCD = PersistentContrastiveDivergence
 
 # What takes longer to import than all of this package waits until it is asked for.
 _LATER = {
+    "Detector": "gibbsian.detection.detector",
     "EBM": "gibbsian.estimator",
     "RBMTransformer": "gibbsian.transformer",
+    "detector_of": "gibbsian.detection.detector",
     "autocorrelation_figure": "gibbsian.report.mixing",
     "rank_figure": "gibbsian.report.mixing",
     "trace_figure": "gibbsian.report.mixing",
@@ -199,6 +209,7 @@ __all__ = [
     "BernoulliUnits",
     "BitFlips",
     "BlockGibbs",
+    "Calibration",
     "Categorical",
     "CategoricalUnits",
     "Centred",
@@ -218,15 +229,19 @@ __all__ = [
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
     "DenoisingScoreMatching",
+    "Detector",
     "Directed",
+    "Disagreement",
     "DiscreteLangevin",
     "DoubleWell",
     "DynamicHMC",
     "EDMWeight",
     "EightGaussians",
     "Energy",
+    "EnergyBounded",
     "EnergyDiscrepancy",
     "EnergyMatching",
+    "EnergyScore",
     "EquilibriumMatching",
     "Estimate",
     "ExactLikelihood",
@@ -243,6 +258,7 @@ __all__ = [
     "GaussianProposal",
     "GaussianUnits",
     "GibbsWithGradients",
+    "GradientNorm",
     "HeldOut",
     "HorizontalFlip",
     "ImportanceLatents",
@@ -258,13 +274,16 @@ __all__ = [
     "LatentEnergy",
     "LatentPriorLikelihood",
     "Lattice",
+    "LevelFeatures",
     "ListedLatents",
     "LogNormal",
+    "LogSumExp",
     "LogUniform",
     "LogZ",
     "Loss",
     "MachineRungs",
     "ManyWell",
+    "MaxProbability",
     "MeanFieldEnergy",
     "MeanFieldPCD",
     "MinibatchEnergy",
@@ -328,6 +347,7 @@ __all__ = [
     "Tuned",
     "TunedLadder",
     "TwoMoons",
+    "Typicality",
     "Underdamped",
     "Uniform",
     "VonMises",
@@ -339,10 +359,13 @@ __all__ = [
     "anneal",
     "auroc",
     "autocorrelation_figure",
+    "average_precision",
     "average_product_correction",
+    "batch_typicality",
     "belief_bound",
     "bracket",
     "bridge",
+    "calibrate",
     "chain_mean",
     "chain_quantile",
     "chain_sd",
@@ -352,6 +375,8 @@ __all__ = [
     "coupling_norms",
     "datasets",
     "descend",
+    "detector_of",
+    "disagreement",
     "effective_sample_size",
     "energy_bfmi",
     "energy_distance",
@@ -364,6 +389,7 @@ __all__ = [
     "find_mode",
     "fit",
     "frechet_distance",
+    "gaussian_mixture",
     "geometric",
     "geometric_alphas",
     "grid_total_variation",
@@ -374,11 +400,13 @@ __all__ = [
     "load",
     "load_kernel",
     "load_model",
+    "mahalanobis",
     "mbar",
     "mean_field",
     "memorisation",
     "mixture",
     "nearest_neighbour_entropy",
+    "nearest_neighbours",
     "noise_levels",
     "pretrain",
     "quadrature",
@@ -405,6 +433,7 @@ __all__ = [
     "tune_ladder",
     "tune_mclmc",
     "tune_path",
+    "typicality",
     "unconstrain",
     "variational_bound",
     "warm_up",
