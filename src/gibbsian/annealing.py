@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise_conditional, spreads
+from gibbsian.energies.schedules import rho_levels
 from gibbsian.errors import DivergenceError, OptionError
 from gibbsian.kernels.base import Kernel, evaluate
 from gibbsian.kernels.langevin import ULA
@@ -86,8 +87,7 @@ class Annealing:
 
     def sigmas(self) -> list[float]:
         """The levels from the highest to the lowest, ``levels + 1`` of them."""
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return [(high + i / self.levels * (low - high)) ** self.rho for i in range(self.levels + 1)]
+        return rho_levels(self.sigma_max, self.sigma_min, self.levels, self.rho)
 
 
 @torch.no_grad()
@@ -132,9 +132,7 @@ def anneal(
     sigmas = annealing.sigmas()
     for high, low in pairwise(sigmas):
         if annealing.predictor:
-            slope = high * evaluate(energy.given(sigma=high), x)[1]
-            guess = x + (low - high) * slope
-            x = x + 0.5 * (low - high) * (slope + low * evaluate(energy.given(sigma=low), guess)[1])
+            x = heun(lambda y, sigma: sigma * evaluate(energy.given(sigma=sigma), y)[1], x, high, low)
             _require_finite(x, f"between noise levels {high:.4g} and {low:.4g}")
         if annealing.corrector_steps:
             kernel = ULA(step_size=annealing.corrector_size * low**2)
@@ -145,6 +143,22 @@ def anneal(
         x = denoised(energy.given(sigma=sigmas[-1]), x, sigmas[-1])
         _require_finite(x, f"when the noise of {sigmas[-1]:.4g} was taken out")
     return x
+
+
+def heun(slope: Callable[[Tensor, float], Tensor], x: Tensor, high: float, low: float) -> Tensor:
+    r"""One step of Heun's method along :math:`dx / d\sigma`, from one noise level to another.
+
+    Parameters
+    ----------
+    slope
+        The derivative, of points ``(n, *event)`` and a level.
+    x
+        Points at ``high``.
+    high, low
+        The levels.
+    """
+    first = slope(x, high)
+    return x + 0.5 * (low - high) * (first + slope(x + (low - high) * first, low))
 
 
 def denoised(energy: EnergyFn, x: Tensor, sigma: float) -> Tensor:
