@@ -113,7 +113,7 @@ def flow_log_prob(
     """
     field = readable(score, x)
     _check(x, sigma_min, sigma_max, steps, tolerance, most_steps, probes, rng)
-    law = Gaussian(x.shape[1:], scale=sigma_max) if prior is None else prior
+    law = Gaussian(x.shape[1:], scale=sigma_max).to(x.device, x.dtype) if prior is None else prior
     if tuple(law.event_shape) != tuple(x.shape[1:]):
         raise ShapeError(f"The prior is over points of shape {tuple(law.event_shape)}; these are {tuple(x.shape[1:])}.")
     directions = None
@@ -123,7 +123,7 @@ def flow_log_prob(
 
     def run(count: int) -> tuple[Tensor, Tensor]:
         end, change = _integrate(_slope(field, directions), x, sigma_min, sigma_max, count)
-        told = law.to(x.device, x.dtype).log_prob(end) + change
+        told = law.log_prob(end) + change
         if not bool(torch.isfinite(told).all()):
             raise DivergenceError(
                 f"The flow left the numbers for {int((~torch.isfinite(told)).any(0).sum())} of {len(x)} rows. Take more "
