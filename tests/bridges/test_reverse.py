@@ -126,9 +126,7 @@ def test_a_network_is_walked_as_its_energy():
     start = noise(20, levels[0])
     for kind in ("eps", "v", "x0"):
         score = score_of(Network(PRESERVING, kind, boxed=True), PRESERVING, kind)
-        torch.testing.assert_close(
-            reverse(score, start, levels), reverse(MIXTURE, start, levels), rtol=1e-9, atol=1e-9
-        )
+        torch.testing.assert_close(reverse(score, start, levels), reverse(MIXTURE, start, levels), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", WAYS)

@@ -228,7 +228,9 @@ class GuidedScore(Score):
 
     def _rescaled(self, x: Tensor, sigma: Tensor, conditional: Tensor, out: Tensor) -> Tensor:
         if x[0].numel() < 2:
-            raise ShapeError("Rescaling compares standard deviations over a point's coordinates, and there is only one.")
+            raise ShapeError(
+                "Rescaling compares standard deviations over a point's coordinates, and there is only one."
+            )
         variance = per_chain(sigma.square(), x)
         clean, aim = x + variance * out, x + variance * conditional
         ratio = aim.flatten(1).std(1) / clean.flatten(1).std(1)

@@ -251,4 +251,6 @@ def _check(
             f"for an estimate with its error. The exact divergence is for up to {EXACT_DIM}."
         )
     if probes is not None and (probes < 2 or rng is None):
-        raise OptionError(f"The divergence by probes needs 2 or more of them, for an error, and rng; got {probes}, {rng}.")
+        raise OptionError(
+            f"The divergence by probes needs 2 or more of them, for an error, and rng; got {probes}, {rng}."
+        )

@@ -220,9 +220,7 @@ def score_of(
     return PredictedScore(source, cast(Schedule, schedule), cast(Prediction, prediction), context)
 
 
-def convert(
-    value: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, source: Prediction, target: Prediction
-) -> Tensor:
+def convert(value: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, source: Prediction, target: Prediction) -> Tensor:
     r"""Turn one prediction into another, exactly.
 
     `v` is that of `Progressive distillation for fast sampling of diffusion models (Salimans & Ho, 2022)
