@@ -4,8 +4,8 @@ With :math:`E(x, \sigma)` for the density of the data under noise, the probabili
 :math:`dx / d\sigma = \sigma \nabla E(x, \sigma)` carries the noisy density at one level to that of the next. A Heun
 step along it predicts; Langevin steps at the new level correct. Without the predictor it is annealed Langevin dynamics.
 
-Or a chain on each level's energy, with a Metropolis test, starts where the one above has ended (`annealed_chains`). That
-needs no level to be the next one's noisy version, and so serves products and guided energies, which are not.
+Or a chain on each level's energy, with a Metropolis test, starts where the one above has ended (`annealed_chains`).
+That needs no level to be the next one's noisy version, and so serves products and guided energies, which are not.
 
 Or each level is drawn given the one above, by a chain on :math:`E(x, \sigma_t) + |x_{t+1} - x|^2 / 2 s_t^2`: ancestral
 sampling, which is exact at any distance of the levels when the chains are long.
@@ -258,8 +258,9 @@ def annealed_chains(
     told = check_levels(list(levels)[::-1])[::-1]
     if min(steps, rounds, last_steps or 1) < 1:
         raise OptionError(f"steps, rounds and last_steps are 1 or more; got {steps}, {rounds}, {last_steps}.")
-    state: Tensor = start
-    moving, done, acceptance, sizes = kernel, None, [], []
+    state, moving, done = start, kernel, None
+    acceptance: list[float] = []
+    sizes: list[float] = []
     for place, sigma in enumerate(told):
         at, total = energy.given(sigma=start.new_tensor(sigma)), 0.0
         for number in range(rounds):
@@ -271,8 +272,9 @@ def annealed_chains(
             total += rate / rounds
             if isinstance(kernel, Kernel) and has_step_size(now) and not last:
                 moving = _resized(now, rate)
+        assert done is not None
         acceptance.append(total)
-        sizes.append(float(getattr(now, "step_size", math.nan)))
+        sizes.append(float(getattr(done.kernel, "step_size", math.nan)))
         if progress is not None:
             progress(1)
     assert done is not None

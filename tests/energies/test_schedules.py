@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def test_a_preserving_schedule_keeps_a_variance_of_one(schedule):
 def test_levels_fall_from_end_to_end_and_points_go_there_and_back(schedule):
     levels = schedule.levels(12)
     assert len(levels) == 13
-    assert all(a > b for a, b in zip(levels, levels[1:]))
+    assert all(a > b for a, b in pairwise(levels))
     assert levels[0] == pytest.approx(schedule.sigma_max)
     assert levels[-1] == pytest.approx(schedule.sigma_min)
     rng = torch.Generator().manual_seed(0)

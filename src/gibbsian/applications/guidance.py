@@ -2,16 +2,16 @@ r"""Guidance: move a conditional model away from the unconditional one.
 
 .. math:: E_g(x) = E_u(x) + s\,(E_c(x) - E_u(x)), \qquad p_g(x) \propto p_u(x)^{1-s}\, p_c(x)^{s}.
 
-**The scale** is s here, everywhere: 0 is the unconditional model, 1 the conditional one, and more than 1 moves on. It is
-what programs call the guidance scale. `Classifier-free diffusion guidance (Ho & Salimans, 2022)
-<https://arxiv.org/abs/2207.12598>`_ write :math:`(1 + w)\,\epsilon_c - w\,\epsilon_u` instead, which is :math:`s = 1 + w`;
-`scale_from_weight` translates.
+**The scale** is s here, everywhere: 0 is the unconditional model, 1 the conditional one, and more than 1 moves on. It
+is what programs call the guidance scale. `Classifier-free diffusion guidance (Ho & Salimans, 2022)
+<https://arxiv.org/abs/2207.12598>`_ write :math:`(1 + w)\,\epsilon_c - w\,\epsilon_u` instead, which is :math:`s = 1 +
+w`; `scale_from_weight` translates.
 
 **What it draws from.** At noise level :math:`\sigma` the guided energy belongs to :math:`p_{u,\sigma}^{1-s}
 p_{c,\sigma}^{s}`. That is not the guided density :math:`p_g` with noise added, but for s = 0 and s = 1: the sequence of
-levels ends in the right density, but is no diffusion, and a walk along the guided score (`gibbsian.bridges.reverse`) ends
-somewhere else. Chains that hold each level's density by Metropolis steps (`gibbsian.annealing.annealed_chains`) do draw
-from :math:`p_g`. Both can be had; plain guidance is what is usual for pictures, and its density has no formula.
+levels ends in the right density, but is no diffusion, and a walk along the guided score (`gibbsian.bridges.reverse`)
+ends somewhere else. Chains that hold each level's density by Metropolis steps (`gibbsian.annealing.annealed_chains`)
+do draw from :math:`p_g`. Both can be had; plain guidance is what is usual for pictures, and its density has no formula.
 
 Whatever has an energy given a label can be guided, with or without noise levels.
 """
@@ -19,13 +19,12 @@ Whatever has an energy given a label can be guided, with or without noise levels
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 
-from gibbsian.bridges.scores import Score, score_of
+from gibbsian.bridges.scores import Score
 from gibbsian.energies.base import Combination, Energy, formula
 from gibbsian.energies.domains import common_event_shape, common_support
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
@@ -97,7 +96,8 @@ def guided(
     """
     if unconditional is None:
         raise OptionError(
-            "Guidance needs an unconditional branch to move away from, and got none. Train one model with LabelDropping "
+            "Guidance needs an unconditional branch to move away from, and got none. Train one model with "
+            "LabelDropping "
             "and use guided_by_label, or pass the energy of all classes together."
         )
     _check_scale(scale)
@@ -163,7 +163,8 @@ def guided_by_label(
     told = getattr(model, "classes", None)
     if isinstance(told, int) and told <= empty:
         raise OptionError(
-            f"This model tells {told} classes apart, so that label {empty}, which stands for none, has no branch: there "
+            f"This model tells {told} classes apart, so that label {empty}, which stands for none, has no branch: "
+            f"there "
             f"is nothing unconditional to guide by. Build it with classes={empty + 1} and train it with "
             f"LabelDropping(objective, none={empty})."
         )

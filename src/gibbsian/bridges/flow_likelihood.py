@@ -1,15 +1,15 @@
 r"""The likelihood of a score: the density that its probability flow carries to a Gaussian.
 
-The flow :math:`dx / d\sigma = -\sigma\, s(x, \sigma)` is a map that can be undone, from points at the lowest noise level
-to points at the highest, where their density is known. Along it
+The flow :math:`dx / d\sigma = -\sigma\, s(x, \sigma)` is a map that can be undone, from points at the lowest noise
+level to points at the highest, where their density is known. Along it
 
 .. math:: \log p_{\min}(x_{\min}) = \log p_{\max}(x_{\max}) - \int_{\sigma_{\min}}^{\sigma_{\max}} \sigma\,
           (\nabla \cdot s)(x_\sigma, \sigma)\, d\sigma .
 
-It is integrated in :math:`\log \sigma` by the classical Runge-Kutta method of fourth order. For an exact score it is the
-log-density of the data with noise of :math:`\sigma_{\min}` added; for any score it is exactly the density of the points
-that its flow makes from noise. A learned energy has another answer, too, its own :math:`-E - \log Z`, and the two differ by
-as much as the energy's levels fail to be each other's under the flow.
+It is integrated in :math:`\log \sigma` by the classical Runge-Kutta method of fourth order. For an exact score it is
+the log-density of the data with noise of :math:`\sigma_{\min}` added; for any score it is exactly the density of the
+points that its flow makes from noise. A learned energy has another answer, too, its own :math:`-E - \log Z`, and the
+two differ by as much as the energy's levels fail to be each other's under the flow.
 
 `Score-based generative modeling through stochastic differential equations (Song et al., 2021)
 <https://arxiv.org/abs/2011.13456>`_; the divergence by random probes, `FFJORD (Grathwohl et al., 2019)
@@ -88,8 +88,8 @@ def flow_log_prob(
     sigma_min, sigma_max
         The ends.
     prior
-        The density at ``sigma_max``; a Gaussian of that standard deviation when left out, which is off by the data's own
-        spread. For a `NoiseConditional` it is ``energy.base(sigma_max)``.
+        The density at ``sigma_max``; a Gaussian of that standard deviation when left out, which is off by the data's
+        own spread. For a `NoiseConditional` it is ``energy.base(sigma_max)``.
     steps
         Of the Runge-Kutta method, four scores each.
     tolerance
@@ -105,7 +105,8 @@ def flow_log_prob(
     Raises
     ------
     OptionError
-        If an argument is out of its range, or points are too large for the exact divergence and no probes are asked for.
+        If an argument is out of its range, or points are too large for the exact divergence and no probes are asked
+        for.
     ShapeError
         If the prior is over other points.
     DivergenceError
@@ -126,7 +127,8 @@ def flow_log_prob(
         told = law.log_prob(end) + change
         if not bool(torch.isfinite(told).all()):
             raise DivergenceError(
-                f"The flow left the numbers for {int((~torch.isfinite(told)).any(0).sum())} of {len(x)} rows. Take more "
+                f"The flow left the numbers for {int((~torch.isfinite(told)).any(0).sum())} of {len(x)} rows. Take "
+                f"more "
                 "steps, or a larger sigma_min."
             )
         return end, told
@@ -136,7 +138,8 @@ def flow_log_prob(
     while tolerance is not None and not bool((difference.abs() <= tolerance).all()):
         if 2 * steps > most_steps:
             raise DivergenceError(
-                f"After {steps} steps a log-density still changed by {float(difference.abs().max()):.2g} nats, more than "
+                f"After {steps} steps a log-density still changed by {float(difference.abs().max()):.2g} nats, more "
+                f"than "
                 f"the tolerance of {tolerance:.2g}. Raise most_steps or sigma_min."
             )
         before, steps = told.mean(0), 2 * steps
@@ -157,7 +160,8 @@ def bits_per_dim(log_prob: Tensor, dim: int, width: float = 1.0) -> Tensor:
         Numbers in a point.
     width
         Distance between neighbouring values of the data, in the units of the density: 1/255 for grey values that were
-        divided by 255. The bits are then those of the values themselves, up to the variation of the density within a step.
+        divided by 255. The bits are then those of the values themselves, up to the variation of the density within a
+        step.
 
     Raises
     ------
@@ -247,7 +251,8 @@ def _check(
     size = x[0].numel()
     if probes is None and size > EXACT_DIM:
         raise OptionError(
-            f"Points of {size} numbers would need as many derivatives of the score at every step; pass probes=8 and rng "
+            f"Points of {size} numbers would need as many derivatives of the score at every step; pass probes=8 and "
+            f"rng "
             f"for an estimate with its error. The exact divergence is for up to {EXACT_DIM}."
         )
     if probes is not None and (probes < 2 or rng is None):

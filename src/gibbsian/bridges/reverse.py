@@ -121,8 +121,8 @@ class Ancestral(Reverse):
               \tau = \eta\, \frac{\sigma'}{\sigma} \sqrt{\sigma^2 - \sigma'^2}.
 
     With :math:`\eta = 1` it is the sampler of `Denoising diffusion probabilistic models (Ho et al., 2020)
-    <https://arxiv.org/abs/2006.11239>`_, with :math:`\eta = 0` that of `Denoising diffusion implicit models (Song et al.,
-    2021) <https://arxiv.org/abs/2010.02502>`_, which is Euler's method in :math:`\sigma`.
+    <https://arxiv.org/abs/2006.11239>`_, with :math:`\eta = 0` that of `Denoising diffusion implicit models (Song et
+    al., 2021) <https://arxiv.org/abs/2010.02502>`_, which is Euler's method in :math:`\sigma`.
 
     Parameters
     ----------
@@ -162,8 +162,8 @@ class PredictorCorrector(Reverse):
 
     A step is :math:`x + c \sigma^2 s(x, \sigma) + \sqrt{2 c}\, \sigma z`. It is not rejected: a score has no density to
     reject by. Without a predictor it is annealed Langevin dynamics. `Score-based generative modeling through stochastic
-    differential equations (Song et al., 2021) <https://arxiv.org/abs/2011.13456>`_; their step size is set by the ratio of
-    the norms of score and noise, which makes the rows depend on each other, and is :math:`c\,\sigma^2` here.
+    differential equations (Song et al., 2021) <https://arxiv.org/abs/2011.13456>`_; their step size is set by the
+    ratio of the norms of score and noise, which makes the rows depend on each other, and is :math:`c\,\sigma^2` here.
 
     Parameters
     ----------
@@ -230,8 +230,8 @@ def reverse(
     start
         Draws at the first level, ``(n, *event)``: ``levels[0] * torch.randn(...)`` where data are small beside it.
     levels
-        Falling noise levels, two or more, such as ``schedule.levels(40)``. The last may be 0: the walk then ends with the
-        mean of the clean point given the noisy one, which has no noise and is no draw of any density.
+        Falling noise levels, two or more, such as ``schedule.levels(40)``. The last may be 0: the walk then ends with
+        the mean of the clean point given the noisy one, which has no noise and is no draw of any density.
     way
         How to step, `Multistep` when left out.
     rng

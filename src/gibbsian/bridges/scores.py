@@ -1,7 +1,7 @@
 r"""Scores at every noise level, from energies and from the networks of diffusion models.
 
-A score is :math:`s(x, \sigma) = \nabla \log p_\sigma(x)`, where :math:`p_\sigma` is the density of the data with noise of
-standard deviation :math:`\sigma` added: the convention of noise-conditional energies, whose points are not shrunk.
+A score is :math:`s(x, \sigma) = \nabla \log p_\sigma(x)`, where :math:`p_\sigma` is the density of the data with noise
+of standard deviation :math:`\sigma` added: the convention of noise-conditional energies, whose points are not shrunk.
 
 A network trained as a diffusion model tells one of three things of :math:`x_t = \alpha x_0 + \sigma_t \epsilon`, which
 say the same:
@@ -11,8 +11,8 @@ prediction  what it is                                          the noise that f
 ==========  ==================================================  =======================================
 ``eps``     :math:`\mathbb{E}[\epsilon \mid x_t]`               itself
 ``x0``      :math:`\mathbb{E}[x_0 \mid x_t]`                    :math:`(x_t - \alpha x_0) / \sigma_t`
-``v``       :math:`\alpha \epsilon - \sigma_t x_0`              :math:`(\alpha v + \sigma_t x_t) / (\alpha^2 + \sigma_t^2)`
-==========  ==================================================  =======================================
+``v``       :math:`\alpha \epsilon - \sigma_t x_0`              :math:`(\alpha v + \sigma_t x_t) / (\alpha^2 +
+\sigma_t^2)` ==========  ==================================================  =======================================
 
 and with :math:`\sigma = \sigma_t / \alpha` the score at :math:`x = x_t / \alpha` is :math:`-\epsilon / \sigma`.
 
@@ -224,8 +224,8 @@ def convert(value: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor, source: Pr
     r"""Turn one prediction into another, exactly.
 
     `v` is that of `Progressive distillation for fast sampling of diffusion models (Salimans & Ho, 2022)
-    <https://arxiv.org/abs/2202.00512>`_. The formulas hold for any :math:`\alpha` and :math:`\sigma`, whether or not their
-    squares add up to 1.
+    <https://arxiv.org/abs/2202.00512>`_. The formulas hold for any :math:`\alpha` and :math:`\sigma`, whether or not
+    their squares add up to 1.
 
     Parameters
     ----------

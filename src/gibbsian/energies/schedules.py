@@ -7,9 +7,9 @@ them so that data of variance 1 keep it, :math:`\alpha^2 + \sigma^2 = 1`. The tw
 
 .. math:: \frac{x_t}{\alpha(t)} = x_0 + r(t)\, \epsilon, \qquad r(t) = \frac{\sigma(t)}{\alpha(t)},
 
-so that a point of any schedule, divided by :math:`\alpha`, is a point of the variance-exploding one at the noise level r.
-That level is what :math:`\sigma` means to a noise-conditional energy, to a `Score` and to every sampler here; a schedule
-is needed only where a network was trained with one.
+so that a point of any schedule, divided by :math:`\alpha`, is a point of the variance-exploding one at the noise level
+r. That level is what :math:`\sigma` means to a noise-conditional energy, to a `Score` and to every sampler here; a
+schedule is needed only where a network was trained with one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,9 +40,9 @@ def rho_levels(high: float, low: float, steps: int, rho: float) -> list[float]:
 
 
 class Schedule(ABC):
-    """What schedules share: a range of times, and the way to noise levels of points that are not shrunk.
+    r"""What schedules share: a range of times, and the way to noise levels of points that are not shrunk.
 
-    A schedule tells :math:`\\alpha(t)`, :math:`r(t) = \\sigma(t) / \\alpha(t)`, the time of a level r, and its levels.
+    A schedule tells :math:`\alpha(t)`, :math:`r(t) = \sigma(t) / \alpha(t)`, the time of a level r, and its levels.
     """
 
     @property
@@ -85,7 +86,7 @@ class Schedule(ABC):
         return float(self.ratio(torch.tensor(self.end, dtype=torch.float64)))
 
     def explode(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Map points of the schedule to points that are not shrunk.
+        r"""Map points of the schedule to points that are not shrunk.
 
         Parameters
         ----------
@@ -97,7 +98,7 @@ class Schedule(ABC):
         Returns
         -------
         tuple
-            :math:`x_t / \\alpha` and the noise level r of each, ``(n,)``.
+            :math:`x_t / \alpha` and the noise level r of each, ``(n,)``.
         """
         return x / _wide(self.alpha(t), x), self.ratio(t)
 
@@ -337,11 +338,13 @@ class Tabulated(Schedule):
 
     def __post_init__(self) -> None:
         told = self.alpha_bar
-        falls = all(a > b for a, b in zip(told, told[1:]))
+        falls = all(a > b for a, b in pairwise(told))
         if len(told) < 2 or not falls or not (told[0] < 1.0 and told[-1] > 0.0):
             raise OptionError(
-                "alpha_bar lists two or more numbers that fall within (0, 1), such as a scheduler's alphas_cumprod; got "
-                f"{len(told)}, from {told[0] if told else 'none'} to {told[-1] if told else 'none'}. A last one of 0 has "
+                "alpha_bar lists two or more numbers that fall within (0, 1), such as a scheduler's alphas_cumprod; "
+                "got "
+                f"{len(told)}, from {told[0] if told else 'none'} to {told[-1] if told else 'none'}. A last one of 0 "
+                f"has "
                 "no noise level: leave it out."
             )
         _check_noise(self, 1.0, "Make the betas larger or the steps more")

@@ -59,7 +59,8 @@ class LabelDropping(Objective):
         self.classes = none if classes is None else classes
         if self.classes < 1 or 0 <= none < self.classes:
             raise OptionError(
-                f"The label for none lies outside the classes 0 to {self.classes - 1}, of which there is one or more; got "
+                f"The label for none lies outside the classes 0 to {self.classes - 1}, of which there is one or more; "
+                f"got "
                 f"{none}."
             )
         self.objective = objective
@@ -123,6 +124,7 @@ def check_labels(labels: Tensor, none: int, classes: int) -> None:
     if bool(strange.any()):
         found = ", ".join(str(v) for v in labels[strange].unique().tolist()[:5])
         raise OptionError(
-            f"Labels were seen from 0 to {classes - 1}, and {none} stands for none; got {found}. A model says nothing of "
+            f"Labels were seen from 0 to {classes - 1}, and {none} stands for none; got {found}. A model says nothing "
+            f"of "
             "a class that it has not seen."
         )
