@@ -255,7 +255,12 @@ def annealed_chains(
         If it lives on discrete states, or is not finite at a point.
     """
     check_noise_conditional(energy, start)
-    told = check_levels(list(levels)[::-1])[::-1]
+    told = tuple(float(level) for level in levels)
+    if len(told) < 2 or any(high <= low for high, low in pairwise(told)) or not 0.0 < told[-1] <= told[0] < math.inf:
+        raise OptionError(
+            f"Chains go down two or more noise levels, falling, the last above 0; got {told}. "
+            "Annealing(sigma_max, sigma_min).sigmas() lists some."
+        )
     if min(steps, rounds, last_steps or 1) < 1:
         raise OptionError(f"steps, rounds and last_steps are 1 or more; got {steps}, {rounds}, {last_steps}.")
     state, moving, done = start, kernel, None

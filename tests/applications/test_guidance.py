@@ -19,7 +19,7 @@ from gibbsian.bridges.scores import EnergyScore, score_of
 from gibbsian.energies.base import Energy
 from gibbsian.energies.neural import MLP
 from gibbsian.energies.schedules import VarianceExploding
-from gibbsian.energies.tractable import Bernoulli, Gaussian
+from gibbsian.energies.tractable import Bernoulli, Gaussian, Uniform
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
@@ -182,6 +182,7 @@ def test_rescaling_brings_the_clean_points_spread_back(rescale):
 
 
 A, S = Gaussian(2), score_of(MODEL)
+BOX_ENERGY = Uniform(2)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ A, S = Gaussian(2), score_of(MODEL)
         (lambda: guided(S, S, 2.0, rescale=2.0), OptionError, "rescale"),
         (lambda: guided(A, S, 2.0), ArgumentTypeError, "two energies or two scores"),
         (lambda: guided(A, Gaussian(3), 2.0), ShapeError, "different shapes"),
-        (lambda: guided(A, Bernoulli(torch.zeros(2)), 2.0), DomainError, "boolean|Boolean|domain"),
+        (lambda: guided(BOX_ENERGY, Bernoulli(torch.zeros(2)), 2.0), DomainError, "different domains"),
         (lambda: guided_by_label(A, 0, 2.0, classes=3), OptionError, "takes no label"),
         (lambda: guided_by_label(3, 0, 2.0, classes=3), ArgumentTypeError, "energy or a score"),
         (lambda: guided_by_label(MLP(2, classes=3), 0, 2.0, classes=3), OptionError, "classes=4"),
@@ -206,7 +207,7 @@ A, S = Gaussian(2), score_of(MODEL)
         (lambda: annealed_chains(A, torch.zeros(2, 2), [2.0, 1.0], MALA(1.0), steps=1, rng=torch.Generator()),
          OptionError, "context sigma"),
         (lambda: annealed_chains(MODEL.given(y=0), start(2)[0], [1.0, 2.0], MALA(1.0), steps=1, rng=torch.Generator()),
-         OptionError, "rising"),
+         OptionError, "falling"),
         (lambda: annealed_chains(MODEL.given(y=0), start(2)[0], [2.0, 1.0], MALA(1.0), steps=0, rng=torch.Generator()),
          OptionError, "1 or more"),
     ],
