@@ -19,7 +19,7 @@ from gibbsian.bridges.scores import EnergyScore, score_of
 from gibbsian.energies.base import Energy
 from gibbsian.energies.neural import MLP
 from gibbsian.energies.schedules import VarianceExploding
-from gibbsian.energies.tractable import Bernoulli, Gaussian, Uniform
+from gibbsian.energies.tractable import Bernoulli, Gaussian
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA, ULA
@@ -182,7 +182,7 @@ def test_rescaling_brings_the_clean_points_spread_back(rescale):
 
 
 A, S = Gaussian(2), score_of(MODEL)
-BOX_ENERGY = Uniform(2)
+BOX_ENERGY = Energy.of(lambda x: x.sum(1), (2,), torch.distributions.constraints.interval(0.0, 1.0))
 
 
 @pytest.mark.parametrize(
