@@ -4,24 +4,31 @@ With :math:`E(x, \sigma)` for the density of the data under noise, the probabili
 :math:`dx / d\sigma = \sigma \nabla E(x, \sigma)` carries the noisy density at one level to that of the next. A Heun
 step along it predicts; Langevin steps at the new level correct. Without the predictor it is annealed Langevin dynamics.
 
+Or a chain on each level's energy, with a Metropolis test, starts where the one above has ended (`annealed_chains`).
+That needs no level to be the next one's noisy version, and so serves products and guided energies, which are not.
+
 Or each level is drawn given the one above, by a chain on :math:`E(x, \sigma_t) + |x_{t+1} - x|^2 / 2 s_t^2`: ancestral
 sampling, which is exact at any distance of the levels when the chains are long.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise_conditional, spreads
+from gibbsian.energies.schedules import rho_levels
 from gibbsian.errors import DivergenceError, OptionError
-from gibbsian.kernels.base import Kernel, evaluate
+from gibbsian.kernels.base import Kernel, evaluate, has_step_size, with_step_size
 from gibbsian.kernels.langevin import ULA
+from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 from gibbsian.typing import EnergyFn
 
@@ -86,8 +93,7 @@ class Annealing:
 
     def sigmas(self) -> list[float]:
         """The levels from the highest to the lowest, ``levels + 1`` of them."""
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return [(high + i / self.levels * (low - high)) ** self.rho for i in range(self.levels + 1)]
+        return rho_levels(self.sigma_max, self.sigma_min, self.levels, self.rho)
 
 
 @torch.no_grad()
@@ -132,9 +138,7 @@ def anneal(
     sigmas = annealing.sigmas()
     for high, low in pairwise(sigmas):
         if annealing.predictor:
-            slope = high * evaluate(energy.given(sigma=high), x)[1]
-            guess = x + (low - high) * slope
-            x = x + 0.5 * (low - high) * (slope + low * evaluate(energy.given(sigma=low), guess)[1])
+            x = heun(lambda y, sigma: sigma * evaluate(energy.given(sigma=sigma), y)[1], x, high, low)
             _require_finite(x, f"between noise levels {high:.4g} and {low:.4g}")
         if annealing.corrector_steps:
             kernel = ULA(step_size=annealing.corrector_size * low**2)
@@ -147,6 +151,22 @@ def anneal(
     return x
 
 
+def heun(slope: Callable[[Tensor, float], Tensor], x: Tensor, high: float, low: float) -> Tensor:
+    r"""One step of Heun's method along :math:`dx / d\sigma`, from one noise level to another.
+
+    Parameters
+    ----------
+    slope
+        The derivative, of points ``(n, *event)`` and a level.
+    x
+        Points at ``high``.
+    high, low
+        The levels.
+    """
+    first = slope(x, high)
+    return x + 0.5 * (low - high) * (first + slope(x + (low - high) * first, low))
+
+
 def denoised(energy: EnergyFn, x: Tensor, sigma: float) -> Tensor:
     r"""Take out the noise that a density was smoothed with: :math:`x - \sigma^2 \nabla E(x)`.
 
@@ -155,6 +175,120 @@ def denoised(energy: EnergyFn, x: Tensor, sigma: float) -> Tensor:
     <https://www.jmlr.org/papers/v20/19-216.html>`_.
     """
     return x - sigma**2 * evaluate(energy, x)[1]
+
+
+class Annealed(NamedTuple):
+    """What `annealed_chains` returns.
+
+    Attributes
+    ----------
+    samples
+        Of the last level.
+    levels
+        The noise levels, from the highest.
+    acceptance
+        Mean acceptance at each, ``(levels,)``.
+    step_sizes
+        The step size with which each was left, ``(levels,)``; NaN for a kernel without one.
+    """
+
+    samples: Samples
+    levels: tuple[float, ...]
+    acceptance: Tensor
+    step_sizes: Tensor
+
+
+@torch.no_grad()
+def annealed_chains(
+    energy: Energy,
+    start: Tensor,
+    levels: Sequence[float],
+    kernel: Kernel | Callable[[float], Kernel],
+    *,
+    steps: int,
+    rng: Generator,
+    rounds: int = 2,
+    thin: int | None = None,
+    last_steps: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Annealed:
+    """Run chains on the energy of each noise level, from the highest to the lowest.
+
+    With a kernel that is exact at every level, what is left of the levels above is what the chains have not forgotten.
+    Where levels lie close and modes part slowly that is little, also when the energies are not those of one density
+    under more and more noise: sums and guided energies. `Reduce, reuse, recycle: compositional generation with
+    energy-based diffusion models and MCMC (Du et al., 2023) <https://arxiv.org/abs/2302.11552>`_.
+
+    A kernel with a step size has it set on the way, from the mean acceptance of all chains after each round: it
+    grows or shrinks towards the kernel's ``target_acceptance``. With hundreds of chains no chain notices its own part
+    in that mean.
+
+    Parameters
+    ----------
+    energy
+        With the context ``sigma`` and no other; fix labels with ``energy.given(y=...)``.
+    start
+        Draws at the highest level, or points as spread out, ``(n, *event)``.
+    levels
+        Falling noise levels, two or more, the last above 0.
+    kernel
+        `MALA`, `HMC` and the like, whose step size suits the highest level or comes to suit it; or a function from a
+        level to the kernel to use there, as it is.
+    steps
+        Of the kernel in each round.
+    rng
+        The generator of all noise.
+    rounds
+        How many rounds at each level, between which the step size is set.
+    thin
+        Keep every ``thin``-th position of the last round at the last level.
+    last_steps
+        Steps of that last round, when it is to be longer.
+    progress
+        Called with 1 after each level.
+
+    Raises
+    ------
+    OptionError
+        If the energy takes no ``sigma``, the levels do not fall, or a count is below 1.
+    DomainError
+        If it lives on discrete states, or is not finite at a point.
+    """
+    check_noise_conditional(energy, start)
+    told = tuple(float(level) for level in levels)
+    if len(told) < 2 or any(high <= low for high, low in pairwise(told)) or not 0.0 < told[-1] <= told[0] < math.inf:
+        raise OptionError(
+            f"Chains go down two or more noise levels, falling, the last above 0; got {told}. "
+            "Annealing(sigma_max, sigma_min).sigmas() lists some."
+        )
+    if min(steps, rounds, last_steps or 1) < 1:
+        raise OptionError(f"steps, rounds and last_steps are 1 or more; got {steps}, {rounds}, {last_steps}.")
+    state, moving, done = start, kernel, None
+    acceptance: list[float] = []
+    sizes: list[float] = []
+    for place, sigma in enumerate(told):
+        at, total = energy.given(sigma=start.new_tensor(sigma)), 0.0
+        for number in range(rounds):
+            last = place == len(told) - 1 and number == rounds - 1
+            now = moving if isinstance(moving, Kernel) else moving(sigma)
+            count = last_steps or steps if last else steps
+            done = sample(at, now, state, steps=count, rng=rng, thin=thin if last else None)
+            state, rate = done.x, float(done.acceptance.mean())
+            total += rate / rounds
+            if isinstance(kernel, Kernel) and has_step_size(now) and not last:
+                moving = _resized(now, rate)
+        assert done is not None
+        acceptance.append(total)
+        sizes.append(float(getattr(done.kernel, "step_size", math.nan)))
+        if progress is not None:
+            progress(1)
+    assert done is not None
+    return Annealed(done, told, torch.tensor(acceptance), torch.tensor(sizes))
+
+
+def _resized(kernel: Any, acceptance: float) -> Kernel:
+    """A kernel whose step size has gone some way towards its best acceptance; at most by a factor of about two."""
+    return with_step_size(kernel, float(kernel.step_size) * math.exp(1.5 * (acceptance - kernel.target_acceptance)))
 
 
 @torch.no_grad()

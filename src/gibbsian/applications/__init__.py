@@ -1,0 +1,1 @@
+"""What energies are used for."""
