@@ -3,7 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from gibbsian.adaptation import Tuned, tune
-from gibbsian.annealing import Annealing, ancestral_sample, anneal
+from gibbsian.annealing import Annealing, ancestral_sample, anneal, annealed_chains
+from gibbsian.applications.guidance import guided, guided_by_label, scale_from_weight
+from gibbsian.bridges.flow_likelihood import bits_per_dim, flow_log_prob
+from gibbsian.bridges.reverse import Ancestral, Heun, Multistep, PredictorCorrector, reverse
+from gibbsian.bridges.scores import score_of
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.data import Dataset, Scaling, datasets, load
 from gibbsian.detection.calibration import Calibration, calibrate
@@ -57,6 +61,7 @@ from gibbsian.energies.pairwise import Ising, Lattice, Potts
 from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.recovery import RecoveryEnergy
+from gibbsian.energies.schedules import Cosine, Tabulated, VarianceExploding, VariancePreserving
 from gibbsian.energies.sparse_couplings import SparseCouplings
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.telescope import Telescope, geometric_alphas
@@ -114,6 +119,7 @@ from gibbsian.objectives.equilibrium import Decay, EquilibriumMatching, descend
 from gibbsian.objectives.exact import ExactLikelihood
 from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
 from gibbsian.objectives.joint import JointEnergyModel
+from gibbsian.objectives.label_dropping import LabelDropping
 from gibbsian.objectives.latent import CompleteData, LatentPriorLikelihood
 from gibbsian.objectives.mean_field import MeanFieldPCD
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
@@ -201,6 +207,7 @@ __all__ = [
     "ULA",
     "AdditiveNoise",
     "AdjustedMCLMC",
+    "Ancestral",
     "Annealing",
     "Barker",
     "Batch",
@@ -223,6 +230,7 @@ __all__ = [
     "ContrastiveDivergence",
     "ConvEnergy",
     "ConvolutionalRBM",
+    "Cosine",
     "CyclicalSGLD",
     "Dataset",
     "Decay",
@@ -260,6 +268,7 @@ __all__ = [
     "GibbsWithGradients",
     "GradientNorm",
     "HeldOut",
+    "Heun",
     "HorizontalFlip",
     "ImportanceLatents",
     "InTurn",
@@ -271,6 +280,7 @@ __all__ = [
     "JointEnergyModel",
     "JointEvent",
     "Kernel",
+    "LabelDropping",
     "LatentEnergy",
     "LatentPriorLikelihood",
     "Lattice",
@@ -291,6 +301,7 @@ __all__ = [
     "Model",
     "MultiLevelDenoising",
     "Multistate",
+    "Multistep",
     "NoiseConditional",
     "NoiseConditionalUNet",
     "NoiseContrastiveEstimation",
@@ -304,6 +315,7 @@ __all__ = [
     "Pinwheel",
     "PooledUnits",
     "Potts",
+    "PredictorCorrector",
     "PseudoLikelihood",
     "RBMGibbs",
     "RBMTransformer",
@@ -335,6 +347,7 @@ __all__ = [
     "Starts",
     "State",
     "Summary",
+    "Tabulated",
     "Target",
     "Telescope",
     "TelescopingRatios",
@@ -350,6 +363,8 @@ __all__ = [
     "Typicality",
     "Underdamped",
     "Uniform",
+    "VarianceExploding",
+    "VariancePreserving",
     "VonMises",
     "VonMisesFisher",
     "WeightedSum",
@@ -357,12 +372,14 @@ __all__ = [
     "ais",
     "ancestral_sample",
     "anneal",
+    "annealed_chains",
     "auroc",
     "autocorrelation_figure",
     "average_precision",
     "average_product_correction",
     "batch_typicality",
     "belief_bound",
+    "bits_per_dim",
     "bracket",
     "bridge",
     "calibrate",
@@ -388,11 +405,14 @@ __all__ = [
     "false_positive_rate",
     "find_mode",
     "fit",
+    "flow_log_prob",
     "frechet_distance",
     "gaussian_mixture",
     "geometric",
     "geometric_alphas",
     "grid_total_variation",
+    "guided",
+    "guided_by_label",
     "kaufman",
     "kernel_mmd",
     "label_log_probs",
@@ -414,11 +434,14 @@ __all__ = [
     "raise_lower_bound",
     "rank_figure",
     "rbm_path",
+    "reverse",
     "reverse_ais",
     "round_trips",
     "sample",
     "save_kernel",
     "save_model",
+    "scale_from_weight",
+    "score_of",
     "sliced_wasserstein",
     "smc",
     "spline_flow",
