@@ -14,10 +14,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracts import seeded
 from enumeration import System
+from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.units import BernoulliUnits, CategoricalUnits, SpinUnits, Units
+
+
+class OfMachine(Energy):
+    """The joint energy of a machine's layers."""
+
+    context = ("z",)
+
+    def __init__(self, machine):
+        super().__init__()
+        self.machine = machine
+        self.event_shape, self.support = machine.event_shape, machine.support
+
+    def forward(self, x, z):
+        return self.machine.joint_energy(x, z)
+
 
 SCALES = torch.tensor([0.7, 1.6], dtype=torch.float64)
 

@@ -125,4 +125,5 @@ def test_bad_input(case):
 
 
 def test_as_many_rows_as_are_asked_for_are_enough():
-    detector_of(MAKERS["typicality"], normals(39, 2), rng=seeded())
+    detector = detector_of(MAKERS["typicality"], normals(39, 2), rng=seeded())
+    assert math.isfinite(detector.calibration_.threshold)

@@ -18,23 +18,9 @@ from gibbsian.energies.latent import FreeEnergy, LatentEnergy
 from gibbsian.energies.latents import GaussianProposal, ImportanceLatents, Latents, ListedLatents
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 from gibbsian.partition.enumeration import enumeration
-from machines import randomised
+from machines import OfMachine, randomised
 
 F64 = torch.float64
-
-
-class OfMachine(gb.Energy):
-    """The joint energy of a machine's layers."""
-
-    context = ("z",)
-
-    def __init__(self, machine):
-        super().__init__()
-        self.machine = machine
-        self.event_shape, self.support = machine.event_shape, machine.support
-
-    def forward(self, x, z):
-        return self.machine.joint_energy(x, z)
 
 
 def machine(hidden=4, visible=5):

@@ -29,7 +29,7 @@ from typing import Any, Literal, TypeAlias, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, fixed_context, keep_fixed
 from gibbsian.energies.recovery import check_noise_conditional
 from gibbsian.energies.schedules import Schedule
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
@@ -156,14 +156,8 @@ class GivenScore(Score):
 
     def __init__(self, score: Score, fixed: dict[str, Any]) -> None:
         super().__init__()
-        for name in fixed:
-            if name not in score.context:
-                takes = ", ".join(score.context) or "none"
-                raise OptionError(f"This score takes no context named {name!r}; it takes: {takes}.")
         self.score = score
-        self.fixed = tuple(fixed)
-        for name, value in fixed.items():
-            self.register_buffer(f"fixed_{name}", torch.as_tensor(value), persistent=False)
+        self.fixed = keep_fixed(self, "This score", score.context, fixed)
         self.context = tuple(name for name in score.context if name not in fixed)
 
     def forward(self, x: Tensor, sigma: Tensor, **context: Tensor) -> Tensor:
@@ -174,12 +168,7 @@ class GivenScore(Score):
         ShapeError
             If a context of one value per row has another number of rows than ``x``.
         """
-        for name in self.fixed:
-            value = cast(Tensor, getattr(self, f"fixed_{name}"))
-            if value.ndim and len(value) != len(x):
-                raise ShapeError(f"The fixed {name} has {len(value)} rows and x has {len(x)}; give one value per row.")
-            context[name] = value if value.ndim else value.expand(len(x))
-        return self.score(x, sigma, **context)
+        return self.score(x, sigma, **context, **fixed_context(self, self.fixed, x))
 
 
 def score_of(

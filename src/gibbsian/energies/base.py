@@ -246,20 +246,60 @@ class Mixture(Energy):
         return -torch.logsumexp(self.log_weights - torch.stack(parts, dim=-1), dim=-1)
 
 
+def keep_fixed(module: nn.Module, what: str, takes: Sequence[str], fixed: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keep values of context as buffers of a module, not saved with it; return their names.
+
+    Parameters
+    ----------
+    module
+        Keeps them.
+    what
+        The energy or score whose context they are, in words.
+    takes
+        The names that it takes.
+    fixed
+        Values by name.
+
+    Raises
+    ------
+    OptionError
+        If it takes no context of a name.
+    """
+    for name, value in fixed.items():
+        if name not in takes:
+            known = ", ".join(takes) or "none"
+            raise OptionError(f"{what} takes no context named {name!r}; it takes: {known}.")
+        # Not a float32 copy of everything: labels stay integers, and a tensor is kept, not cloned.
+        module.register_buffer(f"fixed_{name}", torch.as_tensor(value), persistent=False)
+    return tuple(fixed)
+
+
+def fixed_context(module: nn.Module, names: Sequence[str], x: Tensor) -> dict[str, Tensor]:
+    """Spread the values that `keep_fixed` kept over the rows of x.
+
+    Raises
+    ------
+    ShapeError
+        If one has a value per row, of another number of rows.
+    """
+    n, found = x.shape[0], {}
+    for name in names:
+        value = cast(Tensor, getattr(module, f"fixed_{name}"))
+        if value.ndim and value.shape[0] != n:
+            raise ShapeError(
+                f"The fixed {name} has {value.shape[0]} rows and x has {n}; give one value per row, or a 0-d one."
+            )
+        found[name] = value.expand(n) if value.ndim == 0 else value
+    return found
+
+
 class Given(Energy):
     """An energy with part of its context fixed: see `Energy.given`."""
 
     def __init__(self, energy: Energy, fixed: dict[str, Any]) -> None:
         super().__init__()
-        for name in fixed:
-            if name not in energy.context:
-                takes = ", ".join(energy.context) or "none"
-                raise OptionError(f"{formula(energy)} takes no context named {name!r}; it takes: {takes}.")
         self.energy = energy
-        self.fixed = tuple(fixed)
-        for name, value in fixed.items():
-            # Not a float32 copy of everything: labels stay integers, and a tensor is kept, not cloned.
-            self.register_buffer(f"fixed_{name}", torch.as_tensor(value), persistent=False)
+        self.fixed = keep_fixed(self, formula(energy), energy.context, fixed)
         self.event_shape = energy.event_shape
         self.support = energy.support
         self.context = tuple(name for name in energy.context if name not in fixed)
@@ -289,15 +329,7 @@ class Given(Energy):
         return getattr(self.energy, "blocks", None)
 
     def _filled(self, x: Tensor, context: dict[str, Tensor]) -> dict[str, Tensor]:
-        n = x.shape[0]
-        for name in self.fixed:
-            value = getattr(self, f"fixed_{name}")
-            if value.ndim and value.shape[0] != n:
-                raise ShapeError(
-                    f"The fixed {name} has {value.shape[0]} rows and x has {n}; give one value per row, or a 0-d one."
-                )
-            context[name] = value.expand(n) if value.ndim == 0 else value
-        return context
+        return context | fixed_context(self, self.fixed, x)
 
 
 def conditionals(energy: Energy) -> Callable[..., Tensor]:

@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
-from gibbsian.energies.independent_units import IndependentUnits, as_visible
+from gibbsian.energies.independent_units import IndependentUnits, as_visible, check_sliding_factor, fitted_field
 from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.layered import TwoLayers
 from gibbsian.energies.real_units import keep_scale, with_kept_scale
@@ -220,9 +220,7 @@ class RBM(Energy):
         if data is None:
             b = self.visible_bias.detach() - self.weight.detach() @ self.hidden_offset
             return IndependentUnits(self.visible, b)
-        if not 0.0 < smoothing < 1.0:
-            raise OptionError(f"smoothing lies between 0 and 1; got {smoothing}.")
-        return IndependentUnits(self.visible, self.visible.fitted(data.to(self.weight), smoothing))
+        return IndependentUnits(self.visible, fitted_field(self.visible, data, smoothing, self.weight))
 
     @torch.no_grad()
     def start_at(self, data: Tensor, smoothing: float = 0.1, centre: bool = True) -> None:
@@ -275,8 +273,7 @@ class RBM(Energy):
         OptionError
             If the rate is not between 0 and 1.
         """
-        if not 0.0 <= rate <= 1.0:
-            raise OptionError(f"The sliding factor lies between 0 and 1; got {rate}.")
+        check_sliding_factor(rate)
         before = self.visible_offset.clone(), self.hidden_offset.clone()
         self.visible_offset.add_(rate * (visible - before[0]))
         self.hidden_offset.add_(rate * (hidden - before[1]))

@@ -28,7 +28,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 from gibbsian.energies.base import Energy
-from gibbsian.energies.independent_units import IndependentUnits, as_visible
+from gibbsian.energies.independent_units import IndependentUnits, as_visible, check_sliding_factor, fitted_field
 from gibbsian.energies.layered import TwoLayers
 from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
@@ -260,9 +260,7 @@ class ConvolutionalRBM(Energy):
             machine = self.two_layers(self.weight)
             b = machine.visible_bias - self.couplings.back(machine.hidden_offset[None])[0]
             return IndependentUnits(self.visible, b.detach())
-        if not 0.0 < smoothing < 1.0:
-            raise OptionError(f"smoothing lies between 0 and 1; got {smoothing}.")
-        return IndependentUnits(self.visible, self.visible.fitted(data.to(self.weight), smoothing))
+        return IndependentUnits(self.visible, fitted_field(self.visible, data, smoothing, self.weight))
 
     @torch.no_grad()
     def start_at(self, data: Tensor, smoothing: float = 0.1, centre: bool = True) -> None:
@@ -328,8 +326,7 @@ class ConvolutionalRBM(Energy):
         OptionError
             If the rate is not between 0 and 1.
         """
-        if not 0.0 <= rate <= 1.0:
-            raise OptionError(f"The sliding factor lies between 0 and 1; got {rate}.")
+        check_sliding_factor(rate)
         by_visible, by_hidden = rate * (visible - self.visible_offset), rate * (hidden - self.hidden_offset)
         self.hidden_bias.add_(torch.einsum("kcpq,c->k", self.weight, by_visible))
         self.visible_offset.add_(by_visible)

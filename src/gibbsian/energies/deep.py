@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
-from gibbsian.energies.independent_units import IndependentUnits, as_visible
+from gibbsian.energies.independent_units import IndependentUnits, as_visible, check_sliding_factor, fitted_field
 from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.layer_couplings import LayerCouplings
 from gibbsian.energies.layered import TwoLayers
@@ -228,7 +228,7 @@ class DeepBoltzmannMachine(Energy):
         """
         field = (self.even_bias - self.couplings.back(self.odd_offset)).detach().clone()
         if data is not None:
-            field[: self.visible.size] = self._fitted(data, smoothing)
+            field[: self.visible.size] = fitted_field(self.visible, data, smoothing, self.even_bias)
         return IndependentUnits(self.even, field)
 
     @torch.no_grad()
@@ -252,7 +252,7 @@ class DeepBoltzmannMachine(Energy):
         self.visible.check(data, "the data")
         for tensor in (self.even_bias, self.odd_bias, self.even_offset, self.odd_offset):
             tensor.zero_()
-        self.even_bias[: self.visible.size] = self._fitted(data, smoothing)
+        self.even_bias[: self.visible.size] = fitted_field(self.visible, data, smoothing, self.even_bias)
         if not centre:
             return
         idle = [u.statistic(u.mean(u.natural(torch.zeros_like(b)[None])))[0] for u, b in self._sides()]
@@ -276,8 +276,7 @@ class DeepBoltzmannMachine(Energy):
         OptionError
             If the rate is not between 0 and 1.
         """
-        if not 0.0 <= rate <= 1.0:
-            raise OptionError(f"The sliding factor lies between 0 and 1; got {rate}.")
+        check_sliding_factor(rate)
         by_even, by_odd = rate * (even - self.even_offset), rate * (odd - self.odd_offset)
         self.even_bias.add_(self.couplings.back(by_odd))
         self.odd_bias.add_(self.couplings.forth(by_even))
@@ -297,11 +296,6 @@ class DeepBoltzmannMachine(Energy):
     def extra_repr(self) -> str:
         """The units of all layers."""
         return ", ".join(map(repr, self.layers))
-
-    def _fitted(self, data: Tensor, smoothing: float) -> Tensor:
-        if not 0.0 < smoothing < 1.0:
-            raise OptionError(f"smoothing lies between 0 and 1; got {smoothing}.")
-        return self.visible.fitted(data.to(self.even_bias), smoothing)
 
     def _sides(self) -> tuple[tuple[Units, Tensor], tuple[Units, Tensor]]:
         return (self.even, self.even_bias), (self.odd, self.odd_bias)

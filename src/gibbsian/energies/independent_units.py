@@ -82,6 +82,31 @@ class IndependentUnits(Tractable):
         return repr(self.units)
 
 
+def fitted_field(units: Units, data: Tensor, smoothing: float, like: Tensor) -> Tensor:
+    """Fields under which units have the data's means, mixed with the uniform law's; of the type of ``like``.
+
+    Raises
+    ------
+    OptionError
+        If the smoothing is not between 0 and 1.
+    """
+    if not 0.0 < smoothing < 1.0:
+        raise OptionError(f"smoothing lies between 0 and 1; got {smoothing}.")
+    return units.fitted(data.to(like), smoothing)
+
+
+def check_sliding_factor(rate: float) -> None:
+    """Refuse shares of the way from offsets to means that are none.
+
+    Raises
+    ------
+    OptionError
+        If the rate is not between 0 and 1.
+    """
+    if not 0.0 <= rate <= 1.0:
+        raise OptionError(f"The sliding factor lies between 0 and 1; got {rate}.")
+
+
 def as_visible(units: int | Sequence[int] | Units) -> Units:
     """Read units of the data: a number or a shape stands for Bernoulli units.
 

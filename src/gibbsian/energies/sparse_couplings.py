@@ -17,7 +17,7 @@ class SparseCouplings(nn.Module):
     """Couplings along the edges of a graph.
 
     The field is a sum over each site's neighbours, whose cost goes with the edges: `torch.nn.functional.embedding_bag`,
-    with the sites as its rows, a bag for each and J as weights, was 3 to 10 times faster than adding edge by edge.
+    with the sites as its rows, a bag for each and J as weights, was several times faster than adding edge by edge.
 
     Parameters
     ----------

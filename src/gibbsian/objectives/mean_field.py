@@ -22,8 +22,9 @@ from torch import Generator, Tensor
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.energies.base import Energy
 from gibbsian.energies.deep import DeepBoltzmannMachine
+from gibbsian.energies.independent_units import check_sliding_factor
 from gibbsian.energies.mean_field import MeanFieldEnergy, check_settings, mean_field
-from gibbsian.errors import ArgumentTypeError, OptionError
+from gibbsian.errors import ArgumentTypeError
 from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.objectives.checks import check_at_least
@@ -92,8 +93,7 @@ class MeanFieldPCD(Objective):
             raise ArgumentTypeError(f"Mean-field PCD trains a DeepBoltzmannMachine; got {machine!r}.")
         check_at_least(("steps", steps, 1))
         check_settings(iterations, damping, None)
-        if not 0.0 <= rate <= 1.0:
-            raise OptionError(f"The sliding factor, rate, lies between 0 and 1; got {rate}.")
+        check_sliding_factor(rate)
         # Not named buffer, as what `fit` compares with the data at the end: these chains are of more than the data.
         self.chains = ReplayBuffer(machine.base(data), buffer_size, restart)
         self.kernel = RBMGibbs()
