@@ -6,13 +6,13 @@ of standard deviation :math:`\sigma` added: the convention of noise-conditional 
 A network trained as a diffusion model tells one of three things of :math:`x_t = \alpha x_0 + \sigma_t \epsilon`, which
 say the same:
 
-==========  ==================================================  =======================================
-prediction  what it is                                          the noise that follows
-==========  ==================================================  =======================================
-``eps``     :math:`\mathbb{E}[\epsilon \mid x_t]`               itself
-``x0``      :math:`\mathbb{E}[x_0 \mid x_t]`                    :math:`(x_t - \alpha x_0) / \sigma_t`
-``v``       :math:`\alpha \epsilon - \sigma_t x_0`              :math:`(\alpha v + \sigma_t x_t) / (\alpha^2 +
-\sigma_t^2)` ==========  ==================================================  =======================================
+==========  =========================================  ======================================================
+prediction  what it is                                 the noise that follows
+==========  =========================================  ======================================================
+``eps``     :math:`\mathbb{E}[\epsilon \mid x_t]`      itself
+``x0``      :math:`\mathbb{E}[x_0 \mid x_t]`           :math:`(x_t - \alpha x_0) / \sigma_t`
+``v``       :math:`\alpha \epsilon - \sigma_t x_0`     :math:`(\alpha v + \sigma_t x_t) / (\alpha^2 + \sigma_t^2)`
+==========  =========================================  ======================================================
 
 and with :math:`\sigma = \sigma_t / \alpha` the score at :math:`x = x_t / \alpha` is :math:`-\epsilon / \sigma`.
 
