@@ -29,9 +29,9 @@ LAYERS = (
     {"building"},
     {"models"},
     {"estimator", "transformer", "report", "applications"},
-    {"evaluation", "options"},
+    {"evaluation", "options", "expressions"},
     {"runs"},
-    {"scoring"},
+    {"scoring", "composing"},
     {"cli"},
     {"__main__"},
 )

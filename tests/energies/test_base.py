@@ -107,6 +107,23 @@ def test_a_mixture_is_exact_far_from_every_part():
     torch.testing.assert_close(grad, far)
 
 
+def test_a_mixture_of_energies_with_their_log_z_has_the_shares_that_were_asked():
+    # The same two densities, one of them told with a constant added, which its log Z takes back.
+    x = X.double()
+    shifted = gb.Energy.of(lambda y: B(y) - 700.0, (2,))
+    shares = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    found = gb.mixture(A, shifted, weights=shares, log_z=[0.0, 700.0])
+    expected = gb.mixture(A, B, weights=shares)
+    torch.testing.assert_close(found(x), expected(x), atol=1e-10, rtol=0)
+    assert not torch.allclose(gb.mixture(A, shifted, weights=[0.3, 0.7])(x), expected(x), atol=1.0)
+
+
+@pytest.mark.parametrize("log_z", [[0.0], [0.0, 1.0, 2.0], [0.0, math.nan]])
+def test_a_mixture_takes_one_finite_log_z_each(log_z):
+    with pytest.raises(OptionError, match="finite log Z"):
+        gb.mixture(A, B, log_z=log_z)
+
+
 def test_a_mixture_of_boxes_is_finite_in_either():
     boxes = gb.mixture(gb.Uniform(1, 0.0, 1.0), gb.Uniform(1, 2.0, 4.0))
     value, grad = gb.evaluate(boxes, torch.tensor([[0.5], [1.5], [3.0]]))

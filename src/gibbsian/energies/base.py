@@ -230,10 +230,10 @@ class Combination(Energy):
 class Mixture(Energy):
     r""":math:`-\log \sum_i w_i e^{-E_i(x)}`: see `mixture`."""
 
-    def __init__(self, energies: Sequence[Energy], weights: Tensor) -> None:
+    def __init__(self, energies: Sequence[Energy], log_weights: Tensor) -> None:
         super().__init__()
         self.energies = nn.ModuleList(energies)
-        self.register_buffer("log_weights", weights.log())
+        self.register_buffer("log_weights", log_weights)
         self.event_shape = common_event_shape(energies)
         self.support = common_support(energies)
         self.context = tuple(dict.fromkeys(name for e in energies for name in e.context))
@@ -359,11 +359,15 @@ def tells_conditionals(energy: Energy) -> bool:
     return hasattr(energy, "conditional_logits")
 
 
-def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[float] | Tensor | None = None) -> Energy:
-    r"""Mix densities: :math:`E(x) = -\log \sum_i w_i e^{-E_i(x)}`.
+def mixture(
+    *energies: Energy | Callable[[Tensor], Tensor],
+    weights: Sequence[float] | Tensor | None = None,
+    log_z: Sequence[float] | Tensor | None = None,
+) -> Energy:
+    r"""Mix densities: :math:`E(x) = -\log \sum_i w_i e^{-E_i(x) - \log Z_i}`.
 
-    The weights apply to the *unnormalised* factors :math:`e^{-E_i}`; they are mixing probabilities when every energy
-    is tractable (normalised), or once each has its own log Z added.
+    The weights apply to the *unnormalised* factors :math:`e^{-E_i}` where no log Z is given; they are mixing
+    probabilities when every energy is tractable (normalised), or with each one's own log Z.
 
     Parameters
     ----------
@@ -371,11 +375,13 @@ def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[fl
         Two or more, over one event shape and domain.
     weights
         Positive; equal when left out. Not normalised.
+    log_z
+        One per energy; zeros when left out.
 
     Raises
     ------
     OptionError
-        If the weights are not positive or not one per energy.
+        If the weights are not positive or not one per energy, or a log Z is missing or not finite.
     """
     count = len(energies)
     w = torch.full((count,), 1.0 / max(count, 1)) if weights is None else torch.as_tensor(weights)
@@ -383,7 +389,10 @@ def mixture(*energies: Energy | Callable[[Tensor], Tensor], weights: Sequence[fl
         raise OptionError(f"A mixture of {count} energies needs {count} positive weights; got {w.tolist()}.")
     if not w.is_floating_point():
         w = w.to(torch.get_default_dtype())
-    return Mixture([Energy.of(e) for e in energies], w)
+    masses = torch.zeros_like(w) if log_z is None else torch.as_tensor(log_z, dtype=w.dtype)
+    if masses.shape != w.shape or not bool(torch.isfinite(masses).all()):
+        raise OptionError(f"A mixture of {count} energies takes {count} finite log Z, or none; got {masses.tolist()}.")
+    return Mixture([Energy.of(e) for e in energies], w.log() - masses)
 
 
 def formula(energy: nn.Module) -> str:
@@ -397,7 +406,7 @@ def formula(energy: nn.Module) -> str:
             text += f"{sign}{factor}{formula(term)}"
         return text
     if isinstance(energy, Mixture):
-        weights = ", ".join(f"{w:.4g}" for w in energy.log_weights.exp().tolist())
+        weights = ", ".join(f"{w:.4g}" for w in energy.log_weights.double().exp().tolist())
         return f"mixture({', '.join(map(formula, energy.energies))}, weights=[{weights}])"
     if isinstance(energy, Given):
         fixed = [(name, getattr(energy, f"fixed_{name}")) for name in energy.fixed]
