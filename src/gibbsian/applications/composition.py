@@ -1,7 +1,7 @@
 r"""Composition: draws of products, negations and mixtures of energies that know noise levels.
 
-Write the composition by the algebra, over energies with the context ``sigma`` and others without:
-``a + b``, ``a - 0.5 * b``, ``mixture(a, b)``, ``a + 2.0 * windowed(b, low=0.5)``. At each level it stands for a density,
+Write the composition by the algebra, over energies with the context ``sigma`` and others without: ``a + b``,
+``a - 0.5 * b``, ``mixture(a, b)``, ``a + 2.0 * windowed(b, low=0.5)``. At each level it stands for a density,
 
 .. math:: \gamma_k(x) = e^{-E(x, \sigma_k)}, \qquad E = \textstyle\sum_i w_i E_i,
 
@@ -15,23 +15,24 @@ together.
           B(x \mid x') = N(x; x', q), \quad F(x' \mid x) = N(x'; x + q S(x), \, q\,(1 - q\, \overline{S^2})),
 
 with :math:`S = -\nabla E(\cdot, \sigma_k)`: B adds noise, F takes it back, and their ratio repairs what F gets wrong.
-Weighted, the particles are draws of :math:`\gamma_{k+1}` whatever the energies are; nothing asks that those of a term be
-one density under noise, or that the levels be close. In the limit of close levels these are the Feynman-Kac weights of
-`feynman_kac`. Populations are resampled as their weights become uneven, and the mean weight estimates log Z. The noise q
-matters for the variance of the weights only: it starts from :math:`q = c\,(\sigma_k^2 - \sigma_{k+1}^2)`, c the variance
-of the composition at the highest level over that of the noise (1/2 for a product of two), and c follows what leaves the
-weights most even, staying in place (q = 0) included.
+Weighted, the particles are draws of :math:`\gamma_{k+1}` whatever the energies are; nothing asks that those of a term
+be one density under noise, or that the levels be close. Where they are both, and c below is 1, these are the
+Feynman-Kac weights of `feynman_kac`, which needs no energies. Populations are resampled as their weights become uneven,
+and the mean weight estimates log Z. The noise q matters for the variance of the weights only: it starts from
+:math:`q = c\,(\sigma_k^2 - \sigma_{k+1}^2)`, c the variance of the composition at the highest level over that of the
+noise (1/2 for a product of two), and c follows what leaves the weights most even, staying in place (q = 0) included.
 
 **Moves.** At each level a kernel that leaves :math:`\gamma_k` invariant moves the particles, its step size set by the
 acceptance as it goes. Without weights, chains forget the levels above as well as they mix.
 
-`Compositional visual generation with energy based models (Du, Li & Mordatch, 2020) <https://arxiv.org/abs/2004.06030>`_;
-`Reduce, reuse, recycle: compositional generation with energy-based diffusion models and MCMC (Du et al., 2023)
-<https://arxiv.org/abs/2302.11552>`_ for the moves; `Feynman-Kac correctors in diffusion: annealing, guidance, and product
-of experts (Skreta et al., 2025) <https://arxiv.org/abs/2503.02819>`_ and `Sequential Monte Carlo samplers (Del Moral,
-Doucet & Jasra, 2006) <https://doi.org/10.1111/j.1467-9868.2006.00553.x>`_ for the weights; `Analytic-DPM: an analytic
-estimate of the optimal reverse variance in diffusion probabilistic models (Bao et al., 2022)
-<https://arxiv.org/abs/2201.06503>`_ for the variance of F.
+`Compositional visual generation with energy based models (Du, Li & Mordatch, 2020)
+<https://arxiv.org/abs/2004.06030>`_; `Reduce, reuse, recycle: compositional generation with energy-based diffusion
+models and MCMC (Du et al., 2023) <https://arxiv.org/abs/2302.11552>`_ for the moves; `Feynman-Kac correctors in
+diffusion: annealing, guidance, and product of experts (Skreta et al., 2025) <https://arxiv.org/abs/2503.02819>`_ and
+`Sequential Monte Carlo samplers (Del Moral, Doucet & Jasra, 2006)
+<https://doi.org/10.1111/j.1467-9868.2006.00553.x>`_ for the weights; `Analytic-DPM: an analytic estimate of the optimal
+reverse variance in diffusion probabilistic models (Bao et al., 2022) <https://arxiv.org/abs/2201.06503>`_ for the
+variance of F.
 """
 
 from __future__ import annotations
@@ -40,11 +41,13 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Generator, Tensor
 
+from gibbsian.applications.composed import Composed, correction_of, log_z_of
+from gibbsian.applications.feynman_kac import Step, check_counts
 from gibbsian.applications.normalisable import Growth, check_normalisable, has_negative_weight, warn_not_normalisable
 from gibbsian.applications.starts import ENOUGH, fitted_gaussian
 from gibbsian.bridges.reverse import falling
@@ -52,101 +55,14 @@ from gibbsian.energies.base import Combination, Energy, formula
 from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel, evaluate, has_step_size, is_adjusted, row_sum
+from gibbsian.kernels.base import Kernel, evaluate, has_step_size, is_adjusted
 from gibbsian.kernels.langevin import MALA
-from gibbsian.partition.base import LogZ, from_log_weights
 from gibbsian.partition.paths import geometric
-from gibbsian.partition.population import Walk, conditional_size, move, systematic, walk, weigh
+from gibbsian.partition.population import Walk, move, walk, weigh
 from gibbsian.sampling import check_domain, with_tensor_settings
-
-PILOT = 512
-"""Particles by which the noise of a step is chosen."""
 
 SPARE = 0.5
 """Conditional effective size, as a fraction, that a temperature between the start and the highest level leaves."""
-
-
-class Composed(NamedTuple):
-    """What `compose` returns: weighted draws of a composition, and how the walk went.
-
-    Attributes
-    ----------
-    x
-        Particles, ``(n, *event)``, population by population.
-    log_weights
-        ``(n,)``, float64; zeros without weights. Weigh averages with them, or `draw`.
-    levels
-        The noise levels, from the highest.
-    acceptance
-        Mean acceptance of the moves at each, ``(levels,)``; NaN without moves, 1 for kernels that reject nothing.
-    ess
-        Effective number of particles on arrival at each, before resampling, ``(levels,)``.
-    step_sizes
-        The step size with which each level was left, ``(levels,)``; NaN for a kernel without one.
-    noise
-        The noise of each step down, c above, ``(levels - 1,)``.
-    log_z
-        The estimate of the log-normaliser of the composition at the last level; ``None`` without weights, or with a
-        kernel that is not adjusted. Its error comes from the differences between populations.
-    correction
-        ``"weights and moves"``, ``"weights"``, ``"moves"``, or ``"none"``, with the reason where a kernel spoils it.
-    start
-        Where the particles started.
-    temperatures
-        Temperatures between the start and the highest level: 1 where the start is close.
-    growth
-        How the energy of a difference grows far away, at the level where it grows least; ``None`` where nothing is
-        subtracted.
-    nonfinite
-        Weights that came from a non-finite energy and count as zero.
-    """
-
-    x: Tensor
-    log_weights: Tensor
-    levels: tuple[float, ...]
-    acceptance: Tensor
-    ess: Tensor
-    step_sizes: Tensor
-    noise: Tensor
-    log_z: LogZ | None
-    correction: str
-    start: Tractable | None = None
-    temperatures: int = 1
-    growth: Growth | None = None
-    nonfinite: int = 0
-
-    def draw(self, n: int, rng: Generator) -> Tensor:
-        """Draw ``n`` points of equal weight, by systematic resampling; some may occur repeatedly.
-
-        Parameters
-        ----------
-        n
-            How many.
-        rng
-            The generator, on the particles' device.
-        """
-        return self.x[systematic(self.log_weights, rng, n)]
-
-    def __repr__(self) -> str:
-        """A few lines of what happened."""
-        n, worst = len(self.x), int(self.ess.argmin())
-        told = [
-            f"Composed: {n} points of shape {tuple(self.x.shape[1:])}, {len(self.levels)} noise levels from "
-            f"{self.levels[0]:.4g} to {self.levels[-1]:.4g}",
-            f"  corrected by {self.correction}",
-        ]
-        if self.correction.startswith("weights"):
-            told.append(
-                f"  effective number {float(self.ess[-1]):.0f} on arrival at the last level, at least "
-                f"{float(self.ess[worst]):.0f} (level {self.levels[worst]:.3g})"
-            )
-        if not bool(self.acceptance.isnan().all()):
-            told.append(f"  acceptance {float(self.acceptance.nanmean()):.2f}, lowest {_least(self.acceptance):.2f}")
-        if self.log_z is not None:
-            told.append(f"  log Z = {self.log_z}")
-        if self.growth is not None and not self.growth.normalisable:
-            told.append("  probably not normalisable")
-        return "\n".join(told)
 
 
 @torch.no_grad()
@@ -218,7 +134,9 @@ def compose(
         populations disagree.
     """
     told = _checked(energy, levels)
-    _check_counts(steps, chains, populations, resample, last_steps)
+    check_counts(chains, populations, resample)
+    if min(steps, last_steps or 0) < 0:
+        raise OptionError(f"steps and last_steps count the kernel's steps, 0 or more; got {steps} and {last_steps}.")
     top = energy.given(sigma=told[0])
     base, growth = _start(energy, start, told, rng)
     first = _kernel(kernel, told[0], base)
@@ -244,7 +162,7 @@ def compose(
     if progress is not None:
         progress(1)
     for place, (high, low) in enumerate(pairwise(told)):
-        step = _Step(energy, at.x, high, low, at.log_w + at.log_z[:, None])
+        step = Step(energy, at.x, high, low, at.log_w + at.log_z[:, None])
         taken = 0.0
         if predict and weights:
             taken = step.best(spread, rng)
@@ -276,53 +194,17 @@ def compose(
         at.x,
         (at.log_w + at.log_z[:, None]).flatten(),
         told,
-        *numbers,
-        _log_z(at, populations) if weights and exact else None,
-        _correction(weights, steps, first),
+        numbers[0],
+        numbers[1],
+        numbers[2],
+        numbers[3],
+        log_z_of(at) if weights and exact else None,
+        correction_of(weights, steps, first),
         base,
         temperatures,
         growth,
         int(at.nonfinite.sum()),
     )
-
-
-class _Step:
-    """Particles about to go from one noise level to the next."""
-
-    def __init__(self, energy: Energy, x: Tensor, high: float, low: float, log_w: Tensor) -> None:
-        self.x, self.high, self.low, self.log_w = x, high, low, log_w.flatten()
-        self.target = energy.given(sigma=x.new_tensor(low))
-        self.value, self.grad = evaluate(energy.given(sigma=x.new_tensor(high)), x)
-        w = self.log_w.softmax(0).to(x.dtype)
-        squares = torch.where(self.grad.isfinite(), self.grad, 0.0).square()
-        self.moment = torch.tensordot(w, squares, 1)
-
-    def take(self, c: float, rng: Generator, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Step with noise c, all particles or some rows; return where to, and the log-weights gained, float64."""
-        x, value, grad = (t if rows is None else t[rows] for t in (self.x, self.value, self.grad))
-        q = c * (self.high - self.low) * (self.high + self.low)
-        if q == 0.0:
-            return x, _finite(value.double() - self.target(x).double())
-        # The variance of the cleaner point given the noisier one, never below what it is for data without spread.
-        ratio = (1.0 - q * self.moment).clamp(min=(self.low / self.high) ** 2)
-        z = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
-        new = x - q * grad + (q * ratio).sqrt() * z
-        new = torch.where(new.isfinite(), new, x)
-        forth = -0.5 * row_sum(z.square()) - 0.5 * ratio.log().sum()
-        back = -0.5 * row_sum((x - new).square()) / q
-        gained = value.double() - self.target(new).double() + (back - forth).double()
-        return new, _finite(gained)
-
-    def best(self, c: float, rng: Generator) -> float:
-        """Choose the noise whose weights are the most even, on a part of the particles."""
-        n = len(self.x)
-        rows = torch.arange(0, n, max(1, n // PILOT), device=self.x.device)
-        carried, sizes = self.log_w[rows], {}
-        for factor in (1.0, 0.6, 1.6, 0.0):
-            gained = self.take(factor * c, rng, rows)[1]
-            alive = torch.isfinite(gained + carried)
-            sizes[factor * c] = conditional_size(carried[alive], gained[alive]) if bool(alive.any()) else 0.0
-        return max(sizes, key=lambda key: sizes[key])
 
 
 def _weigh(at: Walk, gained: Tensor, weights: bool, resample: float, rng: Generator, low: float) -> None:
@@ -366,19 +248,6 @@ def _checked(energy: object, levels: Sequence[float]) -> tuple[float, ...]:
     if told[-1] <= 0.0:
         raise OptionError(f"An energy has no density without noise: the last level is above 0; got {told[-1]}.")
     return told
-
-
-def _check_counts(steps: int, chains: int, populations: int, resample: float, last_steps: int | None) -> None:
-    if populations < 1 or chains % populations or chains < 2 * populations:
-        raise OptionError(
-            f"chains is a multiple of populations, with 2 or more particles in each; got chains={chains} and "
-            f"populations={populations}."
-        )
-    if min(steps, last_steps or 0) < 0 or not 0.0 < resample <= 1.0:
-        raise OptionError(
-            "steps and last_steps are 0 or more, resample lies above 0, 1 at most; got "
-            f"{steps}, {last_steps}, {resample}."
-        )
 
 
 def _start(
@@ -436,7 +305,7 @@ def _kernel(kernel: Any, sigma: float, base: Tractable) -> Kernel:
     """The kernel to use at a level."""
     if kernel is None:
         return MALA(0.5 * _spread(base))
-    found = kernel if isinstance(kernel, Kernel) or isinstance(kernel, type) or not callable(kernel) else kernel(sigma)
+    found = kernel if isinstance(kernel, (Kernel, type)) or not callable(kernel) else kernel(sigma)
     if isinstance(found, type) or not isinstance(found, Kernel):
         raise ArgumentTypeError(f"A kernel is MALA(...), HMC(...), or a function from a level to one; got {found!r}.")
     return found
@@ -449,37 +318,3 @@ def _spread(base: Tractable) -> float:
 
 def _size(kernel: Kernel, log_h: float, adapted: bool) -> float:
     return math.exp(log_h) if adapted else float(getattr(kernel, "step_size", math.nan))
-
-
-def _finite(log_w: Tensor) -> Tensor:
-    return torch.where(torch.isfinite(log_w), log_w, -torch.inf)
-
-
-def _least(values: Tensor) -> float:
-    return float(values[~values.isnan()].min())
-
-
-def _correction(weights: bool, steps: int, kernel: Kernel) -> str:
-    if steps and not is_adjusted(kernel):
-        return f"none ({type(kernel).__name__} is not adjusted: uncorrected)"
-    return {(True, True): "weights and moves", (True, False): "weights", (False, True): "moves"}.get(
-        (weights, steps > 0), "none"
-    )
-
-
-def _log_z(at: Walk, populations: int) -> LogZ:
-    if populations == 1:
-        value = at.log_z[0]
-        unknown = torch.full_like(value, torch.nan)
-        return LogZ(value, unknown, unknown - torch.inf, unknown + torch.inf, torch.ones_like(value), 1)
-    log_z = from_log_weights(at.log_z)
-    if float(log_z.ess) < 0.5 * populations:
-        warnings.warn(
-            f"The populations disagree: their estimates of log Z, {float(at.log_z.min()):.3g} to "
-            f"{float(at.log_z.max()):.3g}, count for {float(log_z.ess):.1f} of {populations}. Try more chains, more "
-            "levels, or more steps at each.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    # Noise and step sizes were found by the particles themselves, and no bound holds for certain.
-    return log_z._replace(lower=torch.full_like(log_z.value, -torch.inf))

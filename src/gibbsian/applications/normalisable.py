@@ -1,7 +1,7 @@
-r"""Whether a density can be normalised: does its energy rise far away?
+r"""Whether a density can be normalised, judged by how its energy rises far away.
 
-A difference of energies, :math:`E_a - w E_b`, may fall without end: the density :math:`p_a / p_b^w` is then infinite in
-sum, and chains run away. In d dimensions :math:`\int e^{-E}` is finite along a ray only if the energy rises faster than
+A difference of energies, :math:`E_a - w E_b`, may fall without end: the integral of :math:`p_a / p_b^w` is then
+infinite, and chains run away. In d dimensions it is finite along a ray only if the energy rises faster than
 :math:`d \log r`. Its growth per e-fold of distance,
 
 .. math:: g(r) = \frac{dE}{d \log r} = r\, \frac{dE}{dr},

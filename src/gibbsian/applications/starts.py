@@ -1,21 +1,20 @@
 r"""Where a composition starts: the Gaussian that its density comes close to under much noise.
 
-Under noise of standard deviation :math:`\sigma` far beyond the spread of what the terms describe, each of them is close
-to :math:`N(m_i, \sigma^2)`, and so is every sum of them to some Gaussian. Its mean and variances are read off the score,
-which is linear there,
+Under noise of standard deviation :math:`\sigma` far beyond the spread of what the terms describe, each of them is
+close to :math:`N(m_i, \sigma^2)`, and so is every sum of them to some Gaussian. Its mean and variances are read off the
+score, which is linear there,
 
 .. math:: -\nabla E(x) \approx -\frac{x - m}{v},
 
 by least squares at points drawn from the Gaussian that was found before. How much of the score's variance the line
-explains tells whether the level is noise at all: two modes at distance 2a under noise a leave 5 to 10 per cent over, and
-under noise 2a a thousandth.
+explains tells whether the level is noise at all: two modes at distance 2a under noise a leave 5 to 10 per cent over,
+and under noise 2a a thousandth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Generator, Tensor
 
 from gibbsian.energies.tractable import Gaussian
