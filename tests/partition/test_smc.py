@@ -95,14 +95,14 @@ def test_forgotten_weights_are_caught(monkeypatch):
     """Twin: what particles gained since they were last resampled is not in the estimate."""
     from gibbsian.partition import population
 
-    honest = population._weigh
+    honest = population.weigh
 
     def forgetful(at, gained, resample, rng):
         before = at.log_z
         honest(at, gained, resample, rng)
         at.log_z = torch.where(at.log_w.abs().sum(1) > 0, before, at.log_z)
 
-    monkeypatch.setattr(population, "_weigh", forgetful)
+    monkeypatch.setattr(population, "weigh", forgetful)
     out = run(shifted(MODES, 7.5))
     with pytest.raises(AssertionError, match="standard errors from"):
         assert_within_error(out.log_z, 7.5)

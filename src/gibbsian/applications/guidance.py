@@ -24,6 +24,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
+from gibbsian.applications.terms import Window, check_window, within
 from gibbsian.bridges.scores import Score
 from gibbsian.energies.base import Combination, Energy, formula
 from gibbsian.energies.domains import common_event_shape, common_support
@@ -31,9 +32,6 @@ from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.kernels.base import per_chain
 from gibbsian.objectives.label_dropping import check_labels
 from gibbsian.typing import Scalar
-
-Window = tuple[float, float]
-"""Noise levels, ends included, between which guidance acts."""
 
 M = TypeVar("M", Energy, Score)
 
@@ -101,7 +99,7 @@ def guided(
             "and use guided_by_label, or pass the energy of all classes together."
         )
     _check_scale(scale)
-    _check_window(window)
+    check_window(window)
     if isinstance(conditional, Energy) and isinstance(unconditional, Energy):
         if rescale:
             raise OptionError(
@@ -246,8 +244,7 @@ def _scales(scale: Tensor, sigma: Tensor, window: Window | None) -> Tensor:
     """The scale of each row: 1 where its noise level lies outside the window."""
     if window is None:
         return scale.expand(len(sigma))
-    inside = (sigma >= window[0]) & (sigma <= window[1])
-    return torch.where(inside, scale.to(sigma.dtype), 1.0)
+    return torch.where(within(sigma, window), scale.to(sigma.dtype), 1.0)
 
 
 def _check_scale(scale: Scalar) -> None:
@@ -257,8 +254,3 @@ def _check_scale(scale: Scalar) -> None:
             f"The guidance scale is a number from 0 (unconditional) over 1 (conditional) up; got {scale}. In the "
             "convention with a weight w it is 1 + w. To move away from a class, swap the branches."
         )
-
-
-def _check_window(window: Window | None) -> None:
-    if window is not None and not (len(window) == 2 and 0.0 <= window[0] < window[1]):
-        raise OptionError(f"A window of guidance is a pair of noise levels 0 <= low < high; got {window}.")

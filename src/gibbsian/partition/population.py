@@ -82,6 +82,7 @@ def walk(
     resample: float = 1.0,
     betas: Tensor | None = None,
     step_sizes: Tensor | None = None,
+    adapt: bool = True,
 ) -> Walk:
     """Carry populations from base to target.
 
@@ -103,6 +104,8 @@ def walk(
         The temperatures, from 0 to 1, to stop at; found on the way when ``None``.
     step_sizes
         One for each of ``betas`` after the first; with given ``betas``, ``None`` leaves the kernel as it is.
+    adapt
+        Whether the kernel's step size, where it has one, follows its acceptance; never with given ``betas``.
 
     Raises
     ------
@@ -111,7 +114,7 @@ def walk(
     """
     x = base.sample(chains, rng)
     moving = cast(Any, with_tensor_settings(kernel, x))
-    adapted = has_step_size(kernel) and betas is None
+    adapted = adapt and has_step_size(kernel) and betas is None
     log_h = float(moving.step_size.log()) if adapted else 0.0
     per = chains // populations
     w = torch.zeros((populations, per), dtype=torch.float64, device=x.device)
@@ -119,7 +122,7 @@ def walk(
     stride, start = 1.0, path(x.new_zeros(()))
     # From a first guess that may be orders of magnitude off: large corrections, then small ones.
     for gain in (4.0, 1.0) if adapted else ():
-        at.x, log_h, _ = _move(start, moving, at.x, log_h, gain, 4 * moves, rng)
+        at.x, log_h, _ = move(start, moving, at.x, log_h, gain, 4 * moves, rng)
     at.log_sizes.append(log_h)
     while at.betas[-1] < 1.0:
         if betas is None and len(at.betas) > STAGES:
@@ -134,11 +137,11 @@ def walk(
             gained = _gain(path, at.x, at.betas[-1])(beta)
         stride = beta - at.betas[-1]
         at.betas.append(beta)
-        _weigh(at, gained, resample, rng)
+        weigh(at, gained, resample, rng)
         if step_sizes is not None:
             log_h = math.log(float(step_sizes[len(at.betas) - 2]))
         gain = 1.0 if adapted else (0.0 if step_sizes is not None else None)
-        at.x, log_h, acceptance = _move(path(x.new_tensor(beta)), moving, at.x, log_h, gain, moves, rng)
+        at.x, log_h, acceptance = move(path(x.new_tensor(beta)), moving, at.x, log_h, gain, moves, rng)
         at.log_sizes.append(log_h)
         at.acceptance.append(acceptance)
     return at
@@ -199,8 +202,20 @@ def conditional_size(carried: Tensor, gained: Tensor) -> float:
     return float(log.exp())
 
 
-def _weigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> None:
-    """Give populations the weights they gained, and resample those whose weights are uneven."""
+def weigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> None:
+    """Give populations the weights they gained, and resample those whose weights are uneven.
+
+    Parameters
+    ----------
+    at
+        The populations; changed in place.
+    gained
+        Log-weights, ``(P * n,)``; minus infinity for a particle that is lost.
+    resample
+        As for `walk`.
+    rng
+        The generator.
+    """
     count, per = at.log_w.shape
     gained = gained.reshape(count, per)
     at.nonfinite = at.nonfinite + (gained == -torch.inf).sum(1)
@@ -242,10 +257,29 @@ def systematic(log_w: Tensor, rng: Generator, count: int | None = None) -> Tenso
     return torch.searchsorted(cumulative, ticks).clamp(max=n - 1)
 
 
-def _move(
+def move(
     energy: Any, moving: Any, x: Tensor, log_h: float, gain: float | None, steps: int, rng: Generator
 ) -> tuple[Tensor, float, float]:
-    """Make some kernel steps; the step size follows the acceptance with some gain, and is the kernel's own if None."""
+    """Make some kernel steps; the step size follows the acceptance with some gain, and is the kernel's own if None.
+
+    Parameters
+    ----------
+    energy, moving, x
+        What is moved, how and from where; the kernel's settings are tensors.
+    log_h, gain
+        Log step size, and how much of the acceptance's deviation from its target is added to it at each step.
+    steps
+        How many; with 0 the points stay, and the acceptance is NaN.
+    rng
+        The generator.
+
+    Returns
+    -------
+    tuple
+        Positions, the log step size, and the mean acceptance.
+    """
+    if steps == 0:
+        return x, log_h, math.nan
     state = moving.init(energy, x)
     total = 0.0
     for _ in range(steps):
