@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -181,6 +181,55 @@ def score(
         _console(stderr=out is None).print(verdict(table, detector, by), soft_wrap=True)
 
 
+def compose(
+    formula: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FORMULA")],
+    n: int = 64,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    particles: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(4 for each row)")] = None,
+    levels: int = 40,
+    steps: int = 5,
+    seed: int = 0,
+) -> None:
+    """Draw from a product, mixture or negation of trained models, and say how well each is met.
+
+    A formula is read as densities: "runs/a * runs/b" is a product, "0.3*runs/a + 0.7*runs/b" a mixture, "runs/a * not
+    runs/b^0.5" divides by a power. "runs/a[y=3]" fixes a label, "runs/a[sigma=0.2..2]" noise levels at which a factor
+    acts. Quote it for the shell.
+
+    Parameters
+    ----------
+    formula
+        Folders of models, with *, +, not, ^ and brackets.
+    n
+        Rows to draw.
+    out
+        Where to write them: .npy, .npz, .csv or .parquet, or .png for images; only the table is printed otherwise.
+    particles
+        Weighted particles that walk down the noise levels.
+    levels
+        Noise levels; models without them are walked along temperatures instead.
+    steps
+        Steps of the chains at each level or temperature.
+    seed
+        Of the draws.
+    """
+    from gibbsian.composing import composite, draw
+
+    if out is not None:
+        check_ending(out, (".npy", ".npz", ".csv", ".parquet", ".png"))
+    found = composite(formula)
+    console = _console()
+    with console.status("walking down") as status:
+        stage = iter(range(1, levels + 1))
+        say: Callable[[int], object] = lambda _: status.update(f"noise level {next(stage)} of {levels}")  # noqa: E731
+        drawn = draw(found, n, _generator(seed), particles=particles, levels=levels, steps=steps, progress=say)
+    console.print(str(drawn), markup=False, soft_wrap=True)
+    if out is not None:
+        folder = Path(next(iter(found.models)))
+        write_rows(out, drawn.rows, columns_of(folder) or [f"x{i}" for i in range(drawn.rows[0].numel())])
+        console.print(f"{n} draws of shape {tuple(drawn.rows.shape[1:])} in {out}")
+
+
 def evaluate(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")], seed: int = 0) -> None:
     """Estimate log Z with its bracket, held-out log-likelihood and sample quality; write them and the report.
 
@@ -301,6 +350,7 @@ def _dispatch(arguments: list[str]) -> None:
         "train": train_command,
         "sample": sample,
         "score": score,
+        "compose": compose,
         "evaluate": evaluate,
         "report": report,
         "datasets": datasets,
