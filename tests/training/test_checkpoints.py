@@ -16,11 +16,16 @@ import torch
 from torch import nn
 from training_cases import QUIET, Bowl, Chains, ExactLikelihood, rows, same
 
+from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import ModelFileError, OptionError, StorageError
+from gibbsian.kernels.langevin import MALA
+from gibbsian.objectives.augment import HorizontalFlip, InTurn, Shift
 from gibbsian.objectives.base import Batch
-from gibbsian.training.checkpoints import load_weights
+from gibbsian.objectives.contrastive import PersistentContrastiveDivergence
+from gibbsian.training.checkpoints import fingerprint, load_weights
 from gibbsian.training.fit import fit
 from gibbsian.training.metrics import read_metrics
+from gibbsian.training.settings import TrainingSettings
 from gibbsian.training.state import TrainingState, restore_module
 
 RUN = {"steps": 60, "log_every": 7, "checkpoint_every": 10, "batch_size": 8, **QUIET}
@@ -280,6 +285,19 @@ def test_other_data_and_another_objective_are_refused_by_name(tmp_path):
         fit(Bowl(), rows(), ExactLikelihood(), rng=rng, folder=tmp_path, resume=True, **RUN)
     with pytest.raises(OptionError, match=r"data\.context\['y'\] was absent"):
         fit(Bowl(), Batch(rows(), {"y": rows()[:, 0]}), Chains(), rng=rng, folder=tmp_path, resume=True, **RUN)
+
+
+def test_other_moves_within_moves_are_seen():
+    data, settings = Batch(rows()), TrainingSettings(steps=1)
+
+    def marks(pixels):
+        moves = InTurn((HorizontalFlip(0.5), Shift(pixels)))
+        objective = PersistentContrastiveDivergence(MALA(0.1), Gaussian(2), augment=moves)
+        return fingerprint(data, Bowl(), objective, settings)
+
+    one, two = marks(1), marks(2)
+    assert one == marks(1)
+    assert {name for name in one if one[name] != two[name]} == {"objective.augment"}
 
 
 @pytest.mark.parametrize("function", ["os.replace", "torch.save", "os.fsync"])

@@ -278,13 +278,23 @@ def _settings_of(owner: object) -> dict[str, str]:
     """Read the plain values that an object was made with: attributes named like arguments of its constructor."""
     told = {}
     for name in inspect.signature(type(owner).__init__).parameters:
-        value = vars(owner).get(name)
-        parts = value if isinstance(value, tuple) else (value,)
-        if all(isinstance(part, (bool, int, float, str)) for part in parts):
-            told[name] = repr(value)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            told[name] = f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in _settings_of(value).items())})"
+        value = _plain(vars(owner).get(name))
+        if value is not None:
+            told[name] = value
     return told
+
+
+def _plain(value: object) -> str | None:
+    """Write a plain value, a dataclass of such or a tuple of either; ``None`` for anything else."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if all(isinstance(part, (bool, int, float, str)) for part in parts):
+        return repr(value)
+    if isinstance(value, tuple):
+        written = [_plain(part) for part in value]
+        return None if None in written else f"({', '.join(map(str, written))})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in _settings_of(value).items())})"
+    return None
 
 
 def _digest(x: Tensor) -> str:
