@@ -43,8 +43,8 @@ class NoiseConditionalEnergy(Energy):
     2022) <https://arxiv.org/abs/2206.00364>`_; a scalar energy instead of a score, `Should EBMs model the energy or the
     score? (Salimans & Ho, 2021) <https://openreview.net/forum?id=9AS-TF2jRNb>`_.
 
-    With ``classes`` the network is told a label of each row, too, beside its noise level: :math:`E(x, \sigma, y)` of the
-    density of the rows of class y. The Gaussian part is the same for all.
+    With ``classes`` the network is told a label of each row beside its noise level: :math:`E(x, \sigma, y)` stands for
+    the density of the rows of class y. The Gaussian part is the same for all.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ the unconditional one: what guidance moves away from (`gibbsian.applications.gui
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.labels import check_labels
