@@ -412,6 +412,8 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print(table)
     for name, value in evaluation.detection.items():
         console.print(f"AUROC against {name}: {value}")
+    for name, value in evaluation.classification.items():
+        console.print(f"{name} of the held-out rows' classes: {value}")
     for note in evaluation.notes:
         console.print(f"[yellow]note:[/] {note}")
 
