@@ -341,7 +341,7 @@ def test_class_probabilities_are_bayes_rule_whatever_the_constants(exact):
 
 
 def test_constants_that_are_left_in_are_caught(exact, monkeypatch):
-    monkeypatch.setattr(labelled, "label_constants", lambda model: torch.zeros(2))
+    monkeypatch.setattr(labelled, "label_constants", lambda *_: torch.zeros(2))
     with pytest.raises(AssertionError, match="Bayes"):
         check_probs(exact)
 

@@ -28,6 +28,7 @@ from gibbsian.applications.guidance import guided_by_label
 from gibbsian.energies.base import Energy
 from gibbsian.energies.labels import check_labels
 from gibbsian.energies.schedules import rho_levels
+from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import OptionError, unknown_name
 from gibbsian.kernels.langevin import MALA
 from gibbsian.models import ROWS_AT_ONCE, Model
@@ -170,15 +171,23 @@ def in_turn(labels: Sequence[int], n: int) -> Tensor:
 
 
 @torch.no_grad()
-def label_constants(model: Model) -> Tensor:
-    """Log Z of each label's energy at the highest noise level, by importance sampling from the base: ``(classes,)``."""
-    base = model.base
+def label_constants(energy: Energy, base: Tractable, sigma: float, classes: int) -> Tensor:
+    """Log Z of each label's energy at a high noise level, by importance sampling: ``(classes,)``.
+
+    Parameters
+    ----------
+    energy
+        With the context ``sigma`` and ``y``.
+    base
+        The Gaussian that all labels' densities come close to.
+    sigma
+        The level, at which they do.
+    classes
+        How many labels, from 0.
+    """
     x = base.sample(CONSTANT_DRAWS, torch.Generator().manual_seed(0))
-    sigma = model.recipe.sigma_max
-    found = [
-        torch.logsumexp(base(x) - model.energy.given(sigma=sigma, y=label)(x), 0)
-        for label in range(len(model.recipe.class_names))
-    ]
+    start = base(x)
+    found = [torch.logsumexp(start - energy.given(sigma=sigma, y=label)(x), 0) for label in range(classes)]
     return torch.stack(found) - math.log(len(x))
 
 
@@ -196,7 +205,8 @@ def log_class_probs(model: Model, x: Tensor) -> Tensor:
     require_labels(model)
     z, sigma = model.scaling.forward(x), model.recipe.sigma_density
     columns = []
-    for label, constant in enumerate(label_constants(model)):
+    count = len(model.recipe.class_names)
+    for label, constant in enumerate(label_constants(model.energy, model.base, model.recipe.sigma_max, count)):
         energy = model.energy.given(sigma=sigma, y=label)
         columns.append(-torch.cat([energy(part) for part in z.split(ROWS_AT_ONCE)]) - constant)
     return torch.log_softmax(torch.stack(columns, 1), 1)
