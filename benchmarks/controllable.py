@@ -140,7 +140,8 @@ def support_vectors(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     """Fit scikit-learn's classifier by support vectors, the best on these digits."""
     from sklearn.svm import SVC
 
-    machine = SVC(gamma=0.16, C=10.0).fit(x.flatten(1).numpy(), y.numpy())
+    settings: dict[str, Any] = {"gamma": 0.16, "C": 10.0}
+    machine = SVC(**settings).fit(x.flatten(1).numpy(), y.numpy())
     return lambda rows: torch.as_tensor(machine.predict(rows.flatten(1).numpy()))
 
 
@@ -176,7 +177,11 @@ def train(plan: Plan, z: Tensor, labels: Tensor, classes: int, steps: int, seed:
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
     denoising = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
     objective = gb.LabelDropping(denoising, none=classes, probability=DROPPED)
-    settings = SETTINGS | {"steps": steps, "batch_size": plan.batch, "warmup_steps": min(200, steps // 4)}
+    settings: dict[str, Any] = SETTINGS | {
+        "steps": steps,
+        "batch_size": plan.batch,
+        "warmup_steps": min(200, steps // 4),
+    }
     done = gb.fit(energy, gb.Batch(z, {"y": labels}), objective, rng=generator(seed), **settings)
     print(f"{classes} labels: {done}", flush=True)
     return energy.eval()

@@ -261,25 +261,31 @@ CENTRES, NARROW, WIDE, LOW, HIGH = torch.tensor([[1.0, 0.0], [-0.5, 1.0]]), 0.5,
 class Gaussians(Energy):
     """Two Gaussian classes, and a wider Gaussian as their union, under noise; each label with a constant of its own."""
 
-    context, event_shape = ("sigma", "y"), torch.Size((2,))
+    context = ("sigma", "y")
 
-    def __init__(self):
+    def __init__(self, dim):
         super().__init__()
-        rows = WIDE * torch.randn((4000, 2), generator=torch.Generator().manual_seed(0))
-        self.walked_from = gb.NoiseConditional(2, width=4, blocks=1).calibrate(rows)
+        rows = WIDE * torch.randn((4000, dim), generator=torch.Generator().manual_seed(0))
+        self.event_shape = torch.Size((dim,))
+        self.walked_from = gb.NoiseConditional(dim, width=4, blocks=1).calibrate(rows)
 
     def forward(self, x, sigma, y):
-        centres = torch.cat((CENTRES, torch.zeros(1, 2)))
+        d = x.shape[1]
+        centres = torch.nn.functional.pad(CENTRES, (0, d - 2, 0, 1))
         variance = torch.tensor([NARROW, NARROW, WIDE])[y] ** 2 + sigma**2
         constants = torch.tensor([3.0, -2.0, 1.0])
-        return (x - centres[y]).square().sum(1) / (2 * variance) + (2 * math.pi * variance).log() + constants[y]
+        return (x - centres[y]).square().sum(1) / (2 * variance) + d / 2 * (2 * math.pi * variance).log() + constants[y]
+
+
+def gaussians(dim):
+    told = {"sigma_min": LOW, "sigma_density": LOW, "sigma_max": HIGH, "levels": 24}
+    recipe = choose("table", (dim,), 1000, {"conditional": True, **told}, ("a", "b"))
+    return Model(Gaussians(dim), recipe, identity_scaling((dim,)))
 
 
 @pytest.fixture(scope="module")
 def exact():
-    told = {"sigma_min": LOW, "sigma_density": LOW, "sigma_max": HIGH, "levels": 24}
-    recipe = choose("table", (2,), 1000, {"conditional": True, **told}, ("a", "b"))
-    return Model(Gaussians(), recipe, identity_scaling((2,)))
+    return gaussians(2)
 
 
 def guided_moments(label, s):
@@ -352,6 +358,15 @@ def test_the_model_of_a_label_scores_and_draws_as_one_class(exact):
     torch.testing.assert_close(model.energies(x), exact.energy.given(sigma=LOW, y=1)(x))
     assert off(model.draw(3000, torch.Generator().manual_seed(5)), 1, 1.0) < 6.5
     assert float(model.log_z(torch.Generator()).value) == pytest.approx(2.0, abs=0.01)  # minus its constant
+
+
+def test_log_z_by_annealing_is_that_of_all_classes_or_of_one():
+    """In three columns there is no quadrature; the exact values are minus the constants."""
+    for model, constant in ((gaussians(3), 1.0), (of_label(gaussians(3), 0), 3.0)):
+        z = model.log_z(torch.Generator().manual_seed(6), temperatures=150, chains=64)
+        assert abs(float(z.value) + constant) < 5.5 * float(z.stderr) + 1e-3
+        assert float(z.stderr) < 0.2
+        assert float(z.lower) <= -constant <= float(z.upper)
 
 
 def test_bad_arguments_are_refused(exact):

@@ -217,7 +217,8 @@ def write_rows(path: Path, rows: Tensor, columns: Sequence[str], labels: Mapping
     if ending == ".npy":
         np.save(held, rows.numpy())
     elif ending == ".npz":
-        np.savez_compressed(held, x=rows.numpy(), **{name: np.array(values) for name, values in labels.items()})
+        arrays: dict[str, Any] = {"x": rows.numpy()} | {name: np.array(values) for name, values in labels.items()}
+        np.savez_compressed(held, **arrays)
     elif ending == ".png":
         _image_grid(rows).save(held, format="PNG")
     else:
