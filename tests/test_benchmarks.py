@@ -258,3 +258,34 @@ def test_boltzmann_machines_are_judged_and_their_runs_taken_up(script, tmp_path,
     capsys.readouterr()
     again = bench.main([*tiny, "--parts", "784-16"])["784-16"]["runs"]
     assert [run["test"] for run in again] == [run["test"] for run in first], "a run that was done is not taken up"
+
+
+def test_requests_are_drawn_both_ways(script, tmp_path, monkeypatch, enlarged):
+    controllable = script("controllable")
+    for name, rows in (("digits", 300), ("mnist", 200)):
+        small = {"rows": rows, "levels": 4, "chain_levels": 3, "chain_steps": 1}
+        monkeypatch.setitem(controllable.PLANS, name, dataclasses.replace(controllable.PLANS[name], **small))
+    found = controllable.main(["--sets", "digits", "--budget", "0.02"])
+    assert list(found) == ["digits"]
+    assert found["digits"]["judge_accuracy"][0] > 0.95
+    rows = found["digits"]["requests"]
+    assert [row["way"] for row in rows] == ["plain", "chains"] * 7
+    assert all(0.0 <= value <= 1.0 and error > 0.0 for row in rows for value, error in row["met"].values())
+    monkeypatch.setattr(controllable, "load", lambda name: enlarged)
+    again = controllable.main(["--sets", "mnist", "--budget", "0.02"])
+    assert list(again) == ["digits", "mnist"]
+    assert again["digits"]["requests"][3]["met"].keys() == rows[3]["met"].keys()
+    text = (tmp_path / "controllable.md").read_text()
+    assert "a 7 but not slanted left, weight 1" in text
+    assert (tmp_path / "controllable-mnist.png").stat().st_size > 10_000
+
+
+def test_slants_are_measured(script):
+    """A bar that leans by one pixel to the right per pixel up, its mirror image, and an upright one."""
+    slant = script("controllable").slant
+    bar = torch.eye(9).flip(1)[None, None]
+    upright = torch.zeros(1, 1, 9, 9)
+    upright[..., 4] = 5.0
+    assert float(slant(bar)) == pytest.approx(1.0)
+    assert float(slant(3.0 * bar.flip(3))) == pytest.approx(-1.0)
+    assert float(slant(upright)) == pytest.approx(0.0)

@@ -307,7 +307,7 @@ def test_help_tells_of_every_command_and_of_every_field_of_the_recipe(monkeypatc
     options = re.findall(r"--[a-z-]+", out)
     for kind in (Recipe, TrainingSettings):
         for field in dataclasses.fields(kind):
-            if field.name not in ("training", "shape", "version"):
+            if field.name not in ("training", "shape", "class_names", "version"):
                 assert f"--{field.name.replace('_', '-')}" in options
                 assert field.metadata.get("help") or field.name == "seed"
     assert "None" not in out

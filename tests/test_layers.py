@@ -29,6 +29,7 @@ LAYERS = (
     {"building"},
     {"models"},
     {"estimator", "transformer", "report", "applications"},
+    {"labelled"},
     {"evaluation", "options", "expressions"},
     {"runs"},
     {"scoring", "composing"},

@@ -30,6 +30,7 @@ from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentCon
 from gibbsian.objectives.denoising import DenoisingScoreMatching, LogNormal, MultiLevelDenoising
 from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
 from gibbsian.objectives.exact import ExactLikelihood
+from gibbsian.objectives.label_dropping import LabelDropping
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from gibbsian.objectives.score_matching import ScoreMatching, SlicedScoreMatching
 from gibbsian.recipes import Recipe
@@ -47,7 +48,7 @@ def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
         return RBM(visible_units(recipe), recipe.width)
     if recipe.noise_conditional:
         sizes = (recipe.width, recipe.depth, recipe.frequencies, recipe.local)
-        return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout)
+        return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout, classes=recipe.labels)
     widths = tuple(recipe.width * 2**i for i in range(recipe.depth))
     if recipe.energy == "mlp":
         hidden = (recipe.width,) * recipe.depth
@@ -132,7 +133,10 @@ def build_objective(recipe: Recipe, data: Tensor) -> Objective:
     if recipe.objective == "multi-level-denoising":
         levels = LogNormal(recipe.sigma_mean, recipe.sigma_std, recipe.sigma_min, recipe.sigma_max)
         spread = float((data - data.mean(0)).square().mean().sqrt())
-        return MultiLevelDenoising(levels, RelativeWeight(spread), recipe.level_weight)
+        denoising = MultiLevelDenoising(levels, RelativeWeight(spread), recipe.level_weight)
+        if not (recipe.conditional and recipe.label_dropping):
+            return denoising
+        return LabelDropping(denoising, len(recipe.class_names), recipe.label_dropping)
     if recipe.objective in _PLAIN:
         return _PLAIN[recipe.objective](recipe, data)
     chains = _chain_objective(recipe, data)

@@ -25,9 +25,11 @@ from gibbsian.runs import (
     history,
     load_data,
     prepare,
+    reading_of,
     reload_data,
     saved_command,
     saved_log_z,
+    training_labels,
     write_file,
     write_rows,
 )
@@ -46,6 +48,7 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     """Fit an energy, draw from it, score with it, bracket its log Z, and write a report."""
     from gibbsian.building import build_annealing, build_objective, initial_weights
     from gibbsian.models import Model, save_model
+    from gibbsian.objectives.base import Batch
     from gibbsian.recipes import choose
     from gibbsian.training.fit import fit
 
@@ -53,9 +56,10 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     began = time.perf_counter()
     options, dataset = _load_for(options)
     given = {k: v for k, v in dataclasses.asdict(options.overrides).items() if v is not None} | {"seed": options.seed}
-    recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given)
+    recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given, dataset.label_names)
     scaling = dataset.scaling()
     data = scaling.forward(dataset.train)
+    context = training_labels(dataset) if recipe.conditional else {}
     energy, objective = initial_weights(recipe, data), build_objective(recipe, data)
     if recipe.noise_conditional:
         build_annealing(recipe)  # what cannot be sampled is told of before training
@@ -69,7 +73,7 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     try:
         run = fit(
             energy,
-            data,
+            Batch(data, context),
             objective,
             rng=rng,
             settings=recipe.training,
@@ -94,6 +98,9 @@ def sample(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     n: int = 64,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    label: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...", help_behavior_hint="")] = (),
+    guidance: Annotated[float | None, tyro.conf.arg(metavar="S", help_behavior_hint="(default: 1)")] = None,
+    corrected: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     seed: int = 0,
 ) -> None:
     """Draw from a trained model.
@@ -106,16 +113,35 @@ def sample(
         Rows to draw.
     out
         Where to write them: .npy, .npz, .csv or .parquet, or .png for images; draws.npy in the folder by default.
+    label
+        Classes to draw, of a model trained with --conditional: one for all rows, or several, each row's in turn.
+        Without it rows of all classes are drawn.
+    guidance
+        How far to go from all classes towards the label's: 0 not at all, 1 to the class itself, more for rows that are
+        more of it than its own, and less various. What others call the weight w is this less 1.
+    corrected
+        Draw from the guided density by Metropolis chains at every noise level, as far as they mix, instead of a plain
+        walk down the levels, whose density has no formula unless the guidance is 0 or 1.
     seed
         Of the draws.
     """
+    from gibbsian.labelled import draw_labelled, in_turn, label_codes
     from gibbsian.models import load_model
 
     model = load_model(run)
     out = out or run / "draws.npy"
     check_ending(out, (".npy", ".npz", ".csv", ".parquet", ".png"))
-    rows = model.draw(n, _generator(seed))
-    write_rows(out, rows, columns_of(run) or [f"x{i}" for i in range(rows[0].numel())])
+    told: dict[str, list[str]] = {}
+    if label:
+        labels = in_turn(label_codes(model, label), n)
+        scale = 1.0 if guidance is None else guidance
+        rows = draw_labelled(model, labels, _generator(seed), scale, corrected)
+        told[reading_of(run).get("labels") or "label"] = [model.recipe.class_names[i] for i in labels.tolist()]
+    elif guidance is not None or corrected:
+        raise OptionError("--guidance and --corrected are about draws of a class: name it with --label NAME.")
+    else:
+        rows = model.draw(n, _generator(seed))
+    write_rows(out, rows, columns_of(run) or [f"x{i}" for i in range(rows[0].numel())], told)
     _console().print(f"{n} draws of shape {tuple(rows.shape[1:])} in {out}")
 
 
@@ -127,11 +153,13 @@ def score(
     reference: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None,
     by: By = "energy",
     false_positive_rate: float = 0.05,
+    label: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
     seed: int = 0,
 ) -> None:
     """Score rows with a trained model: energy, unnormalised log-density, and log-density where log Z is known.
 
-    With a reference, also say which rows are foreign to it, with a guaranteed rate of false alarms.
+    With a reference, also say which rows are foreign to it, with a guaranteed rate of false alarms. Of a model trained
+    with --conditional also the most probable class, and its probability where classes are equally likely before.
 
     Parameters
     ----------
@@ -151,9 +179,12 @@ def score(
         several noise levels.
     false_positive_rate
         Part of rows like the reference that may be called foreign.
+    label
+        Score as rows of this class, of a model trained with --conditional, instead of as rows of any.
     seed
         Of the split of the reference, where the score is fitted to a half of it.
     """
+    from gibbsian.labelled import label_codes, of_label
     from gibbsian.models import load_model
     from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, verdict
 
@@ -162,6 +193,9 @@ def score(
     if reference is None and by != "energy":
         raise OptionError(f"--by {by} compares rows with a reference: add --reference FILE, or --reference held-out.")
     model, log_z = load_model(run), saved_log_z(run)
+    if label is not None:
+        # What was evaluated is log Z of all classes together.
+        model, log_z = of_label(model, label_codes(model, [label])[0]), None
     rows, detector = model_rows(run, model, data, array), None
     if reference is not None:
         usual = reference_rows(run, model, reference, array)
@@ -175,6 +209,7 @@ def score(
         known = (
             "no log Z yet: run gibbsian evaluate" if log_z is None else "log_prob uses the log Z of gibbsian evaluate"
         )
+        known = known if label is None else f"of rows of class {label}, up to its log Z"
         _console().print(f"{len(table)} scores in {out} (higher is more likely; {known})")
     if detector is not None:
         # Where the table goes to the terminal, or through a pipe, nothing else stands between its lines.
@@ -427,6 +462,8 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     console.print(table)
     for name, value in evaluation.detection.items():
         console.print(f"AUROC against {name}: {value}")
+    for name, value in evaluation.classification.items():
+        console.print(f"{name} of the held-out rows' classes: {value}")
     for note in evaluation.notes:
         console.print(f"[yellow]note:[/] {note}")
 

@@ -28,6 +28,7 @@ from gibbsian.diagnostics.strangers import shuffled_columns, strangers
 from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.errors import GibbsianError
+from gibbsian.labelled import class_draws, log_class_probs
 from gibbsian.models import Model, replace_file
 from gibbsian.partition.base import LogZ
 from gibbsian.report import ChainSummary, LikelihoodSummary, LogZSummary, QualityTable, ReportContent, write_report
@@ -37,6 +38,9 @@ from gibbsian.report.machine import machine_summary
 EVALUATION, SAMPLES, REPORT = "evaluation.json", "samples.npy", "report.html"
 ROWS = 2000
 """Rows of each set that distances are computed from, at most."""
+
+CLASS_DRAWS = 10
+"""Images of each class in the report; of tables, where they are dots, 20 times as many rows."""
 
 Say = Callable[[str], object]
 
@@ -59,6 +63,8 @@ class Evaluation:
         Distances to the nearest training row: samples, held-out rows, and their ratio.
     chains
         R-hat, effective size and acceptance of chains started at the samples.
+    classification
+        Of a model trained with labels: ``accuracy``, the part of the held-out rows that it classifies rightly.
     notes
         What to keep in mind.
     """
@@ -70,6 +76,7 @@ class Evaluation:
     memorisation: dict[str, Estimate] = field(default_factory=dict)
     chains: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    classification: dict[str, Estimate] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, fit for JSON; an estimate is a list of value and standard error."""
@@ -91,6 +98,7 @@ class Evaluation:
             estimates(saved["memorisation"]),
             dict(saved["chains"]),
             tuple(saved["notes"]),
+            estimates(saved.get("classification", {})),
         )
 
 
@@ -135,6 +143,7 @@ def evaluate(model: Model, dataset: Dataset, samples: Tensor, rng: Generator, sa
         {"samples": near.samples, "held-out": near.held_out, "ratio": near.ratio},
         chain_summary(model, samples, rng, notes),
         tuple(notes),
+        classify(model, dataset),
     )
 
 
@@ -269,6 +278,22 @@ def detect(model: Model, held_out: Tensor, rng: Generator) -> dict[str, Estimate
     }
 
 
+def classify(model: Model, dataset: Dataset) -> dict[str, Estimate]:
+    """Part of the held-out rows that a model trained with labels classifies rightly, classes equally likely before."""
+    if not model.recipe.conditional:
+        return {}
+    rows, labels = dataset.held_out, dataset.held_out_labels
+    if len(rows) < 10:
+        rows, labels = dataset.train, dataset.labels
+    if labels is None:
+        return {}
+    right = (log_class_probs(model, rows).argmax(1) == labels).double()
+    rate = float(right.mean())
+    # With half a row right and half a row wrong added, all right is no certainty.
+    smoothed = (float(right.sum()) + 0.5) / (len(right) + 1)
+    return {"accuracy": Estimate(rate, (smoothed * (1.0 - smoothed) / len(right)) ** 0.5)}
+
+
 def chain_summary(model: Model, samples: Tensor, rng: Generator, notes: list[str]) -> dict[str, Any]:
     """Run exact chains from the model's draws: if the energy drifts, the draws were not the model's own."""
     try:
@@ -363,6 +388,8 @@ def build_report(
         log_likelihood=likelihood_summary(evaluation, unit),
         quality=QualityTable(evaluation.quality, {"classifier accuracy": 0.5}),
         detection={k: {"AUROC": v} for k, v in evaluation.detection.items()},
+        class_samples=class_sets(model, rng),
+        class_accuracy=evaluation.classification.get("accuracy"),
         notes=[*dataset.notes, *evaluation.notes],
     )
     return write_report(folder / REPORT, content)
@@ -395,6 +422,14 @@ def energy_sets(model: Model, dataset: Dataset, samples: Tensor, rng: Generator)
     noise = strangers(cut(dataset.train, rng), rng, model.recipe.is_image, bits)["uniform noise"]
     sets = {"training": dataset.train, "held-out": dataset.held_out, "samples": samples, "noise": noise}
     return {name: model.energies(cut(rows, rng)).numpy() for name, rows in sets.items() if len(rows)}
+
+
+def class_sets(model: Model, rng: Generator) -> dict[str, np.ndarray]:
+    """Draws of each class of a model trained with labels, for the report."""
+    if not model.recipe.conditional:
+        return {}
+    each = CLASS_DRAWS if model.recipe.is_image else 20 * CLASS_DRAWS
+    return {name: rows.numpy() for name, rows in class_draws(model, each, rng).items()}
 
 
 def energy_map(model: Model, dataset: Dataset, points: int = 160) -> dict[str, Any]:

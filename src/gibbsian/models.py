@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Generator, Tensor
@@ -20,7 +19,7 @@ from gibbsian.adaptation import tune
 from gibbsian.annealing import anneal, denoised
 from gibbsian.building import base_of, build_annealing, build_energy, build_kernel
 from gibbsian.data.scaling import Scaling
-from gibbsian.energies.base import Energy
+from gibbsian.energies.base import Energy, mixture
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.tractable import Tractable
@@ -57,7 +56,8 @@ class Model:
     Attributes
     ----------
     energy
-        As it was trained; conditional on ``sigma`` where it has noise levels.
+        As it was trained; conditional on ``sigma`` where it has noise levels, and on a label ``y`` where the recipe is
+        conditional.
     recipe
         How it was made.
     scaling
@@ -73,15 +73,27 @@ class Model:
         self.energy.eval()
 
     @property
+    def unlabelled(self) -> Energy:
+        """The energy of rows of all classes together: the branch without label, or all classes' mixture without one."""
+        count = len(self.recipe.class_names)
+        if not self.recipe.conditional:
+            return self.energy
+        if self.recipe.label_dropping:
+            return self.energy.given(y=count)
+        return mixture(*(self.energy.given(y=label) for label in range(count)))
+
+    @property
     def density(self) -> Energy:
-        """The energy in model units, at the noise level ``sigma_density`` where it has levels."""
-        return self.energy.given(sigma=self.recipe.sigma_density) if self.recipe.noise_conditional else self.energy
+        """The energy of rows in model units, at the noise level ``sigma_density`` where it has levels."""
+        energy = self.unlabelled
+        return energy.given(sigma=self.recipe.sigma_density) if self.recipe.noise_conditional else energy
 
     @property
     def base(self) -> Tractable:
         """The tractable density where sampling and annealing start, in model units."""
         if self.recipe.noise_conditional:
-            return cast(NoiseConditional, self.energy).base(self.recipe.sigma_max)
+            levels = next(part for part in self.energy.modules() if isinstance(part, NoiseConditional))
+            return levels.base(self.recipe.sigma_max)
         return base_of(self.recipe, self.energy)
 
     @torch.no_grad()
@@ -135,7 +147,8 @@ class Model:
         annealing = build_annealing(self.recipe)
         if sigma is not None:
             annealing = dataclasses.replace(annealing, sigma_min=sigma, denoise=False)
-        parts = [anneal(self.energy, part, annealing, rng=rng, progress=progress) for part in start.split(ROWS_AT_ONCE)]
+        energy = self.unlabelled
+        parts = [anneal(energy, part, annealing, rng=rng, progress=progress) for part in start.split(ROWS_AT_ONCE)]
         return torch.cat(parts)
 
     def chains(
@@ -205,7 +218,7 @@ class Model:
         path: EnergyPath | None = None
         if self.recipe.noise_conditional:
             levels = [self.recipe.sigma_max, self.recipe.sigma_density]
-            path = noise_levels(self.energy, levels, self.base, share=0.02)
+            path = noise_levels(self.unlabelled, levels, self.base, share=0.02)
             # More temperatures narrow the bracket more than more chains in the same time.
             temperatures, chains = temperatures or 1000, chains or 128
         draws = self.exact_chains(chains or 256, rng, steps=50).x

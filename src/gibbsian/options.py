@@ -66,7 +66,7 @@ def override_class() -> type:
     for kind in (Recipe, TrainingSettings):
         hints = get_type_hints(kind)
         for f in dataclasses.fields(kind):
-            if f.name in ("training", "kind", "shape", "version", "seed"):
+            if f.name in ("training", "kind", "shape", "class_names", "version", "seed"):
                 continue
             told, aliases = f.metadata.get("help", ""), f.metadata.get("aliases", ())
             annotation = plain_option(hints[f.name], told, "(recipe's choice)", aliases)

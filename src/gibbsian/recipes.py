@@ -7,7 +7,7 @@ and a saved model is rebuilt from it. Its names become objects in `gibbsian.buil
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -65,6 +65,13 @@ class Recipe:
     depth: int = _option(3, "Residual blocks, hidden layers, or convolutional stages.")
     frequencies: int = _option(0, "Octaves of Fourier features per coordinate; for few dimensions.")
     local: int = _option(0, "One-dimensional terms per coordinate of a noise-conditional energy.")
+    conditional: bool = _option(
+        False, "Learn each class by its label, too, with a noise-conditional energy; the data need labels."
+    )
+    label_dropping: float = _option(
+        0.1, "Part of the labels dropped in training, which teaches rows of all classes; 0 leaves nothing to guide by."
+    )
+    class_names: tuple[str, ...] = _option((), "What the classes are called, as the data tell.")
     dropout: float = _option(0.0, "Part of a noise-conditional energy's hidden units dropped at random in training.")
     gain: float = _option(
         1.0, "How a noise-conditional energy grows as the noise vanishes: 1 images, 0 few dimensions."
@@ -116,6 +123,7 @@ class Recipe:
         ):
             if getattr(self, name) not in get_args(known):
                 raise unknown_name(kind, str(getattr(self, name)), get_args(known))
+        self._check_labels()
         if self.energy == "rbm" or self.kind == "binary" or self.kernel == "gibbs":
             self._check_machine()
             return
@@ -139,6 +147,23 @@ class Recipe:
             raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
         if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
             raise OptionError(f"A {self.energy} energy is for images; these rows have shape {self.shape}. Use mlp.")
+
+    def _check_labels(self) -> None:
+        if not 0.0 <= self.label_dropping < 1.0:
+            raise OptionError(f"label_dropping is a part of the labels, 0 to below 1; got {self.label_dropping}.")
+        if not self.conditional:
+            return
+        if self.energy != "noise-conditional":
+            raise OptionError(
+                f"Classes are learned by their labels (--conditional) with the noise-conditional energy, not with "
+                f"{self.energy}. Leave --energy and --objective out, or --conditional."
+            )
+        if len(self.class_names) < 2:
+            found = "none" if not self.class_names else f"one class, {self.class_names[0]}"
+            raise OptionError(
+                f"Learning classes by their labels (--conditional) needs labels of two classes or more, and the data "
+                f"have {found}. Name the column of a table, or the array of an .npz, that holds them: --labels NAME."
+            )
 
     def _check_machine(self) -> None:
         bits = self.kind == "binary"
@@ -167,6 +192,13 @@ class Recipe:
     def is_machine(self) -> bool:
         """Whether the energy is a restricted Boltzmann machine."""
         return self.energy == "rbm"
+
+    @property
+    def labels(self) -> int | None:
+        """How many labels the energy tells apart, the one that stands for none counted; ``None`` without labels."""
+        if not self.conditional:
+            return None
+        return len(self.class_names) + (self.label_dropping > 0.0)
 
     @property
     def is_image(self) -> bool:
@@ -223,6 +255,7 @@ def choose(
     shape: tuple[int, ...],
     rows: int,
     overrides: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = (),
 ) -> Recipe:
     """Choose the recipe for a kind and size of data, and override it field by field.
 
@@ -240,6 +273,8 @@ def choose(
         Of the training part.
     overrides
         Fields of `Recipe` or `gibbsian.training.TrainingSettings`, by name.
+    class_names
+        What the data's classes are called, where they have labels; used with ``conditional``.
 
     Raises
     ------
@@ -247,7 +282,7 @@ def choose(
         If a name is unknown, or the choice contradicts itself.
     """
     given = dict(overrides or {})
-    fields = {f.name for f in dataclasses.fields(Recipe)} - {"training", "kind", "shape", "version"}
+    fields = {f.name for f in dataclasses.fields(Recipe)} - {"training", "kind", "shape", "class_names", "version"}
     settings = {f.name for f in dataclasses.fields(TrainingSettings)}
     for name in given:
         if name not in fields | settings:
@@ -257,6 +292,9 @@ def choose(
         d *= s
     objective = given.get("objective")
     energy = given.get("energy", "rbm" if kind == "binary" else None)
+    conditional = bool(given.get("conditional"))
+    if conditional and objective is None and kind != "binary":
+        energy = energy or "noise-conditional"
     if objective is None:
         if energy is None:
             objective = "noise-contrastive" if kind == "table" and d <= 5 else "multi-level-denoising"
@@ -266,6 +304,8 @@ def choose(
     chosen["objective"] = objective
     chosen |= {k: v for k, v in given.items() if k in fields}
     training |= {k: v for k, v in given.items() if k in settings}
+    if conditional:
+        chosen["class_names"] = tuple(class_names)
     return Recipe(kind=kind, shape=tuple(shape), training=TrainingSettings(**training), **chosen)
 
 

@@ -83,6 +83,25 @@ def clear(folder: Path, names: Sequence[str]) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def training_labels(dataset: Dataset) -> dict[str, Tensor]:
+    """Return the training rows' labels as context.
+
+    Raises
+    ------
+    DataError
+        If a class has no row among them: a model would say nothing of it.
+    """
+    labels, names = dataset.labels, dataset.label_names
+    assert labels is not None
+    missing = [name for i, name in enumerate(names) if not bool((labels == i).any())]
+    if missing:
+        raise DataError(
+            f"No training row is of class {', '.join(missing)}, of {len(names)} classes. Hold out fewer rows "
+            "(--held-out), raise --limit, choose them anew (--split-seed), or drop the class."
+        )
+    return {"y": labels}
+
+
 def lasting(source: str) -> str:
     """Write a path such that it is found from any folder; names of built-in data stay as they are."""
     from gibbsian.data.catalogue import CATALOGUE, standard_name
@@ -174,8 +193,20 @@ def check_ending(path: Path, known: Sequence[str]) -> None:
         raise OptionError(f"{path} ends in {path.suffix or 'nothing'}; this command writes {', '.join(known)}.")
 
 
-def write_rows(path: Path, rows: Tensor, columns: Sequence[str]) -> None:
-    """Write draws in the format that the file's ending names."""
+def write_rows(path: Path, rows: Tensor, columns: Sequence[str], labels: Mapping[str, Sequence[str]] = {}) -> None:
+    """Write draws in the format that the file's ending names.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    rows
+        Draws ``(n, *event)``.
+    columns
+        Their names, in tables.
+    labels
+        By name, a column of classes to add, in tables and in .npz; .npy and .png have no place for it.
+    """
     from io import BytesIO
 
     import numpy as np
@@ -186,11 +217,12 @@ def write_rows(path: Path, rows: Tensor, columns: Sequence[str]) -> None:
     if ending == ".npy":
         np.save(held, rows.numpy())
     elif ending == ".npz":
-        np.savez_compressed(held, x=rows.numpy())
+        arrays: dict[str, Any] = {"x": rows.numpy()} | {name: np.array(values) for name, values in labels.items()}
+        np.savez_compressed(held, **arrays)
     elif ending == ".png":
         _image_grid(rows).save(held, format="PNG")
     else:
-        frame = pd.DataFrame(rows.flatten(1).numpy(), columns=list(columns))
+        frame = pd.DataFrame(rows.flatten(1).numpy(), columns=list(columns)).assign(**labels)
         frame.to_csv(held, index=False) if ending == ".csv" else frame.to_parquet(held)
     write_file(path, held.getvalue())
 

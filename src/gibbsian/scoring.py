@@ -114,7 +114,7 @@ def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: f
             "Use --by energy, typicality or gradient."
         )
     sigmas = torch.logspace(0, 1, LEVELS, base=model.recipe.sigma_max / model.recipe.sigma_density)
-    features = LevelFeatures(model.energy, tuple((model.recipe.sigma_density * sigmas).tolist()), "energy")
+    features = LevelFeatures(model.unlabelled, tuple((model.recipe.sigma_density * sigmas).tolist()), "energy")
     return detector_of(
         lambda rows: mahalanobis(lambda x: features(model.scaling.forward(x)), rows),
         reference,
@@ -124,13 +124,23 @@ def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: f
 
 
 def score_table(model: Model, rows: Tensor, log_z: float | None, detector: Detector | None, by: By) -> pd.DataFrame:
-    """Energy, score and log-density where log Z is known; with a detector also p-values, and which rows are foreign."""
+    """Energy, score and log-density where log Z is known; with a detector also p-values, and which rows are foreign.
+
+    Of a model that was trained with labels also the most probable class and its probability, classes being equally
+    likely before.
+    """
     import pandas as pd
+
+    from gibbsian.labelled import log_class_probs
 
     energy = model.energies(rows).double()
     table = pd.DataFrame({"energy": energy.numpy(), "score": (model.scaling.log_det - energy).numpy()})
     if log_z is not None:
         table["log_prob"] = table["score"] - log_z
+    if model.recipe.conditional:
+        probs, label = log_class_probs(model, rows).exp().max(1)
+        table["label"] = [model.recipe.class_names[i] for i in label.tolist()]
+        table["label_prob"] = probs.numpy()
     if detector is not None:
         if by != "energy":
             table[by] = -detector.score_samples(rows)

@@ -28,9 +28,9 @@ from gibbsian.applications.terms import Window, check_window, within
 from gibbsian.bridges.scores import Score
 from gibbsian.energies.base import Combination, Energy, formula
 from gibbsian.energies.domains import common_event_shape, common_support
+from gibbsian.energies.labels import check_labels
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.kernels.base import per_chain
-from gibbsian.objectives.label_dropping import check_labels
 from gibbsian.typing import Scalar
 
 M = TypeVar("M", Energy, Score)

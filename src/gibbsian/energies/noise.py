@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.labels import LabelEmbedding
 from gibbsian.energies.neural import fourier_features, told
 from gibbsian.energies.tractable import Gaussian, batch_rows, shape_of
 from gibbsian.errors import DataError, OptionError
@@ -42,30 +43,47 @@ class NoiseConditionalEnergy(Energy):
     2022) <https://arxiv.org/abs/2206.00364>`_; a scalar energy instead of a score, `Should EBMs model the energy or the
     score? (Salimans & Ho, 2021) <https://openreview.net/forum?id=9AS-TF2jRNb>`_.
 
+    With ``classes`` the network is told a label of each row beside its noise level: :math:`E(x, \sigma, y)` stands for
+    the density of the rows of class y. The Gaussian part is the same for all.
+
     Parameters
     ----------
     shape
         Shape of one point.
     gain
         :math:`\gamma` above, between 0 and 1.
+    classes
+        With a number of labels, 2 or more, the context is ``sigma`` and ``y``: labels ``(n,)`` of whole numbers from 0.
+        For guidance the last of them stands for none, as `LabelDropping` trains it: it counts as one.
     """
 
     context = ("sigma",)
+    classes: int | None = None
     mean: Tensor
     scale: Tensor
     embedding: Tensor
 
-    def __init__(self, shape: torch.Size, gain: float) -> None:
+    def __init__(self, shape: torch.Size, gain: float, classes: int | None = None) -> None:
         super().__init__()
         self.event_shape = shape
         self.gain = gain
+        if classes is not None:
+            self.labels, self.classes, self.context = LabelEmbedding(classes), classes, ("sigma", "y")
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("embedding", torch.exp(torch.linspace(math.log(0.25), math.log(3.0), 16)))
 
     @abstractmethod
     def network(self, u: Tensor, level: Tensor) -> Tensor:
-        """The learned part h, from scaled points ``(n, *event)`` and the level's embedding ``(n, 32)``: ``(n,)``."""
+        """The learned part h, from scaled points ``(n, *event)`` and what is told of each: ``(n,)``.
+
+        What is told is the level's embedding, and the label's after it where there are classes: ``(n, told_size)``.
+        """
+
+    @property
+    def told_size(self) -> int:
+        """How many numbers the network is told of each row besides the point."""
+        return 2 * len(self.embedding) + (0 if self.classes is None else self.labels.vectors.embedding_dim)
 
     @torch.no_grad()
     def calibrate(self, data: Tensor) -> Self:
@@ -96,16 +114,31 @@ class NoiseConditionalEnergy(Energy):
         """The event shape, which is always known here."""
         return tuple(cast(torch.Size, self.event_shape))
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Energy of each row at its noise level: ``(n, *event)`` and ``(n,)`` to ``(n,)``."""
+    def forward(self, x: Tensor, sigma: Tensor, y: Tensor | None = None) -> Tensor:
+        """Energy of each row at its noise level, of its label: ``(n, *event)`` and ``(n,)`` to ``(n,)``.
+
+        Raises
+        ------
+        OptionError
+            If a label is not among the classes, or not given.
+        ShapeError, ArgumentTypeError
+            If labels are not one whole number per row.
+        """
         z = batch_rows(x, cast(torch.Size, self.event_shape)) - self.mean
         variance = self.scale.square() + sigma.square()
         u = z * variance.rsqrt().reshape(-1, *([1] * (z.ndim - 1)))
         phase = sigma.log().unsqueeze(1) * self.embedding
-        level = torch.cat((phase.sin(), phase.cos()), 1)
+        level = torch.cat((phase.sin(), phase.cos(), *self._label(y)), 1)
         gain = (variance.sqrt() / sigma) ** self.gain
         gaussian = 0.5 * u.square().sum(tuple(range(1, u.ndim))) + 0.5 * u[0].numel() * (2 * math.pi * variance).log()
         return gaussian - gain * self.network(u, level)
+
+    def _label(self, y: Tensor | None) -> tuple[Tensor, ...]:
+        if self.classes is None:
+            return ()
+        if y is None:
+            raise OptionError(f"This energy is conditional on {self.classes} labels: fix them with given(y=...).")
+        return (self.labels(y),)
 
 
 class NoiseConditional(NoiseConditionalEnergy):
@@ -129,8 +162,8 @@ class NoiseConditional(NoiseConditionalEnergy):
     dropout
         Part of the hidden units that `gibbsian.fit` drops at random in training, against overfitting of small sets;
         never elsewhere.
-    gain
-        :math:`\gamma` of `NoiseConditionalEnergy`.
+    gain, classes
+        :math:`\gamma`, and the number of labels, of `NoiseConditionalEnergy`.
 
     Raises
     ------
@@ -149,8 +182,9 @@ class NoiseConditional(NoiseConditionalEnergy):
         local: int = 0,
         gain: float = 1.0,
         dropout: float = 0.0,
+        classes: int | None = None,
     ) -> None:
-        super().__init__(shape_of(shape), gain)
+        super().__init__(shape_of(shape), gain, classes)
         sizes = min(width, blocks) >= 1 and min(frequencies, local) >= 0
         if not (sizes and 0.0 <= gain <= 1.0 and 0.0 <= dropout < 1.0):
             raise OptionError(
@@ -161,13 +195,13 @@ class NoiseConditional(NoiseConditionalEnergy):
         self.width, self.blocks, self.frequencies, self.local = width, blocks, frequencies, local
         self.register_buffer("octaves", 0.25 * math.pi * 2.0 ** torch.arange(frequencies))
         self.enter = nn.Linear(d * (1 + 2 * frequencies), width)
-        self.level = nn.Linear(2 * len(self.embedding), width)
+        self.level = nn.Linear(self.told_size, width)
         self.layers = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.leave = nn.Linear(width, 1)
         # Off until fit turns it on, so that an energy is a function wherever it is used.
         self.dropout = nn.Dropout(dropout).eval()
         if local:
-            self.terms = _Local(d, local, 2 * len(self.embedding), width)
+            self.terms = _Local(d, local, self.told_size, width)
 
     def network(self, u: Tensor, level: Tensor) -> Tensor:
         """The learned part."""
@@ -183,7 +217,12 @@ class NoiseConditional(NoiseConditionalEnergy):
 
     def extra_repr(self) -> str:
         """Shape and sizes."""
-        return f"{told(self.event_shape)}, width={self.width}, blocks={self.blocks}"
+        return f"{told(self.event_shape)}, width={self.width}, blocks={self.blocks}{told_classes(self.classes)}"
+
+
+def told_classes(classes: int | None) -> str:
+    """Print a number of labels, where there are labels."""
+    return "" if classes is None else f", classes={classes}"
 
 
 class _Block(nn.Module):

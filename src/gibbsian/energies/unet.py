@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gibbsian.energies.neural import image_shape, told
-from gibbsian.energies.noise import NoiseConditionalEnergy
+from gibbsian.energies.noise import NoiseConditionalEnergy, told_classes
 from gibbsian.errors import OptionError, ShapeError
 
 REACH = 3.0
@@ -45,7 +45,7 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
         Feature maps at half size.
     blocks
         Residual blocks of two 3x3 convolutions on the way down and on the way up, each; twice as many at a quarter.
-    gain
+    gain, classes
         As in `NoiseConditionalEnergy`.
 
     Raises
@@ -56,17 +56,19 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
         If a size is not positive or the gain lies outside [0, 1].
     """
 
-    def __init__(self, shape: Sequence[int], width: int = 32, blocks: int = 1, gain: float = 1.0) -> None:
+    def __init__(
+        self, shape: Sequence[int], width: int = 32, blocks: int = 1, gain: float = 1.0, classes: int | None = None
+    ) -> None:
         size = image_shape(shape)
-        super().__init__(size, gain)
+        super().__init__(size, gain, classes)
         channels, height, breadth = size
         if height % 4 or breadth % 4:
             raise ShapeError(f"Height and width are multiples of 4; got {tuple(shape)}. Pad the images.")
         if min(width, blocks) < 1 or not 0.0 <= gain <= 1.0:
             raise OptionError(f"width and blocks are 1 or more, gain between 0 and 1; got {width}, {blocks}, {gain}.")
         self.width, self.blocks = width, blocks
-        wide, levels = 2 * width, 2 * len(self.embedding)
-        self.level = nn.Sequential(nn.Linear(levels, wide), nn.SiLU())
+        wide = 2 * width
+        self.level = nn.Sequential(nn.Linear(self.told_size, wide), nn.SiLU())
         self.enter = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.place = nn.Parameter(0.1 * torch.randn(1, width, height // 2, breadth // 2))
         self.falling = nn.ModuleList(_Block(width, wide) for _ in range(blocks))
@@ -98,7 +100,7 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
 
     def extra_repr(self) -> str:
         """Shape and sizes."""
-        return f"{told(self.event_shape)}, width={self.width}, blocks={self.blocks}"
+        return f"{told(self.event_shape)}, width={self.width}, blocks={self.blocks}{told_classes(self.classes)}"
 
 
 class _Block(nn.Module):

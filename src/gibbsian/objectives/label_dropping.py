@@ -7,9 +7,10 @@ the unconditional one: what guidance moves away from (`gibbsian.applications.gui
 from __future__ import annotations
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.labels import check_labels
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.objectives.base import Batch, Loss, Objective, formula
 
@@ -97,34 +98,3 @@ class LabelDropping(Objective):
     def extra_repr(self) -> str:
         """The objective and the probability."""
         return f"{formula(self.objective)}, none={self.none}, probability={self.probability}"
-
-
-def check_labels(labels: Tensor, none: int, classes: int) -> None:
-    """Refuse labels that are not among the classes.
-
-    Parameters
-    ----------
-    labels
-        Whole numbers of any shape.
-    none
-        The label that stands for none, which is let through.
-    classes
-        How many classes there are, from 0.
-
-    Raises
-    ------
-    ArgumentTypeError
-        If they are no whole numbers.
-    OptionError
-        With the labels that are no classes.
-    """
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ArgumentTypeError(f"Labels are whole numbers; got {labels.dtype}.")
-    strange = ((labels < 0) | (labels >= classes)) & (labels != none)
-    if bool(strange.any()):
-        found = ", ".join(str(v) for v in labels[strange].unique().tolist()[:5])
-        raise OptionError(
-            f"Labels were seen from 0 to {classes - 1}, and {none} stands for none; got {found}. A model says nothing "
-            f"of "
-            "a class that it has not seen."
-        )

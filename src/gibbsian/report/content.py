@@ -199,6 +199,10 @@ class ReportContent:
         Out-of-distribution set to column (``AUROC``, ...) to value.
     machine
         Of a restricted Boltzmann machine: what it learned.
+    class_samples
+        Class to draws of it, ``(n, *event)``, of a model that was trained with labels.
+    class_accuracy
+        Part of the held-out rows that it classifies rightly.
     notes
         Warnings and remarks, shown first.
     """
@@ -228,6 +232,8 @@ class ReportContent:
     quality: QualityTable | None = None
     detection: Mapping[str, Mapping[str, Number]] = field(default_factory=dict)
     machine: MachineSummary | None = None
+    class_samples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    class_accuracy: Number | None = None
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 
 from gibbsian.diagnostics.estimate import plain
 from gibbsian.errors import StorageError
-from gibbsian.report import gallery, machine, sections
+from gibbsian.report import classes, gallery, machine, sections
 from gibbsian.report.content import ReportContent
 from gibbsian.report.headline import headline
 from gibbsian.report.markup import section, style_sheet, text
 
 _SECTIONS = (
     ("samples", "Samples beside data", gallery.samples),
+    ("classes", "Classes", classes.classes),
     ("couplings", "Couplings", machine.couplings),
     ("learning", "Learning", sections.learning),
     ("energies", "Energies", sections.energies),
