@@ -102,16 +102,18 @@ class Trained:
         return self.dataset.scaling().forward(x)
 
 
-def train(name: str, dataset: Dataset, rows: Tensor, steps: int, options: Options) -> Trained:
-    """Fit the energy by denoising at many levels, or take up a run that was stopped."""
+def train(
+    name: str, dataset: Dataset, rows: Tensor, steps: int, options: Options, width: int = 32, **changes: Any
+) -> Trained:
+    """Fit the energy by denoising at many levels, or take up a run that was stopped; `changes` are to `SETTINGS`."""
     z = dataset.scaling().forward(rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        energy = gb.NoiseConditionalUNet(dataset.event_shape).calibrate(z)
+        energy = gb.NoiseConditionalUNet(dataset.event_shape, width).calibrate(z)
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
     objective = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
     steps = options.scaled(steps)
-    settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)}
+    settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)} | changes
     rng = generator(options.seed)
     done = gb.fit(energy, z, objective, rng=rng, folder=options.runs / name, resume=True, **settings)
     print(f"{name}: {done}", flush=True)

@@ -213,6 +213,30 @@ def test_rows_are_held_against_a_reference(run, csv, usual, tmp_path):
     assert "at most 0.25 of rows" in said
 
 
+@pytest.mark.parametrize("by", ["energy", "typicality"])
+def test_the_rate_is_asked_for_with_a_confidence(run, usual, tmp_path, by):
+    rows = write(tmp_path / "new.csv", "length,width\n0.1,0.2\n40,-40\n")
+    words = (run, rows, "--reference", usual, "--by", by, "--false-positive-rate", 0.1)
+    (_, plain), (table, said) = call_score(*words), call_score(*words, "--confidence", 0.9)
+    assert "on average" in plain
+    assert "with confidence 0.9" in said
+    ranks = [int(re.search(r"number (\d+) of", text)[1]) for text in (plain, said)]
+    assert ranks[1] > ranks[0]
+    assert table["foreign"].tolist() == [False, True]
+    # 0.95^58 is the last power above 1/20, so that 59 rows are needed; typicality takes 60 of the 120 for itself.
+    assert "59 are needed" in refused(
+        "score",
+        run,
+        rows,
+        "--reference",
+        write(tmp_path / "few.csv", "length,width\n" + "1,2\n" * 58),
+        "--confidence",
+        0.95,
+    )
+    assert "between 0 and 1" in refused("score", *words, "--confidence", 1)
+    assert "add --reference" in refused("score", run, rows, "--confidence", 0.9)
+
+
 @pytest.mark.parametrize("by", ["typicality", "gradient"])
 def test_other_scores_of_foreign_rows(run, usual, tmp_path, by):
     rows = write(tmp_path / "new.csv", "length,width\n0.1,0.2\n40,-40\n")

@@ -127,6 +127,7 @@ def score(
     reference: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None,
     by: By = "energy",
     false_positive_rate: float = 0.05,
+    confidence: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None,
     seed: int = 0,
 ) -> None:
     """Score rows with a trained model: energy, unnormalised log-density, and log-density where log Z is known.
@@ -151,6 +152,9 @@ def score(
         several noise levels.
     false_positive_rate
         Part of rows like the reference that may be called foreign.
+    confidence
+        With which that rate holds for this very reference, such as 0.95; when left out it holds on average over
+        references. Takes more rows.
     seed
         Of the split of the reference, where the score is fitted to a half of it.
     """
@@ -161,11 +165,13 @@ def score(
         check_ending(out, (".csv",))
     if reference is None and by != "energy":
         raise OptionError(f"--by {by} compares rows with a reference: add --reference FILE, or --reference held-out.")
+    if reference is None and confidence is not None:
+        raise OptionError("--confidence is that of a threshold: add --reference FILE, or --reference held-out.")
     model, log_z = load_model(run), saved_log_z(run)
     rows, detector = model_rows(run, model, data, array), None
     if reference is not None:
         usual = reference_rows(run, model, reference, array)
-        detector = detector_for(model, usual, by, false_positive_rate, _generator(seed))
+        detector = detector_for(model, usual, by, false_positive_rate, _generator(seed), confidence)
     table = score_table(model, rows, log_z, detector, by)
     text = table.to_csv(index_label="row")
     if out is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -83,8 +83,12 @@ def reference_rows(run: Path, model: Model, reference: str, array: str | None) -
     return rows
 
 
-def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: float, rng: Generator) -> Detector:
+def detector_for(
+    model: Model, reference: Tensor, by: By, false_positive_rate: float, rng: Generator, confidence: float | None = None
+) -> Detector:
     """Calibrate a detector on reference rows in data units; one that is fitted to rows takes half of them for that.
+
+    The rate holds for this very reference with the confidence, or on average over references without one.
 
     Raises
     ------
@@ -96,18 +100,17 @@ def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: f
     from gibbsian.detection.levels import LevelFeatures
     from gibbsian.detection.scores import GradientNorm, typicality
 
+    limits: Any = {"false_positive_rate": false_positive_rate, "confidence": confidence}
     if by == "energy":
-        return Detector(model.energies, false_positive_rate=false_positive_rate).fit(reference)
+        return Detector(model.energies, **limits).fit(reference)
     if by == "gradient":
         if model.recipe.kind == "binary":
             raise OptionError("--by gradient needs real numbers, and bits have no gradient: use --by energy.")
         slope = GradientNorm(model.density)
         scaled: Score = lambda x: slope(model.scaling.forward(x))  # noqa: E731
-        return Detector(scaled, false_positive_rate=false_positive_rate).fit(reference)
+        return Detector(scaled, **limits).fit(reference)
     if by == "typicality":
-        return detector_of(
-            lambda rows: typicality(model.energies, rows), reference, rng=rng, false_positive_rate=false_positive_rate
-        )
+        return detector_of(lambda rows: typicality(model.energies, rows), reference, rng=rng, **limits)
     if not model.recipe.noise_conditional:
         raise OptionError(
             f"--by levels needs an energy with noise levels, and this model's objective was {model.recipe.objective}. "
@@ -119,7 +122,7 @@ def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: f
         lambda rows: mahalanobis(lambda x: features(model.scaling.forward(x)), rows),
         reference,
         rng=rng,
-        false_positive_rate=false_positive_rate,
+        **limits,
     )
 
 
