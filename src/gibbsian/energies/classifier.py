@@ -23,7 +23,6 @@ from gibbsian.energies.neural import select
 from gibbsian.energies.tractable import shape_of
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 
-
 SIGMOID_ROWS = 8
 """Fewer rows may lie between 0 and 1 by chance."""
 
