@@ -180,7 +180,7 @@ def long_run(model: Trained, sigma: float, n: int, options: Options, rng: torch.
 class Judge:
     """A small convolutional classifier of the training rows; its last hidden layer gives the features."""
 
-    def __init__(self, dataset: Dataset, options: Options) -> None:
+    def __init__(self, dataset: Dataset, options: Options, steps: int = 2000) -> None:
         assert dataset.labels is not None
         assert dataset.held_out_labels is not None
         x, y = self.prepared(dataset.train), dataset.labels
@@ -190,7 +190,7 @@ class Judge:
             self.body = nn.Sequential(*layers, nn.Linear(64 * 49, 64), nn.ReLU())
             self.head = nn.Linear(64, int(y.max()) + 1)
         weights = [*self.body.parameters(), *self.head.parameters()]
-        steps, rng = options.scaled(2000), generator(options.seed, 3)
+        steps, rng = options.scaled(steps), generator(options.seed, 3)
         optimizer = torch.optim.Adam(weights, lr=1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
