@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from gibbsian.errors import GibbsianError, InputError, OptionError, StorageError, TrainingInterrupted
-from gibbsian.options import By, DataOptions, override_class, spell_out
+from gibbsian.options import BY, By, DataOptions, override_class, spell_out
 from gibbsian.runs import (
     EVALUATED,
     check_ending,
@@ -125,7 +125,7 @@ def score(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     array: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
     reference: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None,
-    by: By = "energy",
+    by: Annotated[By | None, tyro.conf.arg(metavar=BY, help_behavior_hint="")] = None,
     false_positive_rate: float = 0.05,
     confidence: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None,
     seed: int = 0,
@@ -148,8 +148,8 @@ def score(
         Rows of the usual kind that the model was not trained on, as for DATA, or held-out for those of the run. Adds
         p-values and flags of foreign rows.
     by
-        What tells foreign rows: their energy, its distance from the usual, the length of its gradient, or energies at
-        several noise levels.
+        What tells foreign rows: their energy, its distance from the usual, the length of its gradient, or energies and
+        gradients at several noise levels; when left out, levels for images where the model has them, else energy.
     false_positive_rate
         Part of rows like the reference that may be called foreign.
     confidence
@@ -159,16 +159,17 @@ def score(
         Of the split of the reference, where the score is fitted to a half of it.
     """
     from gibbsian.models import load_model
-    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, verdict
+    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, usual_by, verdict
 
     if out is not None:
         check_ending(out, (".csv",))
-    if reference is None and by != "energy":
+    if reference is None and by not in (None, "energy"):
         raise OptionError(f"--by {by} compares rows with a reference: add --reference FILE, or --reference held-out.")
     if reference is None and confidence is not None:
         raise OptionError("--confidence is that of a threshold: add --reference FILE, or --reference held-out.")
     model, log_z = load_model(run), saved_log_z(run)
     rows, detector = model_rows(run, model, data, array), None
+    by = by or usual_by(model)
     if reference is not None:
         usual = reference_rows(run, model, reference, array)
         detector = detector_for(model, usual, by, false_positive_rate, _generator(seed), confidence)

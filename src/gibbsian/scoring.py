@@ -6,8 +6,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from gibbsian.errors import DataError, OptionError
 from gibbsian.options import By
 from gibbsian.runs import (
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held-out"
 """The reference that is the run's own held-out rows."""
-
-LEVELS = 6
-"""Noise levels whose energies are compared, evenly apart in their logarithm."""
 
 
 def model_rows(run: Path, model: Model, data: str, array: str | None) -> Tensor:
@@ -96,8 +91,7 @@ def detector_for(
         If the model has no such score, or the reference is too small for the rate.
     """
     from gibbsian.detection.detector import Detector, detector_of
-    from gibbsian.detection.features import mahalanobis
-    from gibbsian.detection.levels import LevelFeatures
+    from gibbsian.detection.levels import level_ladder, level_score
     from gibbsian.detection.scores import GradientNorm, typicality
 
     limits: Any = {"false_positive_rate": false_positive_rate, "confidence": confidence}
@@ -106,9 +100,7 @@ def detector_for(
     if by == "gradient":
         if model.recipe.kind == "binary":
             raise OptionError("--by gradient needs real numbers, and bits have no gradient: use --by energy.")
-        slope = GradientNorm(model.density)
-        scaled: Score = lambda x: slope(model.scaling.forward(x))  # noqa: E731
-        return Detector(scaled, **limits).fit(reference)
+        return Detector(scaled(model, GradientNorm(model.density)), **limits).fit(reference)
     if by == "typicality":
         return detector_of(lambda rows: typicality(model.energies, rows), reference, rng=rng, **limits)
     if not model.recipe.noise_conditional:
@@ -116,14 +108,26 @@ def detector_for(
             f"--by levels needs an energy with noise levels, and this model's objective was {model.recipe.objective}. "
             "Use --by energy, typicality or gradient."
         )
-    sigmas = torch.logspace(0, 1, LEVELS, base=model.recipe.sigma_max / model.recipe.sigma_density)
-    features = LevelFeatures(model.energy, tuple((model.recipe.sigma_density * sigmas).tolist()), "energy")
+    ladder = level_ladder(model.recipe.sigma_min, model.recipe.sigma_max)
     return detector_of(
-        lambda rows: mahalanobis(lambda x: features(model.scaling.forward(x)), rows),
+        lambda rows: scaled(model, level_score(model.energy, model.scaling.forward(rows), ladder, rng=rng)),
         reference,
         rng=rng,
         **limits,
     )
+
+
+def scaled(model: Model, score: Score) -> Score:
+    """A score of rows in model units, as one of rows in data units."""
+    return lambda x: score(model.scaling.forward(x))
+
+
+def usual_by(model: Model) -> By:
+    """The score that foreign rows are told by unless another is asked for: the one that was measured to be best.
+
+    It was measured on images; rows of tables with noise levels keep to their energy.
+    """
+    return "levels" if model.recipe.noise_conditional and model.recipe.kind == "image" else "energy"
 
 
 def score_table(model: Model, rows: Tensor, log_z: float | None, detector: Detector | None, by: By) -> pd.DataFrame:
