@@ -18,7 +18,8 @@ import gibbsian as gb
 from common import generator
 from gibbsian.detection.base import Score
 from gibbsian.detection.classifiers import JointEnergy, LayerFeatures
-from mnist import Judge, Options, Trained, train
+from gibbsian.detection.levels import COMPONENTS, level_ladder, level_score
+from mnist import SIGMA_MAX, SIGMA_MIN, Judge, Options, Trained, train
 from ood_sets import Usual, strangers
 
 STEPS = {"energy": 1500, "classifier": 800, "bounded": 400, "joint": 800}
@@ -33,6 +34,13 @@ NEAR, FAR = 0.2, 1.0
 
 NOISE = 0.3
 """Of the joint model's denoising, in model units."""
+
+
+DEFAULT = "energies and slopes at levels (default)"
+"""What the library calls `level_score`."""
+
+NEIGHBOUR = 5
+"""Of score norms, as in the paper that proposes them; the library's default elsewhere."""
 
 
 class Pixels(nn.Module):
@@ -138,11 +146,20 @@ def scores(models: Models, rows: Usual, rng: torch.Generator) -> dict[str, Score
     near, far = (in_pixels(models, models.energy.energy.given(sigma=s)) for s in (NEAR, FAR))
     slope = in_pixels(models, gb.GradientNorm(models.energy.energy.given(sigma=NEAR)))
     pixels: Callable[[Tensor], Tensor] = lambda x: x.flatten(1) / 255.0  # noqa: E731
+    levels = level_ladder(SIGMA_MIN, SIGMA_MAX)
+    default = level_score(models.energy.energy, models.energy.rows(usual), levels, rng=rng)
+    kept = Kept(in_pixels(models, default.features))
+    energies: Callable[[Tensor], Tensor] = lambda x: kept(x)[:, : len(levels)]  # noqa: E731
+    lengths: Callable[[Tensor], Tensor] = lambda x: kept(x)[:, len(levels) :].exp()  # noqa: E731
     return {
         f"energy at {NEAR:g}": gb.EnergyScore(near),
         f"energy at {FAR:g}": gb.EnergyScore(far),
         f"gradient norm at {NEAR:g}": slope,
         f"typicality at {NEAR:g}": gb.typicality(near, usual),
+        "energies at levels, Mahalanobis": gb.mahalanobis(energies, usual),
+        "slopes at levels, mixture": gb.gaussian_mixture(lengths, usual, COMPONENTS, rng=rng),
+        "slopes at levels, neighbours": gb.nearest_neighbours(lengths, usual, NEIGHBOUR, scaling="columns"),
+        DEFAULT: dataclasses.replace(default, features=kept),
         "joint model, energy": gb.EnergyScore(models.joint),
         "joint model, gradient norm": gb.GradientNorm(models.joint),
         "joint model, JointEnergy": JointEnergy(models.joint),
@@ -157,6 +174,20 @@ def scores(models: Models, rows: Usual, rng: torch.Generator) -> dict[str, Score
         "nearest neighbours, pixels": gb.nearest_neighbours(pixels, usual, scaling="none"),
         "nearest neighbours, classifier's features": gb.nearest_neighbours(features, usual),
     }
+
+
+class Kept:
+    """Features of pixels that are computed once for several scores."""
+
+    def __init__(self, features: Callable[[Tensor], Tensor]) -> None:
+        self.features = features
+        self.known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Look the rows up, or describe them."""
+        if id(x) not in self.known:
+            self.known[id(x)] = x, self.features(x)
+        return self.known[id(x)][1]
 
 
 def in_pixels(models: Models, score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

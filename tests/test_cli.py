@@ -256,6 +256,34 @@ def test_levels_of_a_model_that_has_them(tmp_path, csv, usual):
     assert table["foreign"].tolist() == [True]
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A barely trained model of images with noise levels."""
+    folder = tmp_path_factory.mktemp("pictures") / "run"
+    words = ("--objective", "multi-level-denoising", "--steps", 3, "--width", 8, "--limit", 400, *QUIET)
+    done("train", "digits", *words, "--out", folder)
+    return folder
+
+
+def test_images_are_told_by_levels_unless_said_otherwise(pictures, tmp_path):
+    rows = np.concatenate([np.zeros((1, 1, 8, 8)), np.full((1, 1, 8, 8), 16.0)])
+    np.save(tmp_path / "new.npy", rows.astype(np.float32))
+    words = (pictures, tmp_path / "new.npy", "--reference", "digits")
+    table, said = call_score(*words)
+    assert "foreign by levels" in said
+    named, _ = call_score(*words, "--by", "levels")
+    pd.testing.assert_frame_equal(table, named)
+    assert table["levels"].dtype == float
+    assert table["foreign"][1]
+    plain, said = call_score(*words, "--by", "energy")
+    assert "foreign by energy" in said
+    assert "levels" not in plain
+    # Without a reference there is nothing to tell rows from.
+    bare, said = call_score(*words[:2])
+    assert list(bare) == ["energy", "score"]
+    assert said == ""
+
+
 def test_held_out_rows_of_the_run_are_a_reference(run, csv):
     _, said = call_score(run, csv, "--reference", "held-out", "--false-positive-rate", 0.4)
     assert "at most 0.4 of rows" in said

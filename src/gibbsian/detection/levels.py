@@ -20,11 +20,12 @@ from typing import Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.detection.base import check_rows, check_scored
+from gibbsian.detection.base import check_rows, check_scored, in_parts
 from gibbsian.detection.features import Mixture, gaussian_mixture
-from gibbsian.detection.scores import EnergyScore, GradientNorm
+from gibbsian.detection.scores import EnergyScore
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, OptionError, unknown_name
+from gibbsian.objectives.base import energy_and_gradient
 
 Kind = Literal["energy", "score", "both"]
 
@@ -84,14 +85,26 @@ class LevelFeatures:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Features of rows, ``(n, *event) -> (n, L)``, or ``(n, 2 L)`` of both kinds."""
-        found = []
-        if self.kind != "score":
-            found += [EnergyScore(self.energy.given(sigma=s))(x) for s in self.sigmas]
-        if self.kind != "energy":
-            lengths = [s * GradientNorm(self.energy.given(sigma=s))(x) for s in self.sigmas]
+        if self.kind == "energy":
+            return torch.stack([EnergyScore(self.energy.given(sigma=s))(x) for s in self.sigmas], 1)
+        energies, lengths = zip(*(self._both(x, s) for s in self.sigmas))
+        if self.log_lengths:
             # A row where the gradient vanishes keeps a finite logarithm.
-            found += [n.clamp(min=torch.finfo(n.dtype).tiny).log() for n in lengths] if self.log_lengths else lengths
-        return torch.stack(found, 1)
+            lengths = [n.clamp(min=torch.finfo(n.dtype).tiny).log() for n in lengths]
+        return torch.stack([*energies, *lengths] if self.kind == "both" else [*lengths], 1)
+
+    def _both(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+        """Energies at a level and lengths of the score, times the level, by one pass."""
+        energy = Energy.of(self.energy.given(sigma=sigma))
+
+        @torch.enable_grad()
+        def both(part: Tensor) -> Tensor:
+            at = part.detach().requires_grad_()
+            value, gradient = energy_and_gradient(energy, at, {}, create_graph=False)
+            return torch.stack((value.detach(), sigma * gradient.flatten(1).norm(dim=1)), 1)
+
+        energies, lengths = in_parts(both, x).unbind(1)
+        return energies, lengths
 
 
 def level_ladder(low: float, high: float, levels: int = 10) -> tuple[float, ...]:
