@@ -102,16 +102,18 @@ class Trained:
         return self.dataset.scaling().forward(x)
 
 
-def train(name: str, dataset: Dataset, rows: Tensor, steps: int, options: Options) -> Trained:
-    """Fit the energy by denoising at many levels, or take up a run that was stopped."""
+def train(
+    name: str, dataset: Dataset, rows: Tensor, steps: int, options: Options, width: int = 32, **changes: Any
+) -> Trained:
+    """Fit the energy by denoising at many levels, or take up a run that was stopped; `changes` are to `SETTINGS`."""
     z = dataset.scaling().forward(rows)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        energy = gb.NoiseConditionalUNet(dataset.event_shape).calibrate(z)
+        energy = gb.NoiseConditionalUNet(dataset.event_shape, width).calibrate(z)
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
     objective = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
     steps = options.scaled(steps)
-    settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)}
+    settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)} | changes
     rng = generator(options.seed)
     done = gb.fit(energy, z, objective, rng=rng, folder=options.runs / name, resume=True, **settings)
     print(f"{name}: {done}", flush=True)
@@ -178,7 +180,7 @@ def long_run(model: Trained, sigma: float, n: int, options: Options, rng: torch.
 class Judge:
     """A small convolutional classifier of the training rows; its last hidden layer gives the features."""
 
-    def __init__(self, dataset: Dataset, options: Options) -> None:
+    def __init__(self, dataset: Dataset, options: Options, steps: int = 2000) -> None:
         assert dataset.labels is not None
         assert dataset.held_out_labels is not None
         x, y = self.prepared(dataset.train), dataset.labels
@@ -188,7 +190,7 @@ class Judge:
             self.body = nn.Sequential(*layers, nn.Linear(64 * 49, 64), nn.ReLU())
             self.head = nn.Linear(64, int(y.max()) + 1)
         weights = [*self.body.parameters(), *self.head.parameters()]
-        steps, rng = options.scaled(2000), generator(options.seed, 3)
+        steps, rng = options.scaled(steps), generator(options.seed, 3)
         optimizer = torch.optim.Adam(weights, lr=1e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):

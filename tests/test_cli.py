@@ -213,6 +213,30 @@ def test_rows_are_held_against_a_reference(run, csv, usual, tmp_path):
     assert "at most 0.25 of rows" in said
 
 
+@pytest.mark.parametrize("by", ["energy", "typicality"])
+def test_the_rate_is_asked_for_with_a_confidence(run, usual, tmp_path, by):
+    rows = write(tmp_path / "new.csv", "length,width\n0.1,0.2\n40,-40\n")
+    words = (run, rows, "--reference", usual, "--by", by, "--false-positive-rate", 0.1)
+    (_, plain), (table, said) = call_score(*words), call_score(*words, "--confidence", 0.9)
+    assert "on average" in plain
+    assert "with confidence 0.9" in said
+    ranks = [int(re.search(r"number (\d+) of", text)[1]) for text in (plain, said)]
+    assert ranks[1] > ranks[0]
+    assert table["foreign"].tolist() == [False, True]
+    # 0.95^58 is the last power above 1/20, so that 59 rows are needed; typicality takes 60 of the 120 for itself.
+    assert "59 are needed" in refused(
+        "score",
+        run,
+        rows,
+        "--reference",
+        write(tmp_path / "few.csv", "length,width\n" + "1,2\n" * 58),
+        "--confidence",
+        0.95,
+    )
+    assert "between 0 and 1" in refused("score", *words, "--confidence", 1)
+    assert "add --reference" in refused("score", run, rows, "--confidence", 0.9)
+
+
 @pytest.mark.parametrize("by", ["typicality", "gradient"])
 def test_other_scores_of_foreign_rows(run, usual, tmp_path, by):
     rows = write(tmp_path / "new.csv", "length,width\n0.1,0.2\n40,-40\n")
@@ -230,6 +254,34 @@ def test_levels_of_a_model_that_has_them(tmp_path, csv, usual):
     rows = write(tmp_path / "new.csv", "length,width\n40,-40\n")
     table, _ = call_score(folder, rows, "--reference", usual, "--by", "levels")
     assert table["foreign"].tolist() == [True]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A barely trained model of images with noise levels."""
+    folder = tmp_path_factory.mktemp("pictures") / "run"
+    words = ("--objective", "multi-level-denoising", "--steps", 3, "--width", 8, "--limit", 400, *QUIET)
+    done("train", "digits", *words, "--out", folder)
+    return folder
+
+
+def test_images_are_told_by_levels_unless_said_otherwise(pictures, tmp_path):
+    rows = np.concatenate([np.zeros((1, 1, 8, 8)), np.full((1, 1, 8, 8), 16.0)])
+    np.save(tmp_path / "new.npy", rows.astype(np.float32))
+    words = (pictures, tmp_path / "new.npy", "--reference", "digits")
+    table, said = call_score(*words)
+    assert "foreign by levels" in said
+    named, _ = call_score(*words, "--by", "levels")
+    pd.testing.assert_frame_equal(table, named)
+    assert table["levels"].dtype == float
+    assert table["foreign"][1]
+    plain, said = call_score(*words, "--by", "energy")
+    assert "foreign by energy" in said
+    assert "levels" not in plain
+    # Without a reference there is nothing to tell rows from.
+    bare, said = call_score(*words[:2])
+    assert list(bare) == ["energy", "score"]
+    assert said == ""
 
 
 def test_held_out_rows_of_the_run_are_a_reference(run, csv):

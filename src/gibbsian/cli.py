@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from gibbsian.errors import GibbsianError, InputError, OptionError, StorageError, TrainingInterrupted
-from gibbsian.options import By, DataOptions, override_class, spell_out
+from gibbsian.options import BY, By, DataOptions, override_class, spell_out
 from gibbsian.runs import (
     EVALUATED,
     check_ending,
@@ -151,9 +151,10 @@ def score(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     array: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
     reference: Annotated[str | None, tyro.conf.arg(metavar="DATA", help_behavior_hint="")] = None,
-    by: By = "energy",
+    by: Annotated[By | None, tyro.conf.arg(metavar=BY, help_behavior_hint="")] = None,
     false_positive_rate: float = 0.05,
     label: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
+    confidence: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None,
     seed: int = 0,
 ) -> None:
     """Score rows with a trained model: energy, unnormalised log-density, and log-density where log Z is known.
@@ -175,31 +176,37 @@ def score(
         Rows of the usual kind that the model was not trained on, as for DATA, or held-out for those of the run. Adds
         p-values and flags of foreign rows.
     by
-        What tells foreign rows: their energy, its distance from the usual, the length of its gradient, or energies at
-        several noise levels.
+        What tells foreign rows: their energy, its distance from the usual, the length of its gradient, or energies and
+        gradients at several noise levels; when left out, levels for images where the model has them, else energy.
     false_positive_rate
         Part of rows like the reference that may be called foreign.
     label
         Score as rows of this class, of a model trained with --conditional, instead of as rows of any.
+    confidence
+        With which that rate holds for this very reference, such as 0.95; when left out it holds on average over
+        references. Takes more rows.
     seed
         Of the split of the reference, where the score is fitted to a half of it.
     """
     from gibbsian.labelled import label_codes, of_label
     from gibbsian.models import load_model
-    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, verdict
+    from gibbsian.scoring import detector_for, model_rows, reference_rows, score_table, usual_by, verdict
 
     if out is not None:
         check_ending(out, (".csv",))
-    if reference is None and by != "energy":
+    if reference is None and by not in (None, "energy"):
         raise OptionError(f"--by {by} compares rows with a reference: add --reference FILE, or --reference held-out.")
+    if reference is None and confidence is not None:
+        raise OptionError("--confidence is that of a threshold: add --reference FILE, or --reference held-out.")
     model, log_z = load_model(run), saved_log_z(run)
     if label is not None:
         # What was evaluated is log Z of all classes together.
         model, log_z = of_label(model, label_codes(model, [label])[0]), None
     rows, detector = model_rows(run, model, data, array), None
+    by = by or usual_by(model)
     if reference is not None:
         usual = reference_rows(run, model, reference, array)
-        detector = detector_for(model, usual, by, false_positive_rate, _generator(seed))
+        detector = detector_for(model, usual, by, false_positive_rate, _generator(seed), confidence)
     table = score_table(model, rows, log_z, detector, by)
     text = table.to_csv(index_label="row")
     if out is None:

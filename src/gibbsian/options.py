@@ -12,6 +12,9 @@ import tyro
 By = Literal["energy", "typicality", "gradient", "levels"]
 """What tells foreign rows on the command line."""
 
+BY = "{" + ",".join(get_args(By)) + "}"
+"""The same, as help writes it."""
+
 SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 
 

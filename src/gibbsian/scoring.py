@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from gibbsian.errors import DataError, OptionError
 from gibbsian.options import By
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 
 HELD_OUT = "held-out"
 """The reference that is the run's own held-out rows."""
-
-LEVELS = 6
-"""Noise levels whose energies are compared, evenly apart in their logarithm."""
 
 
 def model_rows(run: Path, model: Model, data: str, array: str | None) -> Tensor:
@@ -83,8 +78,12 @@ def reference_rows(run: Path, model: Model, reference: str, array: str | None) -
     return rows
 
 
-def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: float, rng: Generator) -> Detector:
+def detector_for(
+    model: Model, reference: Tensor, by: By, false_positive_rate: float, rng: Generator, confidence: float | None = None
+) -> Detector:
     """Calibrate a detector on reference rows in data units; one that is fitted to rows takes half of them for that.
+
+    The rate holds for this very reference with the confidence, or on average over references without one.
 
     Raises
     ------
@@ -92,35 +91,43 @@ def detector_for(model: Model, reference: Tensor, by: By, false_positive_rate: f
         If the model has no such score, or the reference is too small for the rate.
     """
     from gibbsian.detection.detector import Detector, detector_of
-    from gibbsian.detection.features import mahalanobis
-    from gibbsian.detection.levels import LevelFeatures
+    from gibbsian.detection.levels import level_ladder, level_score
     from gibbsian.detection.scores import GradientNorm, typicality
 
+    limits: Any = {"false_positive_rate": false_positive_rate, "confidence": confidence}
     if by == "energy":
-        return Detector(model.energies, false_positive_rate=false_positive_rate).fit(reference)
+        return Detector(model.energies, **limits).fit(reference)
     if by == "gradient":
         if model.recipe.kind == "binary":
             raise OptionError("--by gradient needs real numbers, and bits have no gradient: use --by energy.")
-        slope = GradientNorm(model.density)
-        scaled: Score = lambda x: slope(model.scaling.forward(x))  # noqa: E731
-        return Detector(scaled, false_positive_rate=false_positive_rate).fit(reference)
+        return Detector(scaled(model, GradientNorm(model.density)), **limits).fit(reference)
     if by == "typicality":
-        return detector_of(
-            lambda rows: typicality(model.energies, rows), reference, rng=rng, false_positive_rate=false_positive_rate
-        )
+        return detector_of(lambda rows: typicality(model.energies, rows), reference, rng=rng, **limits)
     if not model.recipe.noise_conditional:
         raise OptionError(
             f"--by levels needs an energy with noise levels, and this model's objective was {model.recipe.objective}. "
             "Use --by energy, typicality or gradient."
         )
-    sigmas = torch.logspace(0, 1, LEVELS, base=model.recipe.sigma_max / model.recipe.sigma_density)
-    features = LevelFeatures(model.unlabelled, tuple((model.recipe.sigma_density * sigmas).tolist()), "energy")
+    ladder = level_ladder(model.recipe.sigma_min, model.recipe.sigma_max)
     return detector_of(
-        lambda rows: mahalanobis(lambda x: features(model.scaling.forward(x)), rows),
+        lambda rows: scaled(model, level_score(model.unlabelled, model.scaling.forward(rows), ladder, rng=rng)),
         reference,
         rng=rng,
-        false_positive_rate=false_positive_rate,
+        **limits,
     )
+
+
+def scaled(model: Model, score: Score) -> Score:
+    """A score of rows in model units, as one of rows in data units."""
+    return lambda x: score(model.scaling.forward(x))
+
+
+def usual_by(model: Model) -> By:
+    """The score that foreign rows are told by unless another is asked for: the one that was measured to be best.
+
+    It was measured on images; rows of tables with noise levels keep to their energy.
+    """
+    return "levels" if model.recipe.noise_conditional and model.recipe.kind == "image" else "energy"
 
 
 def score_table(model: Model, rows: Tensor, log_z: float | None, detector: Detector | None, by: By) -> pd.DataFrame:

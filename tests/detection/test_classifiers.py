@@ -43,6 +43,30 @@ class Wrapped(nn.Module):
         return SimpleNamespace(logits=self.net(x), hidden=None)
 
 
+class Several(nn.Module):
+    """As classifiers that return a loss or hidden layers beside the logits, in a tuple or by name."""
+
+    def __init__(self, net, named=False):
+        super().__init__()
+        self.net, self.named = net, named
+
+    def forward(self, x):
+        logits = self.net(x)
+        hidden = (x, x)
+        return {"hidden": x, "logits": logits} if self.named else (logits.mean(), logits, hidden)
+
+
+class Normalised(nn.Module):
+    """With batch normalisation, as nearly all networks of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 with torch.random.fork_rng():
     torch.manual_seed(0)
     PLAIN = Plain().double()
@@ -50,7 +74,11 @@ with torch.random.fork_rng():
 
 
 @pytest.mark.parametrize(
-    "net", [PLAIN, Wrapped(PLAIN), lambda x: PLAIN(x), ClassifierEnergy(PLAIN, 4), ClassifierEnergy(Wrapped(PLAIN), 4)]
+    "net",
+    [
+        *(PLAIN, lambda x: PLAIN(x), Wrapped(PLAIN), Several(PLAIN), Several(PLAIN, named=True)),
+        *(ClassifierEnergy(net, 4) for net in (PLAIN, Wrapped(PLAIN), Several(PLAIN), Several(PLAIN, named=True))),
+    ],
 )
 def test_any_classifier_has_the_same_energy(net):
     f = PLAIN(X).detach()
@@ -64,6 +92,26 @@ def test_any_classifier_has_the_same_energy(net):
 def test_the_librarys_networks_are_classifiers():
     torch.testing.assert_close(LogSumExp(LIBRARY)(X), ClassifierEnergy(LIBRARY, 4)(X).detach())
     assert len(LogSumExp(LIBRARY)(X[:1].expand(ROWS_AT_ONCE + 5, 2))) == ROWS_AT_ONCE + 5
+
+
+def test_batch_normalisation_is_taken_as_it_is_in_use():
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = Normalised().double()
+    images = torch.randn((40, 1, 4, 4), generator=seeded(3), dtype=torch.float64)
+    net(images * 3.0 + 1.0)  # in training mode, so that the running averages are those of something
+    with pytest.raises(InputError, match="batch normalisation"):
+        LogSumExp(net)
+    score = LogSumExp(net.eval())
+    # A row's score does not depend on its neighbours, and scoring leaves the averages alone.
+    averages = net.layers[1].running_mean.clone()
+    torch.testing.assert_close(score(images)[:1], score(images[:1]))
+    torch.testing.assert_close(score(images), -torch.logsumexp(net(images), 1).detach())
+    assert torch.equal(net.layers[1].running_mean, averages)
+    assert GradientNorm(ClassifierEnergy(net, 3))(images).isfinite().all()
+    assert not net.training
+    with pytest.raises(InputError, match="batch normalisation"):
+        LogSumExp(net.train())
 
 
 def test_limits_of_temperature():
@@ -111,6 +159,18 @@ def test_one_row_alone_that_sums_to_one_is_not_enough_among_others():
     check_logits(torch.tensor([[0.5, 0.5]]).log())  # logits of one row may well have the energy 0
 
 
+def test_a_trained_sigmoid_is_refused_and_small_logits_are_not():
+    f = 4.0 * torch.randn((8, 3), generator=seeded(2))
+    with pytest.raises(DomainError, match=r"between 0 and 1 at all 8 rows.*without its sigmoid"):
+        check_logits(f.sigmoid())
+    check_logits(f.sigmoid()[:7])
+    check_logits(0.1 * f.sigmoid())  # a network at its start, whose outputs are mostly its biases
+    check_logits(0.9 + 0.1 * f.sigmoid())
+    check_logits(1.1 * f.sigmoid())
+    with pytest.raises(DomainError, match="sigmoid"):
+        logits(lambda x: (20.0 * PLAIN(x)).sigmoid(), X)
+
+
 @pytest.mark.parametrize("score", [LogSumExp, MaxProbability])
 def test_a_classifier_that_returns_probabilities_is_refused(score):
     with pytest.raises(DomainError, match="softmax"):
@@ -143,7 +203,9 @@ BAD = {
     "no function": (lambda: LogSumExp("resnet"), ArgumentTypeError, "resnet"),
     "training mode": (lambda: LogSumExp(dropping()), InputError, "dropout in training mode"),
     "one output": (lambda: LogSumExp(lambda x: x[:, :1])(X), ShapeError, r"\(9, K\).*got \(9, 1\)"),
-    "no tensor": (lambda: MaxProbability(lambda x: (x, x))(X), ShapeError, "got tuple"),
+    "two tables": (lambda: MaxProbability(lambda x: (x, x))(X), ShapeError, "one table; got tuple"),
+    "no table": (lambda: MaxProbability(lambda x: (x[:, 0], "x"))(X), ShapeError, "got tuple"),
+    "no tensor": (lambda: MaxProbability(lambda x: None)(X), ShapeError, "got NoneType"),
     "no energy": (lambda: JointEnergy(PLAIN), ArgumentTypeError, "ClassifierEnergy"),
     "no classifier": (lambda: JointEnergy(Gaussian(dim=2)), ArgumentTypeError, "ClassifierEnergy"),
     "no module": (lambda: LayerFeatures(lambda x: x, "body"), ArgumentTypeError, "Module"),

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from gibbsian import Gaussian
+from gibbsian.data import load
 from gibbsian.detection.detector import Detector, detector_of
 from gibbsian.detection.features import mahalanobis, nearest_neighbours
 from gibbsian.detection.scores import typicality
@@ -127,3 +128,52 @@ def test_bad_input(case):
 def test_as_many_rows_as_are_asked_for_are_enough():
     detector = detector_of(MAKERS["typicality"], normals(39, 2), rng=seeded())
     assert math.isfinite(detector.calibration_.threshold)
+
+
+def split_rates(make, values, n, rate, splits=100, level=0.95):
+    """Whether realised rates over random splits of the same rows are as stated: their mean, and how many lie inside.
+
+    Given the scores, all that is random is the order, so that the counts of foreign rows are independent draws of the
+    beta-binomial law, whatever the rows.
+    """
+    rng, rest, counts = seeded(n), len(values) - n, []
+    for _ in range(splits):
+        first, second = torch.randperm(len(values), generator=rng).split([n, rest])
+        counts.append(make(values, first, second, rate))
+    stated = Detector(lambda rows: values[rows], torch.arange(n), false_positive_rate=rate).fit().calibration_
+    low, high = stated.count_interval(rest, level)
+    law = betabinom(rest, n + 1 - stated.rank, stated.rank)
+    held = law.cdf(high) - law.cdf(low - 1)
+    inside = sum(low <= count <= high for count in counts)
+    mean_right = abs(np.mean(counts) - law.mean()) < 5.0 * law.std() / math.sqrt(splits)
+    return bool(mean_right), bool(binom.ppf(ALARM, splits, held) <= inside <= binom.isf(ALARM, splits, held))
+
+
+def by_detector(values, first, second, rate):
+    detector = Detector(lambda rows: values[rows], first, false_positive_rate=rate).fit()
+    return int((detector.predict(second) < 0).sum())
+
+
+def by_plain_quantile(values, first, second, rate):
+    """A broken twin: the quantile of the reference scores, without the place of the new row among them."""
+    threshold = values[first].sort().values[math.ceil(len(first) * (1 - rate)) - 1]
+    return int((values[second] > threshold).sum())
+
+
+@pytest.fixture(scope="module")
+def held_out_energies():
+    """Of digits that a Gaussian was not fitted to."""
+    rows = load("digits")
+    x, new = rows.train.flatten(1).double(), rows.held_out.flatten(1).double()
+    energy = Gaussian(loc=x.mean(0), covariance=x.T.cov() + torch.eye(64).double()).double()
+    return energy(new).detach()
+
+
+@pytest.mark.parametrize(("n", "rate"), [(20, 0.05), (40, 0.1), (150, 0.01)])
+def test_realised_rates_over_splits_of_held_out_rows_are_as_stated(held_out_energies, n, rate):
+    assert split_rates(by_detector, held_out_energies, n, rate) == (True, True)
+
+
+def test_a_plain_quantile_of_few_rows_is_caught(held_out_energies):
+    # Its mean rate is 2/21 in place of 1/21: ten standard errors of a hundred splits.
+    assert not split_rates(by_plain_quantile, held_out_energies, 20, 0.05)[0]

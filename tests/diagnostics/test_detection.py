@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from gibbsian.diagnostics.detection import auroc, average_precision, false_positive_rate
+from gibbsian.diagnostics.detection import Interval, auroc, average_precision, false_positive_rate, separation
 from gibbsian.diagnostics.estimate import Estimate, plain, with_error
 from gibbsian.errors import InputError, OptionError
 
@@ -107,3 +107,60 @@ def test_the_positive_class_is_named():
         average_precision(torch.zeros(3), torch.ones(3), positive="insides", rng=torch.Generator())
     with pytest.raises(InputError, match="1 of 1"):
         average_precision(torch.zeros(3), torch.tensor([math.nan]), positive="inside", rng=torch.Generator())
+
+
+def test_all_metrics_are_those_of_scikit_learn_with_ties_too():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = torch.Generator().manual_seed(0)
+    for decimals in (0, 1, 8):
+        inside, outside = energies(70, 0.0, 1).round(decimals=decimals), energies(40, 1.0, 2).round(decimals=decimals)
+        truth, values = torch.tensor([0] * 70 + [1] * 40).numpy(), torch.cat((inside, outside)).numpy()
+        found = separation(inside, outside, positive="outside", rng=rng, resamples=2)
+        assert found.auroc.value == pytest.approx(metrics.roc_auc_score(truth, values))
+        assert found.average_precision.value == pytest.approx(metrics.average_precision_score(truth, values))
+        wrong, right, _ = metrics.roc_curve(truth, values, drop_intermediate=False)
+        assert found.false_positive_rate.value == pytest.approx(wrong[(right >= 0.95).argmax()])
+        reverse = separation(inside, outside, positive="inside", rng=rng, resamples=2).average_precision.value
+        assert reverse == pytest.approx(metrics.average_precision_score(1 - truth, -values))
+        # Each metric alone says the same.
+        assert auroc(inside, outside, rng=rng, resamples=2).value == found.auroc.value
+        assert false_positive_rate(inside, outside, rng=rng, resamples=2).value == found.false_positive_rate.value
+
+
+def coverage(inside, outside, level=0.8, sets=200):
+    """How often the interval of the area holds that of the normals themselves."""
+    truth, hits = norm.cdf(1 / math.sqrt(2)), 0
+    for seed in range(sets):
+        a, b = inside(seed), outside(seed)
+        rng = torch.Generator().manual_seed(seed)
+        found = separation(a, b, positive="outside", rng=rng, level=level, resamples=100).auroc
+        hits += found.lower <= truth <= found.upper
+    return hits / sets
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    def inside(seed):
+        return energies(120, 0.0, 2 * seed)
+
+    def outside(seed):
+        return energies(80, 1.0, 2 * seed + 1)
+
+    # The standard error of the share is 0.028; percentiles of a bootstrap of so few rows hold a little less.
+    assert 0.68 < coverage(inside, outside) < 0.92
+    # A twin whose resamples are four times as large as the sets is sure too soon.
+    assert coverage(lambda s: inside(s).repeat(4), lambda s: outside(s).repeat(4)) < 0.65
+
+
+def test_an_interval_is_written_with_its_ends():
+    assert str(Interval(0.98764, 0.98, 1.0)) == "0.9876 [0.9800, 1.0000]"
+    rng = torch.Generator().manual_seed(0)
+    parted = separation(torch.zeros(9), torch.ones(9), positive="outside", rng=rng, resamples=20)
+    assert parted.auroc == (1.0, 1.0, 1.0)
+    assert parted.false_positive_rate == (0.0, 0.0, 0.0)
+
+
+def test_bad_options_of_a_separation():
+    rng = torch.Generator()
+    for bad in ({"level": 1.0}, {"resamples": 1}, {"detected": 0.0}, {"positive": "insides"}):
+        with pytest.raises(OptionError):
+            separation(torch.zeros(3), torch.ones(3), rng=rng, **{"positive": "outside", **bad})

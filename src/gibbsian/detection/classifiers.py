@@ -8,8 +8,9 @@ score               formula                                                   re
 `MaxProbability`    :math:`-\log \max_y p(y \mid x)`                          probabilities of the classes
 ==================  ========================================================  ================================
 
-The classifier is a plain module that returns logits, one that returns an object with ``logits``, or a
-`ClassifierEnergy`. `GradientNorm` of a `ClassifierEnergy` is the approximate mass of joint energy models.
+The classifier is a plain module that returns logits, one that returns an object with ``logits`` or a tuple with one
+table of them, or a `ClassifierEnergy`. `GradientNorm` of a `ClassifierEnergy` is the approximate mass of joint energy
+models.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def logits(net: Classifier, x: Tensor) -> Tensor:
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ShapeError(
                 f"A classifier returns logits ({len(part)}, K) of {len(part)} rows, K at least 2, or an object that "
-                f"holds them as .logits; got {found}. Wrap it in a function that returns the logits."
+                f"holds them as .logits, or a tuple with this one table; got {found}. Wrap it in a function that "
+                "returns the logits."
             )
         return values
 

@@ -12,7 +12,7 @@ class probability: it is what a classifier leaves open, and an energy-based mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from gibbsian.energies.base import Combination, Energy, formula
 from gibbsian.energies.neural import select
 from gibbsian.energies.tractable import shape_of
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
+
+SIGMOID_ROWS = 8
+"""Fewer rows may lie between 0 and 1 by chance."""
 
 
 class ClassifierEnergy(Energy):
@@ -33,8 +36,9 @@ class ClassifierEnergy(Energy):
     Parameters
     ----------
     net
-        From points ``(n, *event)`` to logits ``(n, K)``, or to an object that holds them as ``logits``: any module, or
-        one of the library's networks made with ``classes=K``, as ``MLP(2, classes=3)``.
+        From points ``(n, *event)`` to logits ``(n, K)``, to an object that holds them as ``logits``, or to a tuple with
+        no other table of n lines: any module, or one of the library's networks made with ``classes=K``, as ``MLP(2,
+        classes=3)``.
     classes
         K, 2 or more.
     event_shape
@@ -128,12 +132,23 @@ class ClassEnergy(Energy):
 
 
 def outputs_of(net: nn.Module | Callable[..., Any], x: Tensor) -> Any:
-    """Call a classifier, and take the logits out of what it returns where that is an object which holds them."""
+    """Call a classifier, and take the logits out of what it returns.
+
+    They are the tensor itself, the attribute or the entry ``logits``, or of a tuple the one table with a line per row:
+    of two it would have to be guessed which one holds features.
+    """
     # The library's networks are energies, which pick one of their outputs; here all are wanted. Another module's
     # "outputs" may be anything, such as its last layer.
     all_outputs = getattr(net, "outputs", net) if isinstance(net, Energy) else net
     values = all_outputs(x)
-    return values if isinstance(values, Tensor) else getattr(values, "logits", values)
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, Mapping) and "logits" in values:
+        return values["logits"]
+    if hasattr(values, "logits") or not isinstance(values, tuple):
+        return getattr(values, "logits", values)
+    tables = [v for v in values if isinstance(v, Tensor) and v.ndim == 2 and len(v) == len(x)]
+    return tables[0] if len(tables) == 1 else values
 
 
 def check_logits(values: Tensor) -> None:
@@ -150,7 +165,8 @@ def check_logits(values: Tensor) -> None:
     Raises
     ------
     DomainError
-        If all rows are non-negative and sum to one, or, of two rows or more, all are logarithms of such.
+        If all rows are non-negative and sum to one, or, of two rows or more, all are logarithms of such, or, of eight
+        rows or more, all numbers lie between 0 and 1 and on both sides of one half, as those of a trained sigmoid do.
     """
     if not values.is_floating_point():
         return
@@ -167,6 +183,13 @@ def check_logits(values: Tensor) -> None:
             f"The classifier returns {kind}: all {len(found)} rows {'' if end == 'softmax' else 'of exponentials '}sum "
             f"to 1. Their energy says nothing, as the normalisation has taken it away. Pass the classifier without its "
             f"{end}, so that it returns logits."
+        )
+    # A network that has learned nothing may have small logits of one sign, but not near 1 and near 0.
+    if len(found) >= SIGMOID_ROWS and bool(((found >= 0) & (found <= 1)).all()) and found.min() < 0.5 < found.max():
+        raise DomainError(
+            f"The classifier returns numbers between 0 and 1 at all {len(found)} rows, as a sigmoid gives: these are "
+            "probabilities, whose energy is bounded on both sides. Pass the classifier without its sigmoid, so that it "
+            "returns logits."
         )
 
 
