@@ -32,12 +32,12 @@ import gibbsian as gb
 from common import Stopwatch, circumstances, generator, table, write
 from gibbsian.annealing import annealed_chains, denoised
 from gibbsian.bridges.reverse import Heun, reverse
-from gibbsian.building import RelativeWeight
 from gibbsian.data import Dataset, load
 from gibbsian.energies.noise import NoiseConditionalEnergy
 from gibbsian.energies.schedules import rho_levels
 from gibbsian.errors import DataError, DivergenceError
 from gibbsian.labelled import label_constants
+from gibbsian.objectives.denoising import EDMWeight
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 8.0
 LEFT, UPRIGHT, RIGHT, ANY_SLANT = 0, 1, 2, 3
@@ -175,7 +175,7 @@ def train(plan: Plan, z: Tensor, labels: Tensor, classes: int, steps: int, seed:
         torch.manual_seed(seed)
         energy = plan.network(tuple(z.shape[1:]), classes + 1).calibrate(z)
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
-    denoising = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
+    denoising = gb.MultiLevelDenoising(levels, EDMWeight(float(energy.scale)), level_weight=0.3)
     objective = gb.LabelDropping(denoising, none=classes, probability=DROPPED)
     settings: dict[str, Any] = SETTINGS | {
         "steps": steps,

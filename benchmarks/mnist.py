@@ -20,24 +20,23 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import common
 import gibbsian as gb
-from common import Stopwatch, circumstances, generator, write
+from common import circumstances, generator, write
 from gibbsian.annealing import Annealing, anneal
-from gibbsian.building import RelativeWeight
 from gibbsian.data import Dataset, load
 from gibbsian.diagnostics.detection import auroc
-from gibbsian.diagnostics.two_sample import frechet_distance, memorisation
+from gibbsian.diagnostics.two_sample import memorisation
 from gibbsian.kernels.base import evaluate
+from judging import Judge, gaussian_draws, timed
 from mnist_results import draw_panels, heldout_section, main_section, ood_section, tiles
 
 DIGITS = (1, 4, 5, 7, 9)
@@ -111,7 +110,7 @@ def train(
         torch.manual_seed(options.seed)
         energy = gb.NoiseConditionalUNet(dataset.event_shape, width).calibrate(z)
     levels = gb.LogNormal(-0.8, 1.3, SIGMA_MIN, SIGMA_MAX)
-    objective = gb.MultiLevelDenoising(levels, RelativeWeight(float(energy.scale)), level_weight=0.3)
+    objective = gb.MultiLevelDenoising(levels, gb.EDMWeight(float(energy.scale)), level_weight=0.3)
     steps = options.scaled(steps)
     settings = SETTINGS | {"steps": steps, "warmup_steps": min(200, steps // 4)} | changes
     rng = generator(options.seed)
@@ -177,61 +176,6 @@ def long_run(model: Trained, sigma: float, n: int, options: Options, rng: torch.
     )
 
 
-class Judge:
-    """A small convolutional classifier of the training rows; its last hidden layer gives the features."""
-
-    def __init__(self, dataset: Dataset, options: Options, steps: int = 2000) -> None:
-        assert dataset.labels is not None
-        assert dataset.held_out_labels is not None
-        x, y = self.prepared(dataset.train), dataset.labels
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
-            layers = [nn.Conv2d(1, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(), nn.Flatten()]
-            self.body = nn.Sequential(*layers, nn.Linear(64 * 49, 64), nn.ReLU())
-            self.head = nn.Linear(64, int(y.max()) + 1)
-        weights = [*self.body.parameters(), *self.head.parameters()]
-        steps, rng = options.scaled(steps), generator(options.seed, 3)
-        optimizer = torch.optim.Adam(weights, lr=1e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(steps):
-            picked = torch.randint(len(x), (128,), generator=rng)
-            loss = nn.functional.cross_entropy(self.head(self.body(x[picked])), y[picked])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        found = self.classes(dataset.held_out)
-        self.accuracy = float((found == dataset.held_out_labels).float().mean())
-        self.reference = self.features(dataset.held_out)
-
-    @staticmethod
-    def prepared(x: Tensor) -> Tensor:
-        """Pixels in [0, 1]."""
-        return x.clamp(0.0, 255.0) / 255.0
-
-    @torch.no_grad()
-    def features(self, x: Tensor) -> Tensor:
-        """Activations ``(n, 64)`` of pixels."""
-        return torch.cat([self.body(self.prepared(part)) for part in x.split(1000)])
-
-    @torch.no_grad()
-    def classes(self, x: Tensor) -> Tensor:
-        """The likeliest class of each row."""
-        return self.head(self.features(x)).argmax(1)
-
-    def distance(self, x: Tensor) -> list[float]:
-        """Frechet distance to the test rows, with its error."""
-        return list(frechet_distance(self.features(x), self.reference))
-
-
-def gaussian_draws(rows: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """Draw from a Gaussian with the rows' mean and covariance."""
-    x = rows.flatten(1).double()
-    values, axes = torch.linalg.eigh(x.T.cov())
-    noise = torch.randn((n, len(values)), generator=rng, dtype=torch.float64)
-    return (x.mean(0) + (noise * values.clamp(min=0.0).sqrt()) @ axes.T).float().view(n, *rows.shape[1:])
-
-
 def run_main(options: Options) -> dict[str, Any]:
     """Train on MNIST, draw in three ways, judge and show."""
     dataset = load("mnist")
@@ -256,19 +200,11 @@ def run_main(options: Options) -> dict[str, Any]:
     return facts | judged | {"budget": options.budget}
 
 
-@contextmanager
-def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Keep the wall time of a block."""
-    with Stopwatch() as watch:
-        yield
-    seconds[name] = watch.wall
-
-
 def judge_draws(
     dataset: Dataset, shown: Mapping[str, Tensor], runs: Mapping[str, LongRun], options: Options
 ) -> dict[str, Any]:
     """Frechet distances of all draws, floor and Gaussian, at equal numbers and at all there are."""
-    judge, rng = Judge(dataset, options), generator(options.seed, 13)
+    judge, rng = Judge(dataset, options.scaled(2000), options.seed), generator(options.seed, 13)
     chains, draws = min(len(x) for x in shown.values()), len(shown["annealed"])
     floor = dataset.train[torch.randperm(len(dataset.train), generator=rng)[:draws]]
     sets = {**shown, "training rows (floor)": floor, "Gaussian": gaussian_draws(dataset.train, draws, rng)}

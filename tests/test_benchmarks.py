@@ -141,6 +141,30 @@ def test_mnist_writes_after_every_part_and_takes_up_its_runs(mnist, tmp_path, ca
     assert set(other) == {"heldout"}, "parts of another budget were mixed in"
 
 
+def test_an_energy_and_a_score_are_compared(script, tmp_path, monkeypatch, enlarged, capsys):
+    diffusion, digits = script("diffusion"), load("digits")
+    monkeypatch.setattr(diffusion, "load", {"mnist": dataclasses.replace(enlarged, name="mnist"), "digits": digits}.get)
+    monkeypatch.setattr(diffusion, "ROWS", {"mnist": 8, "digits": 8})
+    judging = sys.modules["diffusion_judging"]
+    monkeypatch.setattr(judging, "REVERSE", {k: (way, 2) for k, (way, _) in judging.REVERSE.items()})
+    monkeypatch.setattr(judging, "ANNEALED", 2)
+    monkeypatch.setattr(judging, "CHAINED", 2)
+    tiny = ["--budget", "0.001", "--runs", str(tmp_path / "runs")]
+    first = diffusion.main([*tiny, "--parts", "draws"])
+    assert len(first["draws"]["ways"]) == 12
+    assert (tmp_path / "diffusion.png").stat().st_size < 200_000
+    parts = diffusion.main([*tiny, "--parts", "mnist", "digits"])
+    assert parts["draws"] == json.loads(json.dumps(first["draws"])), "the first part is gone, or was run again"
+    told = [*parts["mnist"]["flow"].values(), *parts["digits"]["flow"].values()]
+    assert all(math.isfinite(v) for each in told for v in (*each["log_prob"], *each["bits"], *each["halved"]))
+    assert parts["mnist"]["flow"]["score at 0.02"]["probe_error"] > 0.0
+    assert parts["digits"]["flow"]["score at 0.03"]["probe_error"] == 0.0
+    assert all(math.isfinite(v) for v in parts["digits"]["own"]["difference"])
+    page = (tmp_path / "diffusion.md").read_text()
+    assert "## Draws of MNIST" in page
+    assert "## Likelihood of digits" in page
+
+
 def test_a_deep_machine_is_trained_saved_and_judged_again(script, tmp_path, monkeypatch):
     deep = script("deep_boltzmann")
     digits = load("digits").train[:300] / 16.0

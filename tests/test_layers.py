@@ -28,7 +28,7 @@ LAYERS = (
     {"recipes"},
     {"building"},
     {"models"},
-    {"estimator", "transformer", "report", "applications"},
+    {"estimator", "transformer", "report", "applications", "flow_evaluation"},
     {"labelled"},
     {"evaluation", "options", "expressions"},
     {"runs"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ from gibbsian.objectives.base import Objective
 from gibbsian.objectives.centring import Centred
 from gibbsian.objectives.conditional_noise import ConditionalNCE
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
-from gibbsian.objectives.denoising import DenoisingScoreMatching, LogNormal, MultiLevelDenoising
+from gibbsian.objectives.denoising import DenoisingScoreMatching, EDMWeight, LogNormal, MultiLevelDenoising
 from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
 from gibbsian.objectives.exact import ExactLikelihood
 from gibbsian.objectives.label_dropping import LabelDropping
@@ -133,7 +132,7 @@ def build_objective(recipe: Recipe, data: Tensor) -> Objective:
     if recipe.objective == "multi-level-denoising":
         levels = LogNormal(recipe.sigma_mean, recipe.sigma_std, recipe.sigma_min, recipe.sigma_max)
         spread = float((data - data.mean(0)).square().mean().sqrt())
-        denoising = MultiLevelDenoising(levels, RelativeWeight(spread), recipe.level_weight)
+        denoising = MultiLevelDenoising(levels, EDMWeight(spread), recipe.level_weight)
         if not (recipe.conditional and recipe.label_dropping):
             return denoising
         return LabelDropping(denoising, len(recipe.class_names), recipe.label_dropping)
@@ -173,26 +172,6 @@ _PLAIN: dict[str, Callable[[Recipe, Tensor], Objective]] = {
     "exact-likelihood": lambda recipe, data: ExactLikelihood(),
 }
 """Objectives without chains and without levels, by name."""
-
-
-@dataclass(frozen=True)
-class RelativeWeight:
-    r"""The weight :math:`1 + \sigma^2 / s^2` of a noise level: no level is lost beside the others.
-
-    In denoiser units it is the weight of `Elucidating the design space of diffusion-based generative models (Karras et
-    al., 2022) <https://arxiv.org/abs/2206.00364>`_.
-
-    Parameters
-    ----------
-    scale
-        The data's overall standard deviation s.
-    """
-
-    scale: float
-
-    def __call__(self, sigma: Tensor) -> Tensor:
-        """Weights of levels, ``(n,)`` to ``(n,)``."""
-        return 1.0 + (sigma / self.scale).square()
 
 
 def build_kernel(recipe: Recipe) -> Kernel:

@@ -462,6 +462,8 @@ def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
         if summary is not None and summary.bounds is not None:
             told += " (between {:.3f} and {:.3f} by the bounds of log Z)".format(*summary.bounds)
         console.print(f"log-likelihood per row, nats: {told}")
+    if evaluation.flow is not None:
+        console.print(f"log-likelihood by the probability flow: {evaluation.flow.told()}")
     columns = list(dict.fromkeys(c for row in evaluation.quality.values() for c in row))
     table = Table("distance to held-out rows", *columns)
     for name, row in evaluation.quality.items():

@@ -28,6 +28,7 @@ from gibbsian.diagnostics.strangers import shuffled_columns, strangers
 from gibbsian.diagnostics.two_sample import classifier_test, energy_distance, frechet_distance, memorisation
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.errors import GibbsianError
+from gibbsian.flow_evaluation import FlowSummary, flow_summary
 from gibbsian.labelled import class_draws, log_class_probs
 from gibbsian.models import Model, replace_file
 from gibbsian.partition.base import LogZ
@@ -67,6 +68,8 @@ class Evaluation:
         Of a model trained with labels: ``accuracy``, the part of the held-out rows that it classifies rightly.
     notes
         What to keep in mind.
+    flow
+        Likelihood of the held-out rows by the probability flow, of a model with noise levels.
     """
 
     log_z: LogZSummary | None = None
@@ -77,11 +80,13 @@ class Evaluation:
     chains: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     classification: dict[str, Estimate] = field(default_factory=dict)
+    flow: FlowSummary | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, fit for JSON; an estimate is a list of value and standard error."""
         log_z = None if self.log_z is None else {**self.log_z.__dict__}
-        return {**self.__dict__, "log_z": log_z, "notes": list(self.notes)}
+        flow = None if self.flow is None else self.flow.to_dict()
+        return {**self.__dict__, "log_z": log_z, "notes": list(self.notes), "flow": flow}
 
     @staticmethod
     def from_dict(saved: Mapping[str, Any]) -> Evaluation:
@@ -99,6 +104,8 @@ class Evaluation:
             dict(saved["chains"]),
             tuple(saved["notes"]),
             estimates(saved.get("classification", {})),
+            # Evaluations of earlier versions have none.
+            None if saved.get("flow") is None else FlowSummary.from_dict(saved["flow"]),
         )
 
 
@@ -131,6 +138,8 @@ def evaluate(model: Model, dataset: Dataset, samples: Tensor, rng: Generator, sa
             "training": log_likelihood(model, dataset.train, log_z, rng),
             "held-out": log_likelihood(model, held_out, log_z, rng),
         }
+    say("likelihood by the probability flow")
+    flow = follow(model, held_out, rng, notes)
     say("sample quality beside baselines")
     near = memorisation(*(flat(cut(x, rng)) for x in (samples, dataset.train, held_out)))
     quality = compare(model, dataset, held_out, samples, rng)
@@ -144,7 +153,17 @@ def evaluate(model: Model, dataset: Dataset, samples: Tensor, rng: Generator, sa
         chain_summary(model, samples, rng, notes),
         tuple(notes),
         classify(model, dataset),
+        flow,
     )
+
+
+def follow(model: Model, rows: Tensor, rng: Generator, notes: list[str]) -> FlowSummary | None:
+    """Find the flow's likelihood of held-out rows; when it cannot be found, a note says why."""
+    try:
+        return flow_summary(model, rows, rng)
+    except GibbsianError as error:
+        notes.append(f"The likelihood by the probability flow could not be found: {error}")
+        return None
 
 
 def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummary | None:
@@ -397,13 +416,14 @@ def build_report(
 
 def likelihood_summary(evaluation: Evaluation, unit: str = "nats per row") -> LikelihoodSummary | None:
     """Sum up log-likelihoods, with what the bracket of log Z leaves open of the held-out rows'."""
-    z, found = evaluation.log_z, evaluation.log_likelihood
+    z, found, flow = evaluation.log_z, evaluation.log_likelihood, evaluation.flow
+    by_flow = {} if flow is None else {"flow": flow.log_prob, "bits_per_dimension": flow.bits}
     if z is None or not found:
-        return None
+        return LikelihoodSummary(unit=unit, **by_flow) if by_flow else None
     held_out = found["held-out"]
     low, high = (held_out.value + z.value - bound for bound in (z.upper, z.lower))
     bounds = (low, high) if low < high and np.isfinite([low, high]).all() else None
-    return LikelihoodSummary(found["training"], held_out, unit, bounds=bounds)
+    return LikelihoodSummary(found["training"], held_out, unit, bounds=bounds, **by_flow)
 
 
 def machine_of(model: Model, dataset: Dataset, samples: Tensor) -> MachineSummary | None:

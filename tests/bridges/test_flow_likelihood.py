@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 
-from diffusions import LOCS, MASSES, MIXTURE, SIZES, Network, Plain, noisy
+from diffusions import LOCS, MASSES, MIXTURE, SIZES, Network, Plain, log_density, noisy
 from gibbsian.bridges import flow_likelihood as module
 from gibbsian.bridges.flow_likelihood import bits_per_dim, flow_log_prob
 from gibbsian.bridges.scores import score_of
 from gibbsian.energies.base import Energy
 from gibbsian.energies.schedules import VariancePreserving
+from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import DivergenceError, OptionError, ShapeError
 
@@ -47,6 +48,41 @@ def test_without_a_prior_the_datas_own_spread_costs_little():
     x = rows()
     found = flow_log_prob(MIXTURE, x, LOW, HIGH, steps=48)
     assert float((found.log_prob - noisy(LOW).log_prob(x)).abs().max()) < 0.01
+
+
+class Wide(Energy):
+    """A mixture as wide as ten, which tells its own base; labels change nothing."""
+
+    context = ("sigma", "y")
+    event_shape = torch.Size((2,))
+
+    def forward(self, x, sigma, y):
+        return -log_density(x, sigma, 10.0 * LOCS, 10.0 * SIZES, MASSES)
+
+    def base(self, sigma):
+        spread = (MASSES @ (SIZES[:, None] ** 2 + (LOCS - MEAN) ** 2)).mean()
+        return Gaussian(loc=10.0 * MEAN, scale=(100.0 * spread + sigma**2).sqrt(), dim=2)
+
+
+class Hidden(Wide):
+    """Without it."""
+
+    base = None
+
+
+def check_default_prior(energy) -> None:
+    x = GaussianMixture(10.0 * LOCS, 10.0 * SIZES, MASSES).sample(40, generator())
+    for source in (energy.given(y=0), score_of(energy).given(y=0)):
+        found = flow_log_prob(source, x, LOW, 250.0, steps=48).log_prob
+        exact = log_density(x, torch.full((40,), LOW, dtype=x.dtype), 10.0 * LOCS, 10.0 * SIZES, MASSES)
+        off = float((found - exact).abs().max())
+        assert off < 0.01, f"off by {off} nats"
+
+
+def test_the_prior_is_the_models_own_base():
+    check_default_prior(Wide())
+    with pytest.raises(AssertionError, match="nats"):
+        check_default_prior(Hidden())
 
 
 def test_the_method_is_of_fourth_order():

@@ -36,8 +36,8 @@ def made(shape, **options) -> NoiseConditionalUNet:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_the_network_it_is_the_normalised_gaussian(shape):
     energy = made(shape)
-    energy.leave.weight.data.zero_()
-    energy.leave.bias.data.zero_()
+    energy.unet.leave.weight.data.zero_()
+    energy.unet.leave.bias.data.zero_()
     x = data(shape)
     for sigma in (0.01, 0.7, 30.0):
         value = energy.given(sigma=torch.tensor(sigma, dtype=torch.float64))(x)
@@ -47,9 +47,9 @@ def test_without_the_network_it_is_the_normalised_gaussian(shape):
 def test_the_learned_part_is_the_inner_product_and_a_sum():
     """With constant images F = 2 and G = 3 at every pixel, h = sum (2 u + 3)."""
     energy = made((3, 8, 8))
-    energy.leave.weight.data.zero_()
+    energy.unet.leave.weight.data.zero_()
     # Channels are the sub-pixels of an image's channels: the first half belongs to F.
-    energy.leave.bias.data.copy_(torch.tensor([2.0] * 12 + [3.0] * 12))
+    energy.unet.leave.bias.data.copy_(torch.tensor([2.0] * 12 + [3.0] * 12))
     u, level = data((3, 8, 8), 5), torch.randn(5, 32, dtype=torch.float64, generator=generator(2))
     assert torch.allclose(energy.network(u, level), (2.0 * u + 3.0).sum((1, 2, 3)), rtol=1e-12)
 

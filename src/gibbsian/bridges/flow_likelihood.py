@@ -26,8 +26,9 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.bridges.reverse import readable
-from gibbsian.bridges.scores import EnergyScore, Score
-from gibbsian.energies.base import Energy
+from gibbsian.bridges.scores import EnergyScore
+from gibbsian.energies.base import Energy, Given
+from gibbsian.energies.score import GivenScore, Score
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import DivergenceError, OptionError, ShapeError
 from gibbsian.kernels.base import row_sum
@@ -76,7 +77,7 @@ def flow_log_prob(
     probes: int | None = None,
     rng: Generator | None = None,
 ) -> FlowLikelihood:
-    """Log-density of rows at the lowest noise level, by the probability flow.
+    r"""Log-density of rows at the lowest noise level, by the probability flow.
 
     Parameters
     ----------
@@ -88,8 +89,10 @@ def flow_log_prob(
     sigma_min, sigma_max
         The ends.
     prior
-        The density at ``sigma_max``; a Gaussian of that standard deviation when left out, which is off by the data's
-        own spread. For a `NoiseConditional` it is ``energy.base(sigma_max)``.
+        The density at ``sigma_max``. When left out it is the model's own, ``base(sigma_max)``, of a noise-conditional
+        energy or a denoiser, also with labels fixed; of anything else, which does not tell where its data are, a
+        Gaussian around 0 with that standard deviation. That is off by the data's own mean and spread: per coordinate by
+        about :math:`(\mu^2 + s^2) / 2 \sigma_{\max}^2` nats.
     steps
         Of the Runge-Kutta method, four scores each.
     tolerance
@@ -114,7 +117,7 @@ def flow_log_prob(
     """
     field = readable(score, x)
     _check(x, sigma_min, sigma_max, steps, tolerance, most_steps, probes, rng)
-    law = Gaussian(x.shape[1:], scale=sigma_max).to(x.device, x.dtype) if prior is None else prior
+    law = far_law(field, x, sigma_max) if prior is None else prior
     if tuple(law.event_shape) != tuple(x.shape[1:]):
         raise ShapeError(f"The prior is over points of shape {tuple(law.event_shape)}; these are {tuple(x.shape[1:])}.")
     directions = None
@@ -171,6 +174,26 @@ def bits_per_dim(log_prob: Tensor, dim: int, width: float = 1.0) -> Tensor:
     if dim < 1 or not 0.0 < width < math.inf:
         raise OptionError(f"dim is 1 or more and width positive; got {dim}, {width}.")
     return -(log_prob / dim + math.log(width)) / math.log(2.0)
+
+
+def far_law(score: Score | Energy, x: Tensor, sigma: float) -> Tractable:
+    """Find what a model takes its data for at a high noise level: its own base, or a Gaussian of that size around 0.
+
+    Parameters
+    ----------
+    score
+        Its base is looked for through labels that were fixed.
+    x
+        Points, for their shape, type and device.
+    sigma
+        The level.
+    """
+    part: object = score
+    while isinstance(part, (EnergyScore, GivenScore, Given)):
+        part = part.score if isinstance(part, GivenScore) else part.energy
+    base = getattr(part, "base", None)
+    law = Gaussian(x.shape[1:], scale=sigma) if base is None else base(sigma)
+    return law.to(x.device, x.dtype)
 
 
 Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]

@@ -1,19 +1,11 @@
 r"""Scores at every noise level, from energies and from the networks of diffusion models.
 
-A score is :math:`s(x, \sigma) = \nabla \log p_\sigma(x)`, where :math:`p_\sigma` is the density of the data with noise
-of standard deviation :math:`\sigma` added: the convention of noise-conditional energies, whose points are not shrunk.
+What a `Score` is, `gibbsian.energies.score` says; networks of its own kind are in `gibbsian.bridges.denoisers`.
 
 A network trained as a diffusion model tells one of three things of :math:`x_t = \alpha x_0 + \sigma_t \epsilon`, which
 say the same:
 
-==========  =========================================  ======================================================
-prediction  what it is                                 the noise that follows
-==========  =========================================  ======================================================
-``eps``     :math:`\mathbb{E}[\epsilon \mid x_t]`      itself
-``x0``      :math:`\mathbb{E}[x_0 \mid x_t]`           :math:`(x_t - \alpha x_0) / \sigma_t`
-``v``       :math:`\alpha \epsilon - \sigma_t x_0`     :math:`(\alpha v + \sigma_t x_t) / (\alpha^2 + \sigma_t^2)`
-==========  =========================================  ======================================================
-
+==========  =========================================  ===============================================
 and with :math:`\sigma = \sigma_t / \alpha` the score at :math:`x = x_t / \alpha` is :math:`-\epsilon / \sigma`.
 
 A `Score` is no energy: a network's output need not be the gradient of anything, so that there is no density to score,
@@ -22,51 +14,21 @@ no Metropolis step and no product with other energies. `EnergyScore` comes from 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gibbsian.energies.base import Energy, fixed_context, keep_fixed
+from gibbsian.energies.base import Energy
 from gibbsian.energies.recovery import check_noise_conditional
 from gibbsian.energies.schedules import Schedule
+from gibbsian.energies.score import Score
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.kernels.base import evaluate, per_chain
 
 Prediction: TypeAlias = Literal["eps", "v", "x0"]
 """What a network predicts."""
-
-
-class Score(nn.Module, ABC):
-    r"""The gradient of a log-density at every noise level, :math:`s(x, \sigma) = \nabla \log p_\sigma(x)`.
-
-    Attributes
-    ----------
-    context
-        Names of the conditions asked for besides the noise level, such as a label.
-    """
-
-    context: tuple[str, ...] = ()
-
-    @abstractmethod
-    def forward(self, x: Tensor, sigma: Tensor, **context: Tensor) -> Tensor:
-        """Scores of points at their noise levels: ``(n, *event)`` and ``(n,)`` to ``(n, *event)``."""
-
-    def given(self, **context: Tensor | float | int) -> Score:
-        """Fix part of the context, one value for all rows or one per row, as `gibbsian.Energy.given` does.
-
-        Raises
-        ------
-        OptionError
-            If the score does not ask for a name.
-        """
-        return GivenScore(self, context)
-
-    def denoised(self, x: Tensor, sigma: Tensor, **context: Tensor) -> Tensor:
-        r"""The mean of the clean point given the noisy one, :math:`x + \sigma^2 s(x, \sigma)`: ``(n, *event)``."""
-        return x + per_chain(sigma.square(), x) * self(x, sigma, **context)
 
 
 class EnergyScore(Score):
@@ -89,6 +51,7 @@ class EnergyScore(Score):
         super().__init__()
         check_noise_conditional(energy, torch.zeros(()))
         self.energy = energy
+        self.event_shape = energy.event_shape
         self.context = tuple(name for name in energy.context if name != "sigma")
 
     def forward(self, x: Tensor, sigma: Tensor, **context: Tensor) -> Tensor:
@@ -149,26 +112,6 @@ class PredictedScore(Score):
     def extra_repr(self) -> str:
         """Schedule and prediction."""
         return f"{self.schedule}, {self.prediction!r}"
-
-
-class GivenScore(Score):
-    """A score with part of its context fixed: see `Score.given`."""
-
-    def __init__(self, score: Score, fixed: dict[str, Any]) -> None:
-        super().__init__()
-        self.score = score
-        self.fixed = keep_fixed(self, "This score", score.context, fixed)
-        self.context = tuple(name for name in score.context if name not in fixed)
-
-    def forward(self, x: Tensor, sigma: Tensor, **context: Tensor) -> Tensor:
-        """Scores with the fixed context spread over the rows.
-
-        Raises
-        ------
-        ShapeError
-            If a context of one value per row has another number of rows than ``x``.
-        """
-        return self.score(x, sigma, **context, **fixed_context(self, self.fixed, x))
 
 
 def score_of(

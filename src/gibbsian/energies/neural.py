@@ -61,7 +61,7 @@ class MLP(Energy):
         if frequencies < 0:
             raise OptionError(f"frequencies counts octaves of Fourier features, 0 or more; got {frequencies}.")
         self.frequencies = frequencies
-        self.register_buffer("octaves", 0.25 * math.pi * 2.0 ** torch.arange(frequencies))
+        self.register_buffer("octaves", octave_frequencies(frequencies))
         self.classes = classes
         self.context = () if classes is None else ("y",)
         sizes = [self.event_shape.numel() * (1 + 2 * frequencies), *self.hidden]
@@ -236,6 +236,11 @@ class SpectralNorm(nn.Module):
             self._iterate(matrix.detach())
             self.seen = weight._version
         return weight / torch.dot(self.u.clone(), matrix @ self.v.clone())
+
+
+def octave_frequencies(octaves: int) -> Tensor:
+    """Frequencies of the features that `fourier_features` appends, ``(octaves,)``."""
+    return 0.25 * math.pi * 2.0 ** torch.arange(octaves)
 
 
 def fourier_features(x: Tensor, octaves: Tensor) -> Tensor:

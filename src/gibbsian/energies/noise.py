@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.labels import LabelEmbedding
-from gibbsian.energies.neural import fourier_features, told
+from gibbsian.energies.neural import fourier_features, octave_frequencies, told
 from gibbsian.energies.tractable import Gaussian, batch_rows, shape_of
 from gibbsian.errors import DataError, OptionError
 
@@ -31,13 +31,29 @@ class NoiseConditionalEnergy(Energy):
 
         E(x, \sigma) = \frac{|x - \mu|^2}{2 (s^2 + \sigma^2)} + \frac{d}{2} \log 2 \pi (s^2 + \sigma^2)
             - \left(1 + \frac{s^2}{\sigma^2}\right)^{\gamma / 2}
+            \left(1 + \frac{\sigma^2}{s^2}\right)^{-\delta / 2}
             h\!\left(\frac{x - \mu}{\sqrt{s^2 + \sigma^2}}, \log \sigma\right).
 
     The first two terms are the energy of Gaussian data under noise, normalised, and exact as :math:`\sigma \to
     \infty`; the network h adds what the data have besides. The factor in front of h grows like
     :math:`\sigma^{-\gamma}`: with :math:`\gamma = 1` the score keeps its relative precision as the noise vanishes,
     which data near a manifold need (images); with :math:`\gamma = 0` the energy stays as smooth as the network, which
-    suits densities in few dimensions.
+    suits densities in few dimensions. The second factor takes the learned part away at high levels, if
+    :math:`\delta` is 1.
+
+    With :math:`\gamma = \delta = 1` the two factors are :math:`s / \sigma`, and the denoiser
+    :math:`D = x - \sigma^2 \nabla E` is preconditioned as by EDM, with the gradient of h as the network F:
+
+    .. math::
+
+        D = \mu + c_{\text{skip}}\, (x - \mu)
+            + c_{\text{out}}\, \nabla h\big(c_{\text{in}} (x - \mu), c_{\text{noise}}\big),
+        \quad c_{\text{skip}} = \frac{s^2}{s^2 + \sigma^2},
+        \quad c_{\text{out}} = \frac{s\, \sigma}{\sqrt{s^2 + \sigma^2}},
+        \quad c_{\text{in}} = \frac{1}{\sqrt{s^2 + \sigma^2}}.
+
+    The network is told :math:`c_{\text{noise}} = \log \sigma` by sines and cosines of several frequencies; EDM's is a
+    quarter of it.
 
     The preconditioning follows `Elucidating the design space of diffusion-based generative models (Karras et al.,
     2022) <https://arxiv.org/abs/2206.00364>`_; a scalar energy instead of a score, `Should EBMs model the energy or the
@@ -50,8 +66,8 @@ class NoiseConditionalEnergy(Energy):
     ----------
     shape
         Shape of one point.
-    gain
-        :math:`\gamma` above, between 0 and 1.
+    gain, fade
+        :math:`\gamma` and :math:`\delta` above, between 0 and 1.
     classes
         With a number of labels, 2 or more, the context is ``sigma`` and ``y``: labels ``(n,)`` of whole numbers from 0.
         For guidance the last of them stands for none, as `LabelDropping` trains it: it counts as one.
@@ -63,15 +79,15 @@ class NoiseConditionalEnergy(Energy):
     scale: Tensor
     embedding: Tensor
 
-    def __init__(self, shape: torch.Size, gain: float, classes: int | None = None) -> None:
+    def __init__(self, shape: torch.Size, gain: float, fade: float = 0.0, classes: int | None = None) -> None:
         super().__init__()
         self.event_shape = shape
-        self.gain = gain
+        self.gain, self.fade = gain, fade
         if classes is not None:
             self.labels, self.classes, self.context = LabelEmbedding(classes), classes, ("sigma", "y")
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("embedding", torch.exp(torch.linspace(math.log(0.25), math.log(3.0), 16)))
+        self.register_buffer("embedding", level_frequencies())
 
     @abstractmethod
     def network(self, u: Tensor, level: Tensor) -> Tensor:
@@ -94,20 +110,14 @@ class NoiseConditionalEnergy(Energy):
         DataError
             If the data do not vary.
         """
-        data = batch_rows(data, cast(torch.Size, self.event_shape))
-        mean = data.mean(0)
-        scale = (data - mean).square().mean().sqrt()
-        # The mean of equal rows may differ from them by rounding, so the rows themselves are compared.
-        if bool((data == data[:1]).all()) or not bool(scale > 0):
-            raise DataError("All rows of the data are equal; there is no density to learn.")
+        mean, scale = mean_and_scale(batch_rows(data, cast(torch.Size, self.event_shape)))
         self.mean.copy_(mean)
         self.scale.copy_(scale)
         return self
 
     def base(self, sigma: float | Tensor) -> Gaussian:
         """The Gaussian that the energy comes close to at a high noise level."""
-        level = torch.as_tensor(sigma, dtype=self.scale.dtype, device=self.scale.device)
-        return Gaussian(loc=self.mean, scale=(self.scale.square() + level.square()).sqrt(), dim=self.shape)
+        return noisy_gaussian(self.mean, self.scale, sigma)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,11 +137,11 @@ class NoiseConditionalEnergy(Energy):
         z = batch_rows(x, cast(torch.Size, self.event_shape)) - self.mean
         variance = self.scale.square() + sigma.square()
         u = z * variance.rsqrt().reshape(-1, *([1] * (z.ndim - 1)))
-        phase = sigma.log().unsqueeze(1) * self.embedding
-        level = torch.cat((phase.sin(), phase.cos(), *self._label(y)), 1)
+        level = torch.cat((level_features(sigma, self.embedding), *self._label(y)), 1)
         gain = (variance.sqrt() / sigma) ** self.gain
         gaussian = 0.5 * u.square().sum(tuple(range(1, u.ndim))) + 0.5 * u[0].numel() * (2 * math.pi * variance).log()
-        return gaussian - gain * self.network(u, level)
+        fade = (self.scale / variance.sqrt()) ** self.fade
+        return gaussian - gain * fade * self.network(u, level)
 
     def _label(self, y: Tensor | None) -> tuple[Tensor, ...]:
         if self.classes is None:
@@ -139,6 +149,39 @@ class NoiseConditionalEnergy(Energy):
         if y is None:
             raise OptionError(f"This energy is conditional on {self.classes} labels: fix them with given(y=...).")
         return (self.labels(y),)
+
+
+def level_frequencies() -> Tensor:
+    """Frequencies at which networks are told the logarithm of a noise level, ``(16,)``."""
+    return torch.exp(torch.linspace(math.log(0.25), math.log(3.0), 16))
+
+
+def level_features(sigma: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines and cosines of the logarithm of noise levels: ``(n,)`` and ``(k,)`` to ``(n, 2 k)``."""
+    phase = sigma.log().unsqueeze(1) * frequencies
+    return torch.cat((phase.sin(), phase.cos()), 1)
+
+
+def mean_and_scale(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean ``(*event)`` and overall standard deviation of data ``(n, *event)``.
+
+    Raises
+    ------
+    DataError
+        If the data do not vary.
+    """
+    mean = data.mean(0)
+    scale = (data - mean).square().mean().sqrt()
+    # The mean of equal rows may differ from them by rounding, so the rows themselves are compared.
+    if bool((data == data[:1]).all()) or not bool(scale > 0):
+        raise DataError("All rows of the data are equal; there is no density to learn.")
+    return mean, scale
+
+
+def noisy_gaussian(mean: Tensor, scale: Tensor, sigma: float | Tensor) -> Gaussian:
+    """The round Gaussian with the data's mean and overall spread, after noise of ``sigma``."""
+    level = torch.as_tensor(sigma, dtype=scale.dtype, device=scale.device)
+    return Gaussian(loc=mean, scale=(scale.square() + level.square()).sqrt(), dim=tuple(mean.shape))
 
 
 class NoiseConditional(NoiseConditionalEnergy):
@@ -184,7 +227,7 @@ class NoiseConditional(NoiseConditionalEnergy):
         dropout: float = 0.0,
         classes: int | None = None,
     ) -> None:
-        super().__init__(shape_of(shape), gain, classes)
+        super().__init__(shape_of(shape), gain, classes=classes)
         sizes = min(width, blocks) >= 1 and min(frequencies, local) >= 0
         if not (sizes and 0.0 <= gain <= 1.0 and 0.0 <= dropout < 1.0):
             raise OptionError(
@@ -193,10 +236,10 @@ class NoiseConditional(NoiseConditionalEnergy):
             )
         d = cast(torch.Size, self.event_shape).numel()
         self.width, self.blocks, self.frequencies, self.local = width, blocks, frequencies, local
-        self.register_buffer("octaves", 0.25 * math.pi * 2.0 ** torch.arange(frequencies))
+        self.register_buffer("octaves", octave_frequencies(frequencies))
         self.enter = nn.Linear(d * (1 + 2 * frequencies), width)
         self.level = nn.Linear(self.told_size, width)
-        self.layers = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
+        self.layers = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(blocks))
         self.leave = nn.Linear(width, 1)
         # Off until fit turns it on, so that an energy is a function wherever it is used.
         self.dropout = nn.Dropout(dropout).eval()
@@ -225,7 +268,7 @@ def told_classes(classes: int | None) -> str:
     return "" if classes is None else f", classes={classes}"
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """One residual block: normalise, two layers, the noise level added between them."""
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -239,6 +282,7 @@ class _Block(nn.Module):
             self.second.weight.mul_(0.3)
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        """Hidden units ``(n, width)`` and the embedded level of each row, ``(n, width)``, to hidden units."""
         return h + self.second(self.dropout(nn.functional.silu(self.first(self.norm(h)) + self.shift(level))))
 
 

@@ -100,7 +100,7 @@ class Schedule(ABC):
         tuple
             :math:`x_t / \alpha` and the noise level r of each, ``(n,)``.
         """
-        return x / _wide(self.alpha(t), x), self.ratio(t)
+        return x / wide(self.alpha(t), x), self.ratio(t)
 
     def preserve(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Map points with noise of standard deviation ``sigma`` to the schedule's: the inverse of `explode`.
@@ -111,7 +111,7 @@ class Schedule(ABC):
             :math:`x_t` and the time of each.
         """
         t = self.time(sigma)
-        return x * _wide(self.alpha(t), x), t
+        return x * wide(self.alpha(t), x), t
 
 
 @dataclass(frozen=True)
@@ -394,7 +394,8 @@ class Tabulated(Schedule):
         return (0.5 * ((1.0 - told) / told).log()).to(like.device, like.dtype)
 
 
-def _wide(values: Tensor, like: Tensor) -> Tensor:
+def wide(values: Tensor, like: Tensor) -> Tensor:
+    """Shape one value per row to multiply rows: ``(n,)`` and ``(n, *event)`` to ``(n, 1, ...)``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -45,30 +45,76 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
         Feature maps at half size.
     blocks
         Residual blocks of two 3x3 convolutions on the way down and on the way up, each; twice as many at a quarter.
-    gain, classes
-        As in `NoiseConditionalEnergy`.
+    gain, fade, classes
+        As in `NoiseConditionalEnergy`; gain and fade at 1 are the preconditioning of EDM.
 
     Raises
     ------
     ShapeError
         If the shape is not that of an image, or cannot be halved twice.
     OptionError
-        If a size is not positive or the gain lies outside [0, 1].
+        If a size is not positive, or gain or fade lies outside [0, 1].
     """
 
     def __init__(
-        self, shape: Sequence[int], width: int = 32, blocks: int = 1, gain: float = 1.0, classes: int | None = None
+        self,
+        shape: Sequence[int],
+        width: int = 32,
+        blocks: int = 1,
+        gain: float = 1.0,
+        fade: float = 0.0,
+        classes: int | None = None,
     ) -> None:
         size = image_shape(shape)
-        super().__init__(size, gain, classes)
-        channels, height, breadth = size
+        super().__init__(size, gain, fade, classes)
+        if not (0.0 <= gain <= 1.0 and 0.0 <= fade <= 1.0):
+            raise OptionError(f"gain and fade lie between 0 and 1; got {gain}, {fade}.")
+        self.width, self.blocks = width, blocks
+        self.unet = UNet(size, 2 * size[0], width, blocks, self.told_size)
+
+    def network(self, u: Tensor, level: Tensor) -> Tensor:
+        """The learned part."""
+        size = u.square().mean((1, 2, 3), keepdim=True)
+        v = u * (1.0 + size / REACH**2).rsqrt()
+        inner, outer = self.unet(v, level).chunk(2, 1)
+        return (u * inner + outer).sum((1, 2, 3))
+
+    def extra_repr(self) -> str:
+        """Shape and sizes."""
+        return f"{told(self.event_shape)}, width={self.width}, blocks={self.blocks}{told_classes(self.classes)}"
+
+
+class UNet(nn.Module):
+    """A small U-Net from images to as large images of any number of channels, told of a noise level.
+
+    Parameters
+    ----------
+    shape
+        ``(channels, height, width)`` of what comes in; height and width are multiples of 4.
+    outputs
+        Channels of what goes out.
+    width, blocks
+        As in `NoiseConditionalUNet`.
+    levels
+        Size of a level's embedding.
+
+    Raises
+    ------
+    ShapeError
+        If the images cannot be halved twice.
+    OptionError
+        If a size is not positive.
+    """
+
+    def __init__(self, shape: torch.Size, outputs: int, width: int, blocks: int, levels: int) -> None:
+        super().__init__()
+        channels, height, breadth = shape
         if height % 4 or breadth % 4:
             raise ShapeError(f"Height and width are multiples of 4; got {tuple(shape)}. Pad the images.")
-        if min(width, blocks) < 1 or not 0.0 <= gain <= 1.0:
-            raise OptionError(f"width and blocks are 1 or more, gain between 0 and 1; got {width}, {blocks}, {gain}.")
-        self.width, self.blocks = width, blocks
+        if min(width, blocks) < 1:
+            raise OptionError(f"width and blocks are 1 or more; got {width}, {blocks}.")
         wide = 2 * width
-        self.level = nn.Sequential(nn.Linear(self.told_size, wide), nn.SiLU())
+        self.level = nn.Sequential(nn.Linear(levels, wide), nn.SiLU())
         self.enter = nn.Conv2d(4 * channels, width, 3, padding=1)
         self.place = nn.Parameter(0.1 * torch.randn(1, width, height // 2, breadth // 2))
         self.falling = nn.ModuleList(_Block(width, wide) for _ in range(blocks))
@@ -76,16 +122,14 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
         self.middle = nn.ModuleList(_Block(wide, wide) for _ in range(2 * blocks))
         self.grow = nn.ConvTranspose2d(wide, width, 2, stride=2)
         self.rising = nn.ModuleList(_Block(width, wide) for _ in range(blocks))
-        self.leave = nn.Conv2d(width, 8 * channels, 3, padding=1)
+        self.leave = nn.Conv2d(width, 4 * outputs, 3, padding=1)
         with torch.no_grad():
             self.leave.weight.mul_(0.1)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def network(self, u: Tensor, level: Tensor) -> Tensor:
-        """The learned part."""
+    def forward(self, v: Tensor, level: Tensor) -> Tensor:
+        """Images ``(n, channels, h, w)`` and embeddings ``(n, levels)`` to images ``(n, outputs, h, w)``."""
         told_level = self.level(level)
-        size = u.square().mean((1, 2, 3), keepdim=True)
-        v = u * (1.0 + size / REACH**2).rsqrt()
         h = self.enter(nn.functional.pixel_unshuffle(v, 2)) + self.place
         for block in self.falling:
             h = block(h, told_level)
@@ -95,12 +139,7 @@ class NoiseConditionalUNet(NoiseConditionalEnergy):
         h = h + self.grow(low)
         for block in self.rising:
             h = block(h, told_level)
-        inner, outer = nn.functional.pixel_shuffle(self.leave(nn.functional.silu(h)), 2).chunk(2, 1)
-        return (u * inner + outer).sum((1, 2, 3))
-
-    def extra_repr(self) -> str:
-        """Shape and sizes."""
-        return f"{told(self.event_shape)}, width={self.width}, blocks={self.blocks}{told_classes(self.classes)}"
+        return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(h)), 2)
 
 
 class _Block(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.score import Score
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from gibbsian.typing import Context
 
@@ -74,7 +75,15 @@ class Loss:
 
 
 class Objective(nn.Module, ABC):
-    """How an energy is fitted."""
+    """How an energy is fitted.
+
+    Attributes
+    ----------
+    fits_scores
+        Whether it fits a `gibbsian.energies.score.Score`, too, which has no energy.
+    """
+
+    fits_scores: bool = False
 
     @abstractmethod
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
@@ -220,6 +229,7 @@ class WeightedSum(Counting):
         if not flat:
             raise OptionError("A sum of objectives has one term or more; got none.")
         self.terms = nn.ModuleList(flat)
+        self.fits_scores = all(term.objective.fits_scores for term in flat)
 
     @property
     def parts(self) -> list[Term]:
@@ -305,7 +315,7 @@ def _labels(objectives: Sequence[nn.Module]) -> list[str]:
     return names
 
 
-def context_of(energy: Energy, batch: Batch, besides: Sequence[str] = ()) -> dict[str, Tensor]:
+def context_of(energy: Energy | Score, batch: Batch, besides: Sequence[str] = ()) -> dict[str, Tensor]:
     """Pick from a batch what the energy is conditioned on; what the energy does not ask for is left out.
 
     Parameters

@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.energies.base import Energy
+from gibbsian.energies.score import Score
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
 from gibbsian.kernels.base import per_chain, row_sum
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of, energy_and_gradient
@@ -182,7 +183,7 @@ class DenoisingScoreMatching(Objective):
             )
         sigma = batch.x.new_full((len(batch),), self.sigma)
         error, value = _noise_error(energy, batch.x, sigma, context_of(energy, batch), rng)
-        return Loss(0.5 * error.mean(), _metrics(error, value, batch.x))
+        return Loss(0.5 * error.mean(), _metrics(error, batch.x, value))
 
     def extra_repr(self) -> str:
         """The noise level."""
@@ -208,6 +209,9 @@ class MultiLevelDenoising(Objective):
     modes that lie far apart, and to the constant of each level; this ties them to the highest level, where there is one
     mode. `Learning normalized image densities via dual score matching (Guth et al., 2025)
     <https://arxiv.org/abs/2506.05310>`_.
+
+    A `Score` stands in the place of :math:`-\nabla_x E` where there is no energy; it has no change from level to level.
+    With `EDMWeight` it is the training of Karras et al. (2022).
 
     Parameters
     ----------
@@ -236,17 +240,21 @@ class MultiLevelDenoising(Objective):
         _check_range(levels.low, levels.high)
         self.levels = levels
         self.weight = weight
+        self.fits_scores = True
 
-    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+    def forward(self, energy: Energy | Score, batch: Batch, rng: Generator) -> Loss:
         """Draw a level for each row, noise it, and compare noise with gradient.
 
         Raises
         ------
         OptionError
-            If the energy asks for no noise level, or for a label that the batch lacks.
+            If the energy asks for no noise level, or for a label that the batch lacks; if there is a level weight and
+            no energy.
         DomainError
             If the energy lives on discrete states.
         """
+        if isinstance(energy, Score):
+            return self._of_score(energy, batch, rng)
         _check_continuous(energy, batch.x)
         if "sigma" not in energy.context:
             takes = ", ".join(energy.context) or "none"
@@ -265,8 +273,23 @@ class MultiLevelDenoising(Objective):
         else:
             error, value = _noise_error(energy, batch.x, sigma, context, rng)
             total = error
-        weighted = total if self.weight is None else self.weight(sigma) * total
-        return Loss(0.5 * weighted.mean(), _metrics(error, value, batch.x) | metrics)
+        return Loss(self._weighted(total, sigma), _metrics(error, batch.x, value) | metrics)
+
+    def _of_score(self, score: Score, batch: Batch, rng: Generator) -> Loss:
+        check_floating("Denoising score matching", batch.x)
+        if self.level_weight:
+            raise OptionError(
+                f"level_weight={self.level_weight} fits the change of an energy from level to level, and a score has "
+                "no energy; leave it out, or fit a NoiseConditionalEnergy."
+            )
+        x = batch.x.detach()
+        sigma = self.levels.draw(len(batch), rng, x)
+        eps = torch.randn(x.shape, generator=rng, dtype=x.dtype, device=x.device)
+        error = score_noise_error(score, x, eps, sigma, context_of(score, batch))
+        return Loss(self._weighted(error, sigma), _metrics(error, x))
+
+    def _weighted(self, error: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * (error if self.weight is None else self.weight(sigma) * error).mean()
 
     def extra_repr(self) -> str:
         """The levels and their weight."""
@@ -325,9 +348,19 @@ def noise_error(energy: Energy, x: Tensor, eps: Tensor, sigma: Tensor, context: 
     return row_sum((eps - scale * grad).square()), value
 
 
-def _metrics(error: Tensor, value: Tensor, x: Tensor) -> dict[str, Tensor]:
+def score_noise_error(score: Score, x: Tensor, eps: Tensor, sigma: Tensor, context: Context) -> Tensor:
+    r"""Squared error of the noise that a score predicts, :math:`\|\epsilon + \sigma s(x + \sigma\epsilon, \sigma)\|^2`.
+
+    As `noise_error`, with a score, which is told the level by position: ``(n,)``.
+    """
+    scale = per_chain(sigma, x)
+    return row_sum((eps + scale * score(x + scale * eps, sigma, **context)).square())
+
+
+def _metrics(error: Tensor, x: Tensor, value: Tensor | None = None) -> dict[str, Tensor]:
     # Only this report is per coordinate, so that 1 is a flat energy's in any dimension; the loss is a sum.
-    return {"denoising_error": error.detach().mean() / x[0].numel(), "energy_noisy": value.mean()}
+    told = {"denoising_error": error.detach().mean() / x[0].numel()}
+    return told if value is None else told | {"energy_noisy": value.mean()}
 
 
 def _check_sigma(name: str, value: float) -> float:

@@ -64,7 +64,7 @@ class LabelDropping(Objective):
                 f"got "
                 f"{none}."
             )
-        self.objective = objective
+        self.objective, self.fits_scores = objective, objective.fits_scores
         self.none, self.probability, self.name = none, probability, name
         self._seen = False
 

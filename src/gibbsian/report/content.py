@@ -96,6 +96,8 @@ class LikelihoodSummary:
         Of the held-out rows, when it makes sense.
     bounds
         Of the held-out rows' mean, from the bracket of log Z.
+    flow
+        Of some held-out rows by the probability flow, in the same unit.
     """
 
     train: Number | None = None
@@ -103,6 +105,7 @@ class LikelihoodSummary:
     unit: str = "nats in model units"
     bits_per_dimension: Number | None = None
     bounds: tuple[float, float] | None = None
+    flow: Number | None = None
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,7 @@ def log_z(content: ReportContent) -> str:
         entries = {
             "Training rows": ll.train,
             "Held-out rows": ll.held_out,
+            "Held-out rows, by the probability flow": ll.flow,
             "Held-out, bits per dimension": ll.bits_per_dimension,
         }
         given = {k: str(estimate(v)) for k, v in entries.items() if v is not None}

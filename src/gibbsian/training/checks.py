@@ -7,21 +7,29 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.layers import check_independent_rows
+from gibbsian.energies.score import Score
 from gibbsian.energies.tractable import require_support
 from gibbsian.errors import ArgumentTypeError, DataError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.training.state import trained_parameters
 
 
-def checked(energy: nn.Module, data: Tensor | Batch, objective: Objective, rng: Generator) -> tuple[Energy, Batch]:
-    """Check the arguments of `fit`; return the energy, and the data on its device."""
+def checked(
+    energy: nn.Module, data: Tensor | Batch, objective: Objective, rng: Generator
+) -> tuple[Energy | Score, Batch]:
+    """Check the arguments of `fit`; return the energy or score, and the data on its device."""
     if not isinstance(energy, nn.Module):
         raise ArgumentTypeError(f"fit trains the parameters of a module; got {energy!r}.")
     if not isinstance(objective, Objective):
         raise ArgumentTypeError(
             f"The objective must be an Objective, such as DenoisingScoreMatching; got {objective!r}."
         )
-    model = Energy.of(energy)
+    if isinstance(energy, Score) and not objective.fits_scores:
+        raise OptionError(
+            f"{type(objective).__name__} fits energies, and {type(energy).__name__} is a score, which has none; a "
+            "score is fitted by MultiLevelDenoising(LogNormal(), EDMWeight())."
+        )
+    model = energy if isinstance(energy, Score) else Energy.of(energy)
     params = trained_parameters(model, objective)
     if not params:
         raise OptionError(
@@ -67,7 +75,7 @@ def dtypes_of(energy: nn.Module, objective: nn.Module, batch: Batch) -> str:
     return f"{told[0]}, {told[1]}, the data are {str(batch.x.dtype).removeprefix('torch.')}"
 
 
-def checked_data(energy: Energy, data: Tensor | Batch, like: Tensor) -> Batch:
+def checked_data(energy: Energy | Score, data: Tensor | Batch, like: Tensor) -> Batch:
     """Check the data; return them on the parameters' device, in their precision."""
     batch = Batch.of(data)
     x = batch.x
@@ -85,7 +93,8 @@ def checked_data(energy: Energy, data: Tensor | Batch, like: Tensor) -> Batch:
     bad = int((~torch.isfinite(x).flatten(1).all(1)).sum())
     if bad:
         raise DataError(f"{bad} of {x.shape[0]} rows of data hold NaN or infinite values; drop or fill them first.")
-    require_support(x, energy, "data")
+    if isinstance(energy, Energy):
+        require_support(x, energy, "data")
     if bool((x == x[:1]).all()):
         raise DataError(
             f"All {x.shape[0]} rows of the data are equal; there is no density to learn. Look for a mistake in how "

@@ -99,12 +99,13 @@ def fit(
     callbacks: Iterable[Callable[[Record], object]] = (),
     **overrides: Any,
 ) -> Fit:
-    """Train an energy, and the objective where it has parameters of its own.
+    """Train an energy or a score, and the objective where it has parameters of its own.
 
     Parameters
     ----------
     energy
-        With parameters; changed in place, and left with the averaged weights.
+        An energy, any module that is to be one, or a `Score` such as `DenoiserUNet` (whose objective is then
+        `MultiLevelDenoising`). With parameters; changed in place, and left with the averaged weights.
     data
         ``(n, *event)``, two finite rows or more, or a `Batch` with its context. Moved as a whole to the device and
         precision of the energy's parameters.

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.layers import dropout_layers
+from gibbsian.energies.score import Score
 from gibbsian.errors import ModelFileError
 from gibbsian.objectives.base import Batch, Objective, context_of
 from gibbsian.training.health import DataScale, Health
@@ -52,7 +53,7 @@ class TrainingState:
     """
 
     def __init__(
-        self, energy: Energy, objective: Objective, data: Batch, settings: TrainingSettings, rng: Generator
+        self, energy: Energy | Score, objective: Objective, data: Batch, settings: TrainingSettings, rng: Generator
     ) -> None:
         self.energy, self.objective, self.settings, self.rng = energy, objective, settings, rng
         self.device = data.x.device
@@ -103,11 +104,11 @@ class TrainingState:
             yield
 
     def energy_spread(self) -> float | None:
-        """Standard deviation of the energies of some data; ``None`` where the data lack what the energy asks for.
+        """Standard deviation of the energies of some data; ``None`` for a score, or where the data lack what is asked.
 
         Modules are in evaluation mode meanwhile: looking at an energy changes nothing in it.
         """
-        if any(name not in self.probe.context for name in self.energy.context):
+        if isinstance(self.energy, Score) or any(name not in self.probe.context for name in self.energy.context):
             return None
         training = [module for module in self.energy.modules() if module.training]
         self.energy.eval()

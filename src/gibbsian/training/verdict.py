@@ -27,6 +27,7 @@ from gibbsian.buffers import ReplayBuffer
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import energy_distance
 from gibbsian.energies.base import Energy
+from gibbsian.energies.score import Score
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
 
@@ -57,6 +58,8 @@ def chain_distance(state: TrainingState) -> Estimate | None:
         With its standard error, of several buffers the largest; infinite if a chain is not finite, ``None`` without
         enough chains.
     """
+    if isinstance(state.energy, Score):
+        return None
     data = state.reference.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
     found: list[Estimate] = []
