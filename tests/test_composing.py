@@ -128,6 +128,11 @@ def runs(tmp_path_factory):
     done("train", home / "three.csv", *quick, "--out", home / "three")
     pd.DataFrame(rng.normal(size=(50, 2)), columns=["p", "q"]).to_csv(home / "named.csv", index=False)
     done("train", home / "named.csv", *quick, "--out", home / "named")
+    rows = np.concatenate([rng.normal([shift, 0.0], 0.5, size=(100, 2)) for shift in (-2.0, 2.0)])
+    colours = np.repeat(["red", "blue"], 100)
+    pd.DataFrame(rows, columns=["u", "v"]).assign(colour=colours).to_csv(home / "classes.csv", index=False)
+    asked = ("--conditional", "--labels", "colour", "--steps", 400)
+    done("train", home / "classes.csv", *quick[2:], *asked, "--out", home / "classes")
     for name in ("bits", "pieces"):
         np.save(home / f"{name}.npy", (rng.uniform(size=(100, 6)) < 0.4).astype(np.int64))
         done("train", home / f"{name}.npy", *quick[:2], "--width", 4, *quick[6:], "--out", home / name)
@@ -160,6 +165,19 @@ def test_the_command_mixes_negates_and_opens_windows(runs):
         assert "noise levels" in done("compose", formula.format(runs), *SMALL)
 
 
+def test_labels_are_composed(runs, tmp_path):
+    # One class, both in equal shares, and all but one.
+    more = ("--n", 200, "--particles", 400, "--levels", 12, "--steps", 2)
+    for formula, low, high in (
+        ("{0}/classes[y=blue]", 0.75, 1.0),
+        ("0.5*{0}/classes[y=red] + 0.5*{0}/classes[y=blue]", 0.35, 0.65),
+        ("{0}/classes * not {0}/classes[y=blue]^0.7", 0.0, 0.3),
+    ):
+        done("compose", formula.format(runs), *more, "--out", tmp_path / "draws.csv")
+        right = float((pd.read_csv(tmp_path / "draws.csv")["u"] > 0.0).mean())
+        assert low <= right <= high, (formula, right)
+
+
 def test_a_model_without_levels_leads_along_temperatures(runs):
     assert "temperatures" in done("compose", f"{runs}/left * {runs}/plain", *SMALL)
 
@@ -178,6 +196,7 @@ def test_bits_are_composed(runs, tmp_path):
         ("{0}/left * {0}/nowhere", "nowhere"),
         ("{0}/left ** {0}/right", "Cannot read the formula"),
         ("{0}/left[y=3]", "without labels"),
+        ("{0}/classes[y=green]", "green"),
         ("{0}/plain[sigma=1..2]", "not every model"),
     ],
 )

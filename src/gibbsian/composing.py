@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -25,6 +25,7 @@ from gibbsian.expressions import Density, Mixture, Power, Product, Run, parse, r
 from gibbsian.kernels.base import evaluate
 from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.hmc import HMC
+from gibbsian.labelled import label_codes, log_z_at_noise, of_label
 from gibbsian.models import ROWS_AT_ONCE, Model, load_model
 from gibbsian.partition.smc import smc
 from gibbsian.runs import columns_of, require_same_columns, saved_log_z
@@ -85,12 +86,15 @@ class Composite:
         """The highest of the models' noise levels of a name, such as ``"sigma_max"``, in the units of the first."""
         return max(self.unit(m) * getattr(m.recipe, name) for m in self.models.values())
 
+    def model(self, run: Run) -> Model:
+        """The model that the formula names, of the one class where it names a label."""
+        model = self.models[run.folder]
+        return model if run.label is None else of_label(model, label_codes(model, [run.label])[0])
+
     def of(self, run: Run) -> Energy:
         """The energy of a model that the formula names, in the units of the first one."""
-        model = self.models[run.folder]
-        energy = model.energy if self.has_levels else model.density
-        if run.label is not None:
-            energy = _labelled(run, energy)
+        model = self.model(run)
+        energy = model.unlabelled if self.has_levels else model.density
         here, there = self.first.scaling, model.scaling
         if there == here:
             return energy
@@ -124,10 +128,12 @@ class Composite:
                 "models themselves, and multiply afterwards: (a + b) * c."
             )
         found = self.log_z[part.folder]
-        if found is not None:
+        if found is not None and part.label is None:
             return found
-        if self.models[part.folder].recipe.noise_conditional:
-            return 0.0  # what training at all levels aims at
+        model = self.model(part)
+        if model.recipe.noise_conditional:
+            # Training keeps it the same at all levels, and at the highest it is nearly that of a Gaussian.
+            return float(log_z_at_noise(model.unlabelled.given(sigma=model.recipe.sigma_max), model.base))
         raise OptionError(
             f"A mixture needs the mass of each model, and log Z of {part.folder} is not known yet. Estimate it: "
             f"gibbsian evaluate {part.folder}"
@@ -282,7 +288,7 @@ def _down_levels(
 
 def _start(found: Composite, top: Energy, sigma: float, rng: Generator) -> Tractable | None:
     """Leave the start to be found, unless no Gaussian comes close; then temperatures lead on from the first model's."""
-    around = cast(NoiseConditional, found.first.energy).base(sigma)
+    around = next(p for p in found.first.energy.modules() if isinstance(p, NoiseConditional)).base(sigma)
     base, explained = fitted_gaussian(lambda x: -evaluate(top, x)[1], around, rng)
     return None if base is not None and explained >= ENOUGH else around
 
@@ -327,17 +333,16 @@ def _met(found: Composite, x: Tensor, rng: Generator, sigma: float | None = None
     """Compare draws with each model's own."""
     terms, own, names = [], [], []
     for run, sign in _signed(found.density):
-        model = found.models[run.folder]
-        one = found.of(run)
+        model, one = found.model(run), found.of(run)
         # Judged as one term, where the algebra would write out its own.
         terms.append((sign, Energy.of(one.forward, one.event_shape, one.support, one.context)))
         names.append(str(run))
-        z = own_draws(model, run, len(x), rng, None if sigma is None else sigma / found.unit(model))
+        z = own_draws(model, len(x), rng, None if sigma is None else sigma / found.unit(model))
         own.append(found.first.scaling.forward(model.scaling.backward(z)))
     return constraints(Combination(terms), x, own, sigma=sigma, names=names)
 
 
-def own_draws(model: Model, run: Run, n: int, rng: Generator, sigma: float | None) -> Tensor:
+def own_draws(model: Model, n: int, rng: Generator, sigma: float | None) -> Tensor:
     """Draws of a model by itself, in model units."""
     return model.draw_scaled(n, rng, sigma=sigma) if sigma is not None else model.exact_chains(n, rng, steps=50).x
 
@@ -351,7 +356,3 @@ def _signed(density: Density, sign: float = 1.0) -> Iterator[tuple[Run, float]]:
     else:
         for part in density.factors if isinstance(density, Product) else density.parts:
             yield from _signed(part, sign)
-
-
-def _labelled(run: Run, energy: Energy) -> Energy:
-    raise OptionError(f"{run.folder} was trained without labels, so that {run} has no meaning. Leave the label out.")

@@ -171,8 +171,22 @@ def in_turn(labels: Sequence[int], n: int) -> Tensor:
 
 
 @torch.no_grad()
+def log_z_at_noise(energy: Energy, base: Tractable) -> Tensor:
+    """Log Z of an energy at a high noise level, by importance sampling: 0-d.
+
+    Parameters
+    ----------
+    energy
+        At that level.
+    base
+        The Gaussian that its density comes close to there.
+    """
+    x = base.sample(CONSTANT_DRAWS, torch.Generator().manual_seed(0))
+    return torch.logsumexp(base(x) - energy(x), 0) - math.log(len(x))
+
+
 def label_constants(energy: Energy, base: Tractable, sigma: float, classes: int) -> Tensor:
-    """Log Z of each label's energy at a high noise level, by importance sampling: ``(classes,)``.
+    """Log Z of each label's energy at a high noise level: ``(classes,)``.
 
     Parameters
     ----------
@@ -185,10 +199,7 @@ def label_constants(energy: Energy, base: Tractable, sigma: float, classes: int)
     classes
         How many labels, from 0.
     """
-    x = base.sample(CONSTANT_DRAWS, torch.Generator().manual_seed(0))
-    start = base(x)
-    found = [torch.logsumexp(start - energy.given(sigma=sigma, y=label)(x), 0) for label in range(classes)]
-    return torch.stack(found) - math.log(len(x))
+    return torch.stack([log_z_at_noise(energy.given(sigma=sigma, y=label), base) for label in range(classes)])
 
 
 @torch.no_grad()
