@@ -74,7 +74,10 @@ class Model:
 
     @property
     def unlabelled(self) -> Energy:
-        """The energy of rows of all classes together: the branch without label, or all classes' mixture without one."""
+        """The energy of rows of all classes together: the branch without label, or all classes' mixture without one.
+
+        That mixture weighs the classes alike but for the constants of their energies, which are as training left them.
+        """
         count = len(self.recipe.class_names)
         if not self.recipe.conditional:
             return self.energy
