@@ -313,3 +313,48 @@ def test_slants_are_measured(script):
     assert float(slant(bar)) == pytest.approx(1.0)
     assert float(slant(3.0 * bar.flip(3))) == pytest.approx(-1.0)
     assert float(slant(upright)) == pytest.approx(0.0)
+@pytest.fixture
+def ood(script, monkeypatch, enlarged):
+    """With enlarged digits in place of both sets, and those of scikit-learn as they are."""
+    found, sets = script("ood"), script("ood_sets")
+    monkeypatch.setattr(sets, "load", lambda name: enlarged if name in sets.NAMES.values() else load(name))
+    monkeypatch.setattr(found, "RESAMPLES", 5)
+    return found
+
+
+def test_foreign_images_are_told_by_every_score(ood, tmp_path):
+    found = ood.main(["--budget", "0.003", "--runs", str(tmp_path / "runs")])
+    assert set(found["sets"]) == {"MNIST", "Fashion-MNIST"}
+    for part in found["sets"].values():
+        assert ood.DEFAULT in part["scores"]
+        for pairs in part["scores"].values():
+            assert {"rotated by 90", "inverted", "constant", "rotated by 180"} < set(pairs)
+            for metrics in pairs.values():
+                assert set(metrics) == {"auroc", "average_precision", "false_positive_rate"}
+                assert all(0.0 <= low <= high <= 1.0 and 0.0 <= v <= 1.0 for v, low, high in metrics.values())
+        assert [each["rate"] for each in part["conformal"]] == [0.05, 0.1, 0.05, 0.1]
+        assert all(80 <= each["detector"]["inside"] <= 100 for each in part["conformal"])
+    told = (tmp_path / "ood.md").read_text()
+    assert "## Fashion-MNIST in distribution" in told
+    assert json.loads((tmp_path / "ood.json").read_text())["sets"]
+    assert (tmp_path / "ood-mnist.png").stat().st_size < 200_000
+    assert (tmp_path / "ood-fashion-mnist.png").stat().st_size < 200_000
+    again = ood.main(["--budget", "0.003", "--runs", str(tmp_path / "runs")])
+    first, second = (found["sets"]["MNIST"]["scores"] for found in (found, again))
+    assert first == second, "a run that was kept gives other numbers"
+
+
+def test_foreign_rows_of_the_benchmark(ood, script):
+    sets = script("ood_sets")
+    rows, rng = torch.rand((7, 1, 28, 28), generator=torch.Generator().manual_seed(0)) * 255, torch.Generator()
+    judged = sets.foreign(rows, {"other": rows}, rng)
+    chosen_by = sets.strangers(rows, rng)
+    assert not set(judged) & set(chosen_by)
+    for x in (*judged.values(), *chosen_by.values()):
+        assert x.shape == rows.shape
+        assert 0.0 <= float(x.min()) <= float(x.max()) <= 255.0
+    # The same pixels in another order.
+    for name in ("quarters exchanged", "sixteenths exchanged"):
+        assert torch.equal(chosen_by[name].flatten(1).sort().values, rows.flatten(1).sort().values)
+        assert not torch.equal(chosen_by[name], rows)
+    torch.testing.assert_close(sets.rotated(rows, 90.0), judged["rotated by 90"], rtol=0, atol=0.05)
