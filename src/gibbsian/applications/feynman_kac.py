@@ -21,8 +21,8 @@ and with :math:`\kappa = (1 + c) / 2` the divergences cancel, whatever c is:
 
 For a product of two this is :math:`s_1 \cdot s_2`; for guidance, weights :math:`1 - s` and s, it is
 :math:`\tfrac12 s (s - 1) |s_1 - s_2|^2`; for one term of weight 1 it is 0. The rate is integrated by the trapezoidal
-rule and the walk by Euler steps, so that the distance of the levels leaves an error of first order; a score that is not one of a
-density under noise leaves another.
+rule and the walk by Euler steps, so that the distance of the levels leaves an error of first order; a score that is not
+one of a density under noise leaves another.
 
 `Feynman-Kac correctors in diffusion: annealing, guidance, and product of experts (Skreta et al., 2025)
 <https://arxiv.org/abs/2503.02819>`_.
