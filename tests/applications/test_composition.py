@@ -1,4 +1,4 @@
-"""Composition: draws and log Z against grids at every kind, Gaussians in closed form, twins that are caught, refusals."""
+"""Composition: draws and log Z of every kind against grids, Gaussians in closed form, twins that are caught."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import warnings
 
 import pytest
 import torch
+from compositions import CASES, HIGH, LOW, POPULATIONS, A, B, check_moments, exact, gaussians, levels
 from torch.distributions import constraints as supports
 
-from compositions import A, B, CASES, HIGH, LOW, POPULATIONS, check_moments, exact, gaussians, levels
 from contracts import seeded
 from gibbsian.applications import composition
 from gibbsian.applications.composition import compose
@@ -33,7 +33,7 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def run(energy, count=16, seed=0, chains=4096, **options):
+def run(energy, count=12, seed=0, chains=2048, **options):
     options = {"populations": POPULATIONS, "steps": 3} | options
     return compose(energy, levels(count), rng=seeded(seed), chains=chains, **options)
 
@@ -58,21 +58,21 @@ def test_particles_have_the_compositions_moments_and_log_z(name, way):
     out = run(CASES[name], **WAYS[way])
     check_moments(out, CASES[name])
     check_log_z(out, CASES[name])
-    assert float(out.log_z.stderr) < 0.06
+    assert float(out.log_z.stderr) < 0.1
 
 
 def test_a_given_start_is_corrected_for():
     out = run(CASES["product"], start=Gaussian(loc=torch.tensor([3.0, 0.0]), scale=5.0))
     check_moments(out, CASES["product"])
     check_log_z(out, CASES["product"])
-    narrow = run(CASES["product"], start=Gaussian(loc=torch.tensor([0.0, 0.0]), scale=50.0), chains=8192)
+    narrow = run(CASES["product"], start=Gaussian(loc=torch.tensor([0.0, 0.0]), scale=50.0))
     assert narrow.temperatures > 1
     check_log_z(narrow, CASES["product"])
 
 
 @pytest.mark.parametrize("name", ["product", "negation"])
 def test_moves_alone_draw_from_it_as_far_as_chains_mix(name):
-    out = run(CASES[name], count=30, weights=False, steps=8)
+    out = run(CASES[name], count=20, weights=False, steps=6)
     check_moments(out, CASES[name], bias=0.05)
     assert out.log_z is None
     assert out.correction == "moves"
@@ -81,15 +81,14 @@ def test_moves_alone_draw_from_it_as_far_as_chains_mix(name):
 
 @pytest.mark.parametrize("name", ["product", "negation"])
 def test_the_reverse_step_alone_does_not(name):
-    out = run(CASES[name], count=60, weights=False, steps=0)
+    out = run(CASES[name], count=40, weights=False, steps=0)
     assert out.correction == "none"
     with pytest.raises(AssertionError, match="moments off"):
         check_moments(out, CASES[name])
 
 
-def forgetful(part):
+def forgetful(honest, part):
     """A step whose weights lack a part."""
-    honest = Step.take
 
     def take(self, c, rng, rows=None):
         new, gained = honest(self, c, rng, rows)
@@ -103,8 +102,12 @@ def forgetful(part):
 
 @pytest.mark.parametrize("part", ["half", "proposals"])
 def test_wrong_weights_are_caught(part, monkeypatch):
-    monkeypatch.setattr(Step, "take", forgetful(part))
-    out = run(CASES["product"], steps=0)
+    # Steps with another noise than suits a product, so that much is left to the weights.
+    monkeypatch.setattr(Step, "best", lambda self, c, rng: 0.75)
+    honest = Step.take
+    check_moments(run(CASES["product"], count=24, steps=0, chains=8192), CASES["product"], power=0.1)
+    monkeypatch.setattr(Step, "take", forgetful(honest, part))
+    out = run(CASES["product"], count=24, steps=0, chains=8192)
     with pytest.raises(AssertionError, match="log Z"):
         check_log_z(out, CASES["product"])
     with pytest.raises(AssertionError, match="moments off"):
@@ -144,7 +147,7 @@ def test_terms_without_noise_levels_act_at_all_of_them_and_terms_in_windows_ther
 
 
 def test_levels_far_apart_are_paid_for_in_weights_not_in_errors():
-    few = compose(A + B, [8.0, 2.0, 0.7, 0.25, LOW], rng=seeded(2), chains=16_384, populations=POPULATIONS, steps=3)
+    few = compose(A + B, [8.0, 2.0, 0.7, 0.25, LOW], rng=seeded(2), chains=8192, populations=POPULATIONS, steps=3)
     check_moments(few, A + B)
     assert float(few.ess.min()) < float(run(A + B).ess.min()) * 4
 
@@ -171,7 +174,7 @@ def test_an_unadjusted_kernel_is_reported_as_uncorrected():
 def test_it_reads_well_and_draws():
     out = run(A + B, count=8)
     told = repr(out)
-    for part in ("4096 points of shape (2,), 9 noise levels from 8 to 0.05", "corrected by weights and moves",
+    for part in ("2048 points of shape (2,), 9 noise levels from 8 to 0.05", "corrected by weights and moves",
                  "effective number", "acceptance", "log Z = "):  # fmt: skip
         assert part in told
     assert out.draw(100, seeded()).shape == (100, 2)
@@ -209,7 +212,7 @@ def test_levels_that_never_reach_noise_are_told():
         compose(far, [1.0, 0.5, 0.1], rng=seeded())
     with pytest.warns(RuntimeWarning, match="never reach noise"):
         out = compose(far, [1.0, 0.5, LOW], rng=seeded(), start=START, chains=8192, populations=POPULATIONS)
-    check_moments(out, far)
+    check_moments(out, far, power=0.06)
 
 
 def nothing_there(x, sigma):
@@ -265,8 +268,12 @@ def test_energies_that_are_not_finite():
     with pytest.raises(DivergenceError, match="left the numbers"):
         run(broken, weights=False)
     half = run(Energy.of(half_broken, (2,), context=("sigma",)))
+    # What is left of the two parts: 0.4 of mean -1, deviation 0.3, and 0.6 of mean 1, deviation 0.4.
+    left = [math.erfc(-m / math.sqrt(2.0 * (s**2 + LOW**2))) / 2.0 for m, s in ((1.0, 0.3), (-1.0, 0.4))]
     assert half.nonfinite > 0
-    assert abs(float(half.log_z.value) - math.log(0.4)) < 0.1
+    assert abs(float(half.log_z.value) - math.log(0.4 * left[0] + 0.6 * left[1])) < 6.0 * float(half.log_z.stderr)
+    assert float(half.log_z.stderr) < 0.1
+    assert bool((half.x[:, 0] <= 0.0).all())
 
 
 def test_weights_in_the_wrong_order_are_caught(monkeypatch):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compositions import POPULATIONS, A, B, check_moments, levels
 
-from compositions import A, B, POPULATIONS, check_moments, levels
 from contracts import seeded
 from gibbsian.applications import feynman_kac
 from gibbsian.applications.feynman_kac import Step, compose_scores
@@ -19,8 +19,8 @@ from gibbsian.errors import ArgumentTypeError, OptionError
 
 TERMS = (EnergyScore(A), EnergyScore(B))
 WEIGHTS = {"product": (1.0, 1.0), "negation": (1.0, -0.3), "guidance": (2.0, -1.0), "one": (1.0, 0.0)}
-BIAS = 0.02
-"""Of moments of order 1, by 150 levels."""
+BIAS = 0.03
+"""Of moments of order 1, by 80 levels."""
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +34,8 @@ def energy_of(name) -> Energy:
     return WEIGHTS[name][0] * A + WEIGHTS[name][1] * B
 
 
-def run(name, count=150, **options):
-    options = {"chains": 8192, "shape": (2,), "populations": POPULATIONS} | options
+def run(name, count=80, **options):
+    options = {"chains": 4096, "shape": (2,), "populations": POPULATIONS} | options
     return compose_scores(SummedScore(TERMS, WEIGHTS[name]), levels(count), rng=seeded(), **options)
 
 
@@ -62,13 +62,13 @@ def test_walks_without_weights_have_not(name):
 def test_a_factor_in_the_rate_is_caught(factor, monkeypatch):
     real = feynman_kac.weigh
     monkeypatch.setattr(feynman_kac, "weigh", lambda at, gained, *rest: real(at, factor * gained, *rest))
-    with pytest.raises(AssertionError, match="off|power"):
-        check_moments(run("product"), energy_of("product"), BIAS)
+    with pytest.raises(AssertionError, match=r"off|power"):
+        check_moments(run("guidance"), energy_of("guidance"), BIAS)
 
 
 def test_the_rate_is_the_limit_of_the_exact_weights():
     """At one point, with a step so short that the mean of the exact weights is 1 + rate * step within its error."""
-    x, high, n = torch.tensor([[0.4, -0.3]]), 0.8, 400_000
+    x, high, n = torch.tensor([[0.4, -0.3]]), 0.8, 200_000
     low = (high**2 - 2e-3) ** 0.5
     energy = energy_of("guidance")
     taken = Step(energy, x.expand(n, 2), high, low, torch.zeros(n)).take(1.0, seeded())[1].exp()

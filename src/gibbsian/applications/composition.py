@@ -279,7 +279,7 @@ def _start(
         if not growth.normalisable:
             warn_not_normalisable(energy, growth, f" at noise level {sigma:.3g}", stacklevel=5)
     top = energy.given(sigma=zero.new_tensor(levels[0]))
-    base, explained = fitted_gaussian(lambda x: -evaluate(top, x)[1], around, rng, rounds=4 if start is None else 1)
+    base, explained = fitted_gaussian(lambda x: -evaluate(top, x)[1], around, rng)
     # Written so that NaN counts as too little.
     if base is None or not explained >= ENOUGH:
         message = (
