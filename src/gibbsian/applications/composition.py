@@ -52,6 +52,7 @@ from gibbsian.applications.normalisable import Growth, check_normalisable, has_n
 from gibbsian.applications.starts import ENOUGH, fitted_gaussian
 from gibbsian.bridges.reverse import falling
 from gibbsian.energies.base import Combination, Energy, formula
+from gibbsian.energies.domains import kind_of
 from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError, ShapeError
@@ -231,8 +232,10 @@ def _checked(energy: object, levels: Sequence[float]) -> tuple[float, ...]:
             f"A composition is an energy, built by a + b, w * a, a - b or mixture(a, b); got {type(energy).__name__}. "
             "Scores without energies are composed by compose_scores."
         )
-    if energy.support.is_discrete:
-        raise DomainError(f"Noise levels are of Gaussian noise, and {formula(energy)} lives on {energy.support}.")
+    if kind_of(energy.support) not in ("real", "box"):
+        raise DomainError(
+            f"Noise levels are of Gaussian noise, on the reals; {formula(energy)} lives on {energy.support}."
+        )
     if "sigma" not in energy.context:
         raise OptionError(
             f"No term of {formula(energy)} knows noise levels (has the context sigma open), so that there is nothing "
