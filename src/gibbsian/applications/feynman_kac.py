@@ -208,7 +208,7 @@ def compose_scores(
     ess = torch.tensor(at.ess, dtype=torch.float64)
     log_w = (at.log_w + at.log_z[:, None]).flatten()
     drawn = torch.full((len(told) - 1,), noise, dtype=torch.float64)
-    correction = correction_of(weights, 0, None)
+    correction = correction_of(weights, 0)
     lost = int(at.nonfinite.sum())
     return Composed(at.x, log_w, told, nothing, ess, nothing, drawn, None, correction, base, nonfinite=lost)
 
