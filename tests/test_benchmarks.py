@@ -284,6 +284,7 @@ def test_boltzmann_machines_are_judged_and_their_runs_taken_up(script, tmp_path,
     assert [run["test"] for run in again] == [run["test"] for run in first], "a run that was done is not taken up"
 
 
+<<<<<<< HEAD
 def test_requests_are_drawn_both_ways(script, tmp_path, monkeypatch, enlarged):
     controllable = script("controllable")
     for name, rows in (("digits", 300), ("mnist", 200)):
@@ -358,3 +359,39 @@ def test_foreign_rows_of_the_benchmark(ood, script):
         assert torch.equal(chosen_by[name].flatten(1).sort().values, rows.flatten(1).sort().values)
         assert not torch.equal(chosen_by[name], rows)
     torch.testing.assert_close(sets.rotated(rows, 90.0), judged["rotated by 90"], rtol=0, atol=0.05)
+=======
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_compositions_are_drawn_every_way(script, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    bench = script("composition")
+    tiny = {"ROWS": 1000, "STEPS": 200, "CHAINS": 64, "LEVELS": 4, "FINE": 8, "MOVES": 3, "LAST": 3, "INNER": 4}
+    for name, value in tiny.items():
+        monkeypatch.setattr(bench, name, value)
+    rows = bench.main(["--pairs", "1"])
+    assert [row["kind"] for row in rows] == ["product", "mixture", "negation"]
+    for row in rows:
+        # No energies, no mixture; and a mixture alone has a score that is not the sum of the scores.
+        missing = {"FK, scores"} if row["kind"] == "mixture" else {"own score"}
+        assert set(row["ways"]) == set(bench.WAYS) - missing
+        assert all(0.0 <= way[to] <= 1.0 for way in row["ways"].values() for to in ("learned", "truth"))
+    told = (tmp_path / "composition.md").read_text()
+    assert "| ring and moons | product |" in told
+    assert "* FK + MALA: closer than plain summing in" in told
+    assert (tmp_path / "composition.png").stat().st_size < 300_000
+
+
+def test_true_compositions_and_their_distances(script):
+    """Of a density with itself: a product narrows it, a mixture leaves it, and exact draws are at the best possible."""
+    bench = script("composition")
+    x = bench.nodes()
+    alone = bench.cells(bench.Known("two").log_prob(x, bench.LOW))
+    assert bench.distance(bench.cells(bench.true_log_prob("mixture", "two", "two", x)), alone) < 1e-6
+    product = bench.cells(bench.true_log_prob("product", "two", "two", x))
+    assert float(product.max()) > 1.3 * float(alone.max())
+    rng = torch.Generator().manual_seed(0)
+    draws = bench.Known("two").sample(bench.CHAINS, rng)
+    draws = draws + bench.LOW * torch.randn(draws.shape, generator=rng)
+    best, spread = bench.best_possible(alone, rng)
+    assert abs(bench.distance(bench.histogram(bench.equal(draws)), alone) - best) < 5.0 * spread
+    assert bench.distance(bench.histogram(bench.equal(draws + 0.5)), alone) > 2.0 * best
+>>>>>>> compose

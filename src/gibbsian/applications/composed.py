@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from gibbsian.applications.normalisable import Growth
 from gibbsian.energies.tractable import Tractable
-from gibbsian.kernels.base import Kernel, is_adjusted
+from gibbsian.kernels.base import Kernel
 from gibbsian.partition.base import LogZ, from_log_weights
 from gibbsian.partition.population import Walk, systematic
 
@@ -99,7 +99,7 @@ class Composed(NamedTuple):
         return "\n".join(told)
 
 
-def correction_of(weights: bool, steps: int, kernel: Kernel | None) -> str:
+def correction_of(weights: bool, steps: int, kernel: Kernel | None = None, exact: bool = True) -> str:
     """Say what corrects a walk.
 
     Parameters
@@ -108,8 +108,10 @@ def correction_of(weights: bool, steps: int, kernel: Kernel | None) -> str:
         Whether particles are weighted.
     steps, kernel
         How many steps of which kernel move them at each level.
+    exact
+        Whether all kernels leave densities invariant.
     """
-    if steps and not is_adjusted(kernel):
+    if steps and not exact:
         return f"none ({type(kernel).__name__} is not adjusted: uncorrected)"
     return {(True, True): "weights and moves", (True, False): "weights", (False, True): "moves"}.get(
         (weights, steps > 0), "none"
@@ -130,7 +132,7 @@ def log_z_of(at: Walk) -> LogZ:
             f"{float(at.log_z.max()):.3g}, count for {float(log_z.ess):.1f} of {populations}. Try more chains, more "
             "levels, or more steps at each.",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     # Noise and step sizes were found by the particles themselves, and no bound holds for certain.
     return log_z._replace(lower=torch.full_like(log_z.value, -torch.inf))

@@ -52,6 +52,7 @@ from gibbsian.applications.normalisable import Growth, check_normalisable, has_n
 from gibbsian.applications.starts import ENOUGH, fitted_gaussian
 from gibbsian.bridges.reverse import falling
 from gibbsian.energies.base import Combination, Energy, formula
+from gibbsian.energies.domains import kind_of
 from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError, ShapeError
@@ -137,74 +138,101 @@ def compose(
     check_counts(chains, populations, resample)
     if min(steps, last_steps or 0) < 0:
         raise OptionError(f"steps and last_steps count the kernel's steps, 0 or more; got {steps} and {last_steps}.")
-    top = energy.given(sigma=told[0])
     base, growth = _start(energy, start, told, rng)
-    first = _kernel(kernel, told[0], base)
-    check_domain(energy, first)
-    adapt = not _is_function(kernel) and has_step_size(first)
+    moves = _Moves(kernel, told[0], base)
+    check_domain(energy, moves.kernel)
+    top = energy.given(sigma=told[0])
     at = walk(
         geometric(base, top) if weights else lambda beta: top,
         base,
-        first,
+        moves.kernel,
         rng,
         chains=chains,
         moves=steps,
         populations=populations,
         spare=SPARE,
         resample=resample,
-        adapt=adapt,
+        adapt=moves.adapted,
     )
-    temperatures, log_h, sizes = len(at.betas) - 1, at.log_sizes[-1], []
-    acceptance, ess, noise = at.acceptance[-1:], at.ess[-1:], []
+    temperatures, ess, noise = len(at.betas) - 1, at.ess[-1:], []
+    moves.note(at.acceptance[-1], at.log_sizes[-1])
     # The first guess of c; a start that was given says nothing about it.
     spread = _spread(base) / told[0] ** 2 if start is None and weights else 1.0
-    sizes.append(_size(first, log_h, adapt))
     if progress is not None:
         progress(1)
     for place, (high, low) in enumerate(pairwise(told)):
-        step = Step(energy, at.x, high, low, at.log_w + at.log_z[:, None])
-        taken = 0.0
+        step, taken = Step(energy, at.x, high, low, at.log_w + at.log_z[:, None]), float(predict)
         if predict and weights:
             taken = step.best(spread, rng)
             spread = taken or spread
-        elif predict:
-            taken = 1.0
         at.x, gained = step.take(taken, rng)
         noise.append(taken)
         _weigh(at, gained, weights, resample, rng, low)
         ess.append(at.ess[-1])
-        moving = first if adapt or not _is_function(kernel) else _kernel(kernel, low, base)
         count = last_steps if last_steps is not None and place == len(told) - 2 else steps
-        at.x, log_h, rate = move(
-            energy.given(sigma=at.x.new_tensor(low)),
-            with_tensor_settings(moving, at.x),
-            at.x,
-            log_h,
-            1.0 if adapt else None,
-            count,
-            rng,
-        )
-        acceptance.append(rate)
-        sizes.append(_size(moving, log_h, adapt))
+        at.x = moves.make(energy.given(sigma=at.x.new_tensor(low)), at.x, low, count, rng)
         if progress is not None:
             progress(1)
-    exact = steps == 0 or is_adjusted(first)
-    numbers = [torch.tensor(v, dtype=torch.float64) for v in (acceptance, ess, sizes, noise)]
+    exact = steps == 0 or moves.exact
     return Composed(
         at.x,
         (at.log_w + at.log_z[:, None]).flatten(),
         told,
-        numbers[0],
-        numbers[1],
-        numbers[2],
-        numbers[3],
+        _numbers(moves.acceptance),
+        _numbers(ess),
+        _numbers(moves.sizes),
+        _numbers(noise),
         log_z_of(at) if weights and exact else None,
-        correction_of(weights, steps, first),
+        correction_of(weights, steps, moves.kernel, exact),
         base,
         temperatures,
         growth,
         int(at.nonfinite.sum()),
     )
+
+
+class _Moves:
+    """The kernel on its way down the levels, and what became of it at each."""
+
+    def __init__(self, kernel: Any, sigma: float, base: Tractable) -> None:
+        self.at_level = kernel if kernel is not None and not isinstance(kernel, (Kernel, type)) else None
+        self.kernel = self._kernel(kernel, sigma, base)
+        self.adapted = self.at_level is None and has_step_size(self.kernel)
+        self.exact = is_adjusted(self.kernel)
+        self.log_h = 0.0
+        self.acceptance: list[float] = []
+        self.sizes: list[float] = []
+
+    def _kernel(self, kernel: Any, sigma: float, base: Tractable | None) -> Kernel:
+        if kernel is None:
+            return MALA(0.5 * _spread(base))
+        found = kernel(sigma) if self.at_level is not None and callable(kernel) else kernel
+        if isinstance(found, type) or not isinstance(found, Kernel):
+            raise ArgumentTypeError(
+                f"A kernel is MALA(...), HMC(...), or a function from a level to one; got {found!r}."
+            )
+        return found
+
+    def note(self, acceptance: float, log_h: float) -> None:
+        """Note how a level went."""
+        self.log_h = log_h
+        self.acceptance.append(acceptance)
+        own = float(getattr(self.kernel, "step_size", math.nan))
+        self.sizes.append(math.exp(log_h) if self.adapted else own)
+
+    def make(self, energy: Energy, x: Tensor, sigma: float, count: int, rng: Generator) -> Tensor:
+        """Move particles at a level."""
+        if self.at_level is not None:
+            self.kernel = self._kernel(self.at_level, sigma, None)
+            self.exact = self.exact and is_adjusted(self.kernel)
+        gain = 1.0 if self.adapted else None
+        x, log_h, rate = move(energy, with_tensor_settings(self.kernel, x), x, self.log_h, gain, count, rng)
+        self.note(rate, log_h)
+        return x
+
+
+def _numbers(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _weigh(at: Walk, gained: Tensor, weights: bool, resample: float, rng: Generator, low: float) -> None:
@@ -231,8 +259,10 @@ def _checked(energy: object, levels: Sequence[float]) -> tuple[float, ...]:
             f"A composition is an energy, built by a + b, w * a, a - b or mixture(a, b); got {type(energy).__name__}. "
             "Scores without energies are composed by compose_scores."
         )
-    if energy.support.is_discrete:
-        raise DomainError(f"Noise levels are of Gaussian noise, and {formula(energy)} lives on {energy.support}.")
+    if kind_of(energy.support) not in ("real", "box"):
+        raise DomainError(
+            f"Noise levels are of Gaussian noise, on the reals; {formula(energy)} lives on {energy.support}."
+        )
     if "sigma" not in energy.context:
         raise OptionError(
             f"No term of {formula(energy)} knows noise levels (has the context sigma open), so that there is nothing "
@@ -279,7 +309,7 @@ def _start(
         if not growth.normalisable:
             warn_not_normalisable(energy, growth, f" at noise level {sigma:.3g}", stacklevel=5)
     top = energy.given(sigma=zero.new_tensor(levels[0]))
-    base, explained = fitted_gaussian(lambda x: -evaluate(top, x)[1], around, rng, rounds=4 if start is None else 1)
+    base, explained = fitted_gaussian(lambda x: -evaluate(top, x)[1], around, rng)
     # Written so that NaN counts as too little.
     if base is None or not explained >= ENOUGH:
         message = (
@@ -297,24 +327,6 @@ def _start(
     return (cast(Tractable, base) if start is None else start), growth
 
 
-def _is_function(kernel: object) -> bool:
-    return kernel is not None and not isinstance(kernel, Kernel)
-
-
-def _kernel(kernel: Any, sigma: float, base: Tractable) -> Kernel:
-    """The kernel to use at a level."""
-    if kernel is None:
-        return MALA(0.5 * _spread(base))
-    found = kernel if isinstance(kernel, (Kernel, type)) or not callable(kernel) else kernel(sigma)
-    if isinstance(found, type) or not isinstance(found, Kernel):
-        raise ArgumentTypeError(f"A kernel is MALA(...), HMC(...), or a function from a level to one; got {found!r}.")
-    return found
-
-
-def _spread(base: Tractable) -> float:
+def _spread(base: Tractable | None) -> float:
     """The variance of a coordinate under a Gaussian, the smallest one; 1 for another density."""
     return float(base.scale.min()) ** 2 if isinstance(base, Gaussian) and not base.full else 1.0
-
-
-def _size(kernel: Kernel, log_h: float, adapted: bool) -> float:
-    return math.exp(log_h) if adapted else float(getattr(kernel, "step_size", math.nan))

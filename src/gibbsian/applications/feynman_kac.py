@@ -19,10 +19,14 @@ and with :math:`\kappa = (1 + c) / 2` the divergences cancel, whatever c is:
 
 .. math:: \omega = \tfrac12 \Bigl( |S|^2 - \sum_i w_i |s_i|^2 \Bigr).
 
-For a product of two this is :math:`s_1 \cdot s_2`; for guidance, weights :math:`1 - s` and s, it is
+A drift :math:`a\,(x - m)` may be added to the walk, which adds :math:`a\,(x - m) \cdot S` to the rate: its divergence
+is the same everywhere. A product's walk shrinks too fast, and such a drift undoes it; for Gaussian terms it leaves all
+weights equal. At each level m is the mean of the particles, and a makes the rates as even as they get.
+
+For a product of two the rate without it is :math:`s_1 \cdot s_2`; for guidance, weights :math:`1 - s` and s, it is
 :math:`\tfrac12 s (s - 1) |s_1 - s_2|^2`; for one term of weight 1 it is 0. The rate is integrated by the trapezoidal
-rule and the walk by Euler steps, so that the distance of the levels leaves an error of first order; a score that is not one of a
-density under noise leaves another.
+rule and the walk by Euler steps, so that the distance of the levels leaves an error of first order; a score that is not
+one of a density under noise leaves another.
 
 `Feynman-Kac correctors in diffusion: annealing, guidance, and product of experts (Skreta et al., 2025)
 <https://arxiv.org/abs/2503.02819>`_.
@@ -32,6 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -94,6 +99,9 @@ class Step:
         n = len(self.x)
         rows = torch.arange(0, n, max(1, n // PILOT), device=self.x.device)
         carried, sizes = self.log_w[rows], {}
+        # Noise leads across walls, from where no particle is: only in place are the weights right.
+        if bool((self.take(c, rng, rows)[1] == -torch.inf).any()):
+            return 0.0
         for factor in (1.0, 0.6, 1.6, 0.0):
             gained = self.take(factor * c, rng, rows)[1]
             alive = torch.isfinite(gained + carried)
@@ -170,7 +178,7 @@ def compose_scores(
     x = base.sample(chains, rng)
     w = x.new_zeros((populations, chains // populations), dtype=torch.float64)
     at = Walk(x, w, w.new_zeros(populations), w.new_zeros(populations), [], [], [], [])
-    before = 0.0
+    before, drift = 0.0, _Drift(0.0, torch.zeros_like(x[:1]))
     for place, sigma in enumerate(told):
         parts = score.parts(at.x, at.x.new_full((chains,), sigma))
         total = torch.tensordot(score.weights.to(parts.dtype), parts, 1)
@@ -179,13 +187,16 @@ def compose_scores(
             squares = parts.double().square().flatten(2).sum(2)
             rate = 0.5 * (row_sum(total.double().square()) - torch.tensordot(score.weights, squares, 1))
             # Half of the step that led here, and half of the one that leads on.
-            gained = 0.5 * (before + after) * rate
+            led = 0.5 * before * (rate + drift.rate(at.x, total))
+            drift = _Drift.evening(at.x, total, rate, (at.log_w + at.log_z[:, None]).flatten())
+            gained = led + 0.5 * after * (rate + drift.rate(at.x, total))
             at.x = torch.stack((at.x, total), 1)
             weigh(at, torch.where(gained.isfinite(), gained, -torch.inf), resample, rng)
             at.x, total = at.x.unbind(1)
         else:
             at.ess.append(float(chains))
-        at.x = _euler(at.x, total, sigma, after, noise, at.log_w + at.log_z[:, None], rng)
+        added = after * drift.factor * (at.x - drift.centre)
+        at.x = _euler(at.x, total, sigma, after, noise, at.log_w + at.log_z[:, None], rng) + added
         if not bool(at.x.isfinite().all()):
             raise DivergenceError(
                 f"Points left the numbers below noise level {sigma:.4g}. Use more levels, or smaller weights."
@@ -197,7 +208,7 @@ def compose_scores(
     ess = torch.tensor(at.ess, dtype=torch.float64)
     log_w = (at.log_w + at.log_z[:, None]).flatten()
     drawn = torch.full((len(told) - 1,), noise, dtype=torch.float64)
-    correction = correction_of(weights, 0, None)
+    correction = correction_of(weights, 0)
     lost = int(at.nonfinite.sum())
     return Composed(at.x, log_w, told, nothing, ess, nothing, drawn, None, correction, base, nonfinite=lost)
 
@@ -217,6 +228,27 @@ def check_counts(chains: int, populations: int, resample: float) -> None:
         )
     if not 0.0 < resample <= 1.0:
         raise OptionError(f"resample, a fraction of a population, lies above 0, 1 at most; got {resample}.")
+
+
+class _Drift(NamedTuple):
+    """A drift along straight lines through a centre, ``factor * (x - centre)``."""
+
+    factor: float
+    centre: Tensor
+
+    def rate(self, x: Tensor, s: Tensor) -> Tensor:
+        """What it adds to the rate of the log-weights, ``(n,)``, float64."""
+        return self.factor * row_sum((x - self.centre).double() * s.double())
+
+    @staticmethod
+    def evening(x: Tensor, s: Tensor, rate: Tensor, log_w: Tensor) -> _Drift:
+        """Find the one, around the weighted mean, that leaves the least variance of the rate."""
+        w = log_w.softmax(0)
+        centre = torch.tensordot(w.to(x.dtype), x, 1).unsqueeze(0)
+        along = _Drift(1.0, centre).rate(x, s)
+        along, rate = along - w @ along, rate - w @ rate
+        factor = -float((w @ (along * rate)) / (w @ along.square()))
+        return _Drift(factor if math.isfinite(factor) else 0.0, centre)
 
 
 def _euler(x: Tensor, s: Tensor, high: float, length: float, c: float, log_w: Tensor, rng: Generator) -> Tensor:

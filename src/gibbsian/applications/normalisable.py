@@ -134,7 +134,7 @@ def check_normalisable(
     return found
 
 
-def warn_not_normalisable(energy: Energy, found: Growth, where: str = "", stacklevel: int = 3) -> None:
+def warn_not_normalisable(energy: Energy, found: Growth, where: str = "", stacklevel: int = 4) -> None:
     """Say that a density is not normalisable, with what found it.
 
     Parameters

@@ -23,10 +23,11 @@ ENOUGH = 0.95
 """The part of the score's variance that a Gaussian must explain for a noise level to count as noise."""
 
 ROUNDS, POINTS = 4, 512
+"""How often to look again where the last Gaussian was found, and at how many points."""
 
 
 def fitted_gaussian(
-    score: Callable[[Tensor], Tensor], first: Gaussian, rng: Generator, rounds: int = ROUNDS
+    score: Callable[[Tensor], Tensor], first: Gaussian, rng: Generator
 ) -> tuple[Gaussian | None, float]:
     """Fit a Gaussian with a diagonal covariance to a score.
 
@@ -38,8 +39,6 @@ def fitted_gaussian(
         Where to look first.
     rng
         The generator, on its device.
-    rounds
-        How often to look again where the last Gaussian was found.
 
     Returns
     -------
@@ -48,7 +47,7 @@ def fitted_gaussian(
         explains.
     """
     base, explained = first, 0.0
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         x = base.sample(POINTS, rng)
         s = score(x)
         centred, slopes = x - x.mean(0), s - s.mean(0)
