@@ -22,7 +22,7 @@ from gibbsian.building import base_of, build_annealing, build_energy, build_kern
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
-from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.noise import NoiseConditionalEnergy
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
 from gibbsian.files import replace_file
@@ -81,7 +81,7 @@ class Model:
     def base(self) -> Tractable:
         """The tractable density where sampling and annealing start, in model units."""
         if self.recipe.noise_conditional:
-            return cast(NoiseConditional, self.energy).base(self.recipe.sigma_max)
+            return cast(NoiseConditionalEnergy, self.energy).base(self.recipe.sigma_max)
         return base_of(self.recipe, self.energy)
 
     @torch.no_grad()
