@@ -284,7 +284,6 @@ def test_boltzmann_machines_are_judged_and_their_runs_taken_up(script, tmp_path,
     assert [run["test"] for run in again] == [run["test"] for run in first], "a run that was done is not taken up"
 
 
-<<<<<<< HEAD
 def test_requests_are_drawn_both_ways(script, tmp_path, monkeypatch, enlarged):
     controllable = script("controllable")
     for name, rows in (("digits", 300), ("mnist", 200)):
@@ -314,6 +313,8 @@ def test_slants_are_measured(script):
     assert float(slant(bar)) == pytest.approx(1.0)
     assert float(slant(3.0 * bar.flip(3))) == pytest.approx(-1.0)
     assert float(slant(upright)) == pytest.approx(0.0)
+
+
 @pytest.fixture
 def ood(script, monkeypatch, enlarged):
     """With enlarged digits in place of both sets, and those of scikit-learn as they are."""
@@ -359,7 +360,8 @@ def test_foreign_rows_of_the_benchmark(ood, script):
         assert torch.equal(chosen_by[name].flatten(1).sort().values, rows.flatten(1).sort().values)
         assert not torch.equal(chosen_by[name], rows)
     torch.testing.assert_close(sets.rotated(rows, 90.0), judged["rotated by 90"], rtol=0, atol=0.05)
-=======
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_compositions_are_drawn_every_way(script, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
@@ -394,4 +396,3 @@ def test_true_compositions_and_their_distances(script):
     best, spread = bench.best_possible(alone, rng)
     assert abs(bench.distance(bench.histogram(bench.equal(draws)), alone) - best) < 5.0 * spread
     assert bench.distance(bench.histogram(bench.equal(draws + 0.5)), alone) > 2.0 * best
->>>>>>> compose

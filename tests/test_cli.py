@@ -418,7 +418,12 @@ def test_every_objective_trains_on_a_table(objective, more, tmp_path):
 
 @pytest.mark.parametrize(
     ("objective", "energy"),
-    [("multi-level-denoising", "noise-conditional"), ("pcd", "convolutional"), ("pcd", "residual")],
+    [
+        ("multi-level-denoising", "noise-conditional"),
+        ("multi-level-denoising", "unet"),
+        ("pcd", "convolutional"),
+        ("pcd", "residual"),
+    ],
 )
 def test_digits_are_trained_on(objective, energy, tmp_path):
     short = ("--steps", 2, "--width", 8, "--chain-steps", 2, "--buffer-size", 64, "--sample-steps", 5, "--levels", 3)

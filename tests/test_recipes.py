@@ -34,6 +34,7 @@ from gibbsian.building import (
     exact_noise,
     initial_weights,
 )
+from gibbsian.energies.unet import NoiseConditionalUNet
 from gibbsian.errors import GibbsianError, ModelFileError, OptionError
 from gibbsian.objectives.base import Batch
 from gibbsian.recipes import VERSION, ObjectiveName, choose
@@ -88,6 +89,18 @@ def test_small_tables_are_contrasted_with_noise_and_the_rest_is_denoised():
     assert choose("image", (1, 8, 8), 100).objective == "multi-level-denoising"
     assert choose("image", (1, 8, 8), 100, {"energy": "residual"}).objective == "pcd"
     assert choose("table", (2,), 100, {"energy": "noise-conditional"}).objective == "multi-level-denoising"
+    assert choose("image", (1, 8, 8), 100, {"energy": "unet"}).objective == "multi-level-denoising"
+
+
+def test_a_unet_is_for_images_that_can_be_halved_twice():
+    recipe = choose("image", (1, 28, 28), 60_000, {"energy": "unet"})
+    energy = initial_weights(recipe, torch.randn((9, 1, 28, 28), generator=generator()))
+    assert isinstance(energy, NoiseConditionalUNet)
+    assert (energy.width, energy.gain, energy.fade) == (32, 1.0, 1.0)
+    assert float(energy.scale) != 1.0, "not calibrated"
+    for kind, shape in (("image", (1, 10, 8)), ("table", (16,))):
+        with pytest.raises(OptionError, match="multiples of 4"):
+            choose(kind, shape, 100, {"energy": "unet"})
 
 
 def test_the_noise_of_tables_has_a_wide_part_and_stays_normalised():

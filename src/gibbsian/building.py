@@ -12,10 +12,11 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.independent_units import IndependentUnits
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
-from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.noise import NoiseConditional, NoiseConditionalEnergy
 from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.tractable import Gaussian, Tractable
+from gibbsian.energies.unet import NoiseConditionalUNet
 from gibbsian.energies.units import BernoulliUnits, Units
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel
@@ -45,6 +46,10 @@ def build_energy(recipe: Recipe, data: Tensor | None = None) -> Energy:
     """Build the untrained energy; with a Gaussian base added where there are no noise levels, see `build_base`."""
     if recipe.is_machine:
         return RBM(visible_units(recipe), recipe.width)
+    if recipe.energy == "unet":
+        # Preconditioned as by EDM, with which it learned faster at every level (benchmarks/diffusion.py).
+        sizes = (recipe.width, recipe.depth)
+        return NoiseConditionalUNet(recipe.shape, *sizes, gain=recipe.gain, fade=1.0, classes=recipe.labels)
     if recipe.noise_conditional:
         sizes = (recipe.width, recipe.depth, recipe.frequencies, recipe.local)
         return NoiseConditional(recipe.shape, *sizes, gain=recipe.gain, dropout=recipe.dropout, classes=recipe.labels)
@@ -212,7 +217,7 @@ def initial_weights(recipe: Recipe, data: Tensor) -> Energy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         energy = build_energy(recipe, data)
-    if isinstance(energy, NoiseConditional):
+    if isinstance(energy, NoiseConditionalEnergy):
         energy.calibrate(data)
     if isinstance(energy, RBM):
         energy.start_at(data, FIRST_SMOOTHING, centre=recipe.centred)

@@ -17,7 +17,7 @@ from gibbsian.applications.constraints import Constraints, constraints
 from gibbsian.applications.starts import ENOUGH, fitted_gaussian
 from gibbsian.applications.terms import windowed
 from gibbsian.energies.base import Combination, Energy, mixture
-from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.noise import NoiseConditionalEnergy
 from gibbsian.energies.rescaled import rescaled
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import OptionError, ShapeError
@@ -288,7 +288,7 @@ def _down_levels(
 
 def _start(found: Composite, top: Energy, sigma: float, rng: Generator) -> Tractable | None:
     """Leave the start to be found, unless no Gaussian comes close; then temperatures lead on from the first model's."""
-    around = next(p for p in found.first.energy.modules() if isinstance(p, NoiseConditional)).base(sigma)
+    around = next(p for p in found.first.energy.modules() if isinstance(p, NoiseConditionalEnergy)).base(sigma)
     base, explained = fitted_gaussian(lambda x: -evaluate(top, x)[1], around, rng)
     return None if base is not None and explained >= ENOUGH else around
 

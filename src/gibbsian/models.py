@@ -21,7 +21,7 @@ from gibbsian.building import base_of, build_annealing, build_energy, build_kern
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy, mixture
 from gibbsian.energies.boltzmann import RBM
-from gibbsian.energies.noise import NoiseConditional
+from gibbsian.energies.noise import NoiseConditionalEnergy
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
 from gibbsian.files import replace_file
@@ -95,7 +95,7 @@ class Model:
     def base(self) -> Tractable:
         """The tractable density where sampling and annealing start, in model units."""
         if self.recipe.noise_conditional:
-            levels = next(part for part in self.energy.modules() if isinstance(part, NoiseConditional))
+            levels = next(part for part in self.energy.modules() if isinstance(part, NoiseConditionalEnergy))
             return levels.base(self.recipe.sigma_max)
         return base_of(self.recipe, self.energy)
 

@@ -18,7 +18,10 @@ VERSION = 1
 """Version of the recipe's format; a saved recipe of a later one is refused."""
 
 DataKind = Literal["image", "table", "binary"]
-EnergyName = Literal["noise-conditional", "mlp", "convolutional", "residual", "rbm"]
+EnergyName = Literal["noise-conditional", "unet", "mlp", "convolutional", "residual", "rbm"]
+WITH_LEVELS = ("noise-conditional", "unet")
+"""Energies with noise levels."""
+
 ObjectiveName = Literal[
     "multi-level-denoising",
     "denoising",
@@ -56,7 +59,8 @@ class Recipe:
     shape: tuple[int, ...] = _option((2,), "Shape of one row.")
     energy: EnergyName = _option(
         "noise-conditional",
-        "The network: noise-conditional, mlp, convolutional or residual; or rbm, a restricted Boltzmann machine.",
+        "The network: noise-conditional, unet (for images), mlp, convolutional or residual; or rbm, a restricted "
+        "Boltzmann machine.",
         ("--model",),
     )
     width: int = _option(
@@ -66,7 +70,7 @@ class Recipe:
     frequencies: int = _option(0, "Octaves of Fourier features per coordinate; for few dimensions.")
     local: int = _option(0, "One-dimensional terms per coordinate of a noise-conditional energy.")
     conditional: bool = _option(
-        False, "Learn each class by its label, too, with a noise-conditional energy; the data need labels."
+        False, "Learn each class by its label, too, with an energy of noise levels; the data need labels."
     )
     label_dropping: float = _option(
         0.1, "Part of the labels dropped in training, which teaches rows of all classes; 0 leaves nothing to guide by."
@@ -127,7 +131,7 @@ class Recipe:
         if self.energy == "rbm" or self.kind == "binary" or self.kernel == "gibbs":
             self._check_machine()
             return
-        levels = self.energy == "noise-conditional"
+        levels = self.noise_conditional
         if levels != (self.objective == "multi-level-denoising"):
             others = (name for name in get_args(ObjectiveName) if name != "multi-level-denoising")
             fits = "multi-level-denoising" if levels else f"one of {', '.join(others)}"
@@ -145,6 +149,11 @@ class Recipe:
             raise OptionError(f"exact-likelihood is for tables of one or two columns; these rows have {self.shape}.")
         if not 0.0 <= self.noise_tail < 1.0:
             raise OptionError(f"noise_tail is a part, from 0 to below 1; got {self.noise_tail}.")
+        if self.energy == "unet" and (len(self.shape) != 3 or self.shape[1] % 4 or self.shape[2] % 4):
+            raise OptionError(
+                f"A unet energy is for images whose height and width are multiples of 4; these rows have shape "
+                f"{self.shape}. Use noise-conditional."
+            )
         if self.energy in ("convolutional", "residual") and len(self.shape) != 3:
             raise OptionError(f"A {self.energy} energy is for images; these rows have shape {self.shape}. Use mlp.")
 
@@ -153,10 +162,11 @@ class Recipe:
             raise OptionError(f"label_dropping is a part of the labels, 0 to below 1; got {self.label_dropping}.")
         if not self.conditional:
             return
-        if self.energy != "noise-conditional":
+        if not self.noise_conditional:
             raise OptionError(
-                f"Classes are learned by their labels (--conditional) with the noise-conditional energy, not with "
-                f"{self.energy}. Leave --energy and --objective out, or --conditional."
+                f"Classes are learned by their labels (--conditional) with an energy of noise levels, "
+                f"{' or '.join(WITH_LEVELS)}, not with {self.energy}. Leave out --energy and --objective, or "
+                "--conditional."
             )
         if len(self.class_names) < 2:
             found = "none" if not self.class_names else f"one class, {self.class_names[0]}"
@@ -208,7 +218,7 @@ class Recipe:
     @property
     def noise_conditional(self) -> bool:
         """Whether the energy has noise levels."""
-        return self.energy == "noise-conditional"
+        return self.energy in WITH_LEVELS
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -299,7 +309,7 @@ def choose(
         if energy is None:
             objective = "noise-contrastive" if kind == "table" and d <= 5 else "multi-level-denoising"
         else:
-            objective = "multi-level-denoising" if energy == "noise-conditional" else "pcd"
+            objective = "multi-level-denoising" if energy in WITH_LEVELS else "pcd"
     chosen, training = _defaults(objective, kind, d, rows, energy)
     chosen["objective"] = objective
     chosen |= {k: v for k, v in given.items() if k in fields}
@@ -326,6 +336,10 @@ def _defaults(
             recipe |= {"local": 16 if d <= 256 else 4, "sigma_density": 0.2, "denoise": True}
             # Dropout keeps small sets from being learned by heart, and then more steps pay.
             few = rows < 5000
+            if energy == "unet":
+                # Width and depth count feature maps and blocks; a step takes about five times as long.
+                recipe |= {"width": 32, "depth": 1, "local": 0, "levels": 32}
+                return recipe, training | {"steps": 1000 if few else 2500, "batch_size": 128}
             return recipe | {"dropout": 0.25 if few else 0.0}, training | ({"steps": 2000} if few else {})
         narrow = {"frequencies": 2 if d <= 5 else 0, "gain": 0.0 if d <= 5 else 0.5, "sigma_mean": -1.0}
         return recipe | narrow | {"width": 128}, training

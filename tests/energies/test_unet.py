@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused():
         NoiseConditionalUNet((1, 8, 6))
     with pytest.raises(ShapeError, match="channels, height, width"):
         NoiseConditionalUNet((8, 8))
-    for wrong in ({"width": 0}, {"blocks": 0}, {"gain": 1.5}):
+    for wrong in ({"width": 0}, {"blocks": 0}, {"gain": 1.5}, {"fade": -0.5}):
         with pytest.raises(OptionError):
             NoiseConditionalUNet((1, 8, 8), **wrong)
     with pytest.raises(ShapeError):
