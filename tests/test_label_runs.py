@@ -6,7 +6,6 @@ probabilities have a closed form.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -19,41 +18,18 @@ import torch
 
 import gibbsian as gb
 from gibbsian import evaluation, labelled
-from gibbsian.cli import main
+from gibbsian.building import build_energy
 from gibbsian.data.scaling import identity_scaling
 from gibbsian.energies.base import Energy
 from gibbsian.errors import OptionError
 from gibbsian.labelled import draw_labelled, in_turn, label_codes, labelled_energy, log_class_probs, of_label
 from gibbsian.models import Model, load_model, save_model
 from gibbsian.recipes import Recipe, choose
+from test_cli import done, refused
 
 QUICK = ("--conditional", "--steps", "30", "--width", "16", "--depth", "1", "--levels", "4", "--no-tensorboard")
 FAST = ("--warmup-steps", "20", "--learning-rate", "5e-3", "--ema-decay", "0.98")
 QUIET = ("--no-evaluation",)
-
-
-def call(*words):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main([str(word) for word in words])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-    return code, out.getvalue(), " ".join(err.getvalue().split())
-
-
-def done(*words):
-    code, out, err = call(*words)
-    assert code == 0, err
-    return out
-
-
-def refused(*words):
-    code, out, err = call(*words)
-    assert code == 1, f"{code}: {out}{err}"
-    assert "Traceback" not in err
-    return err
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +61,16 @@ def certain(tmp_path_factory, csv):
 
 
 # What goes well.
+
+
+def test_a_unet_learns_classes_too():
+    recipe = choose("image", (1, 8, 8), 100, {"energy": "unet", "width": 4, "conditional": True}, ("a", "b"))
+    energy = build_energy(recipe)
+    assert energy.context == ("sigma", "y")
+    assert energy.classes == 3
+    assert "classes=3" in repr(energy)
+    with pytest.raises(OptionError, match="energy of noise levels, noise-conditional or unet, not with mlp"):
+        choose("image", (1, 8, 8), 100, {"energy": "mlp", "conditional": True}, ("a", "b"))
 
 
 def test_classes_and_their_names_are_kept_with_the_model(run):
@@ -222,7 +208,7 @@ def test_data_whose_classes_cannot_be_learned_are_refused(csv, tmp_path):
     frame[frame["species"] == "owl"].to_csv(bare, index=False)
     assert "one class, owl" in refused("train", bare, "--labels", "species", *words)
     assert "not with mlp" in refused("train", csv, "--labels", "species", "--energy", "mlp", *words)
-    assert "--objective out" in refused("train", csv, "--labels", "species", "--objective", "pcd", *words)
+    assert "Leave out --energy" in refused("train", csv, "--labels", "species", "--objective", "pcd", *words)
     assert "not with rbm" in refused("train", csv, "--labels", "species", "--energy", "rbm", *words)
     assert "0 to below 1" in refused("train", csv, "--labels", "species", "--label-dropping", 1, *words)
 
