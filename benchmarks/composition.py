@@ -35,7 +35,7 @@ SIZES = {"width": 64, "blocks": 2, "frequencies": 1, "gain": 0.0}
 WEIGHT, FLOOR, WIDE = 0.8, 0.1, 2.0
 """Of what is subtracted: its weight, below 1, or at much noise there is no density; the share of a wide Gaussian in it,
 and its standard deviation. Without such a floor a negation is all about where the subtracted density is 1e-20 rather
-than 1e-30, which no samples tell: the learned one was at total variation 0.9 from the true one."""
+than 1e-30, which no samples tell."""
 
 ROWS, STEPS, BATCH = 20_000, 4000, 256
 CHAINS, LEVELS, FINE, MOVES, LAST = 2048, 32, 160, 6, 20
