@@ -82,7 +82,14 @@ PLANS = {
         5,
     ),
     "mnist": Plan(
-        10_000, lambda shape, labels: gb.NoiseConditionalUNet(shape, 24, classes=labels), (1500, 700), 64, 60, 24, 24, 3
+        10_000,
+        lambda shape, labels: gb.NoiseConditionalUNet(shape, 24, classes=labels),
+        (3200, 1300),
+        64,
+        60,
+        24,
+        24,
+        3,
     ),
 }
 
