@@ -34,7 +34,7 @@ from ood_models import DEFAULT, scores, trained
 from ood_results import NOTES, conformal_section, counted, draw_heat, set_section
 from ood_sets import NAMES, foreign, usual
 
-ROWS = 1500
+ROWS = 1000
 """Rows of each kind that are told apart."""
 
 RESAMPLES = 200
@@ -44,7 +44,10 @@ RATES, SPLITS, LEVEL = (0.01, 0.05, 0.1), 100, 0.95
 """Rates of false alarms, splits in two, and the probability of the stated intervals."""
 
 CALIBRATING = (99, 1000)
-"""Rows that find a threshold; all other test rows show its rate."""
+"""Rows that find a threshold; all others of the `TESTED` test rows show its rate."""
+
+TESTED = 5000
+"""Test rows that are split in two."""
 
 
 def judge(
@@ -118,7 +121,7 @@ def run(options: Options) -> dict[str, Any]:
             default = score if told == DEFAULT else default
         assert default is not None
         with Stopwatch() as watch:
-            thresholds = conformal(default(each.dataset.held_out[: options.scaled(10_000, 100)]), options)
+            thresholds = conformal(default(each.dataset.held_out[: options.scaled(TESTED, 100)]), options)
         facts = models.facts | {"classifier accuracy": models.accuracy, "conformal minutes": watch.wall / 60.0}
         found["sets"][name] = {"scores": judged, "conformal": thresholds, "minutes": minutes, "facts": facts}
         record = circumstances([options.seed], options.threads) | found

@@ -75,7 +75,7 @@ def test_it_is_the_density_of_energies_and_logarithms_of_lengths(score):
 
 def test_few_rows_get_few_components():
     fewest = ROWS_PER_FEATURE * 2 * len(LADDER)
-    for rows, expected in ((fewest // 2, 1), (2 * fewest, 2), (20 * fewest, COMPONENTS)):
+    for rows, expected in ((fewest // 2, 1), (2 * fewest, 2), (12 * fewest, COMPONENTS)):
         assert level_score(ENERGY, usual(rows, 6), LADDER, rng=seeded()).model.n_components == expected
     assert level_score(ENERGY, usual(50, 6), LADDER, rng=seeded(), components=3).model.n_components == 3
 

@@ -29,7 +29,7 @@ from gibbsian.objectives.base import energy_and_gradient
 
 Kind = Literal["energy", "score", "both"]
 
-COMPONENTS = 5
+COMPONENTS = 10
 """Of the recommended mixture, where there are rows enough."""
 
 ROWS_PER_FEATURE = 10
@@ -150,7 +150,7 @@ def level_score(
     rng
         Seeds the fit of the mixture.
     components
-        Of the mixture; 5 when left out, fewer where a component would have less than 10 rows for each feature.
+        Of the mixture; 10 when left out, fewer where a component would have less than 10 rows for each feature.
 
     Raises
     ------
