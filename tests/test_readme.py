@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BUDGET = {"steps": 40, "warmup": 10, "chains": 64, "temperatures": 20, "points": 200, "limit": 300}
-COMMANDS = ("train", "sample", "score", "evaluate", "report", "datasets")
+COMMANDS = ("train", "sample", "score", "compose", "evaluate", "report", "datasets")
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 

@@ -4,7 +4,14 @@ from typing import TYPE_CHECKING, Any
 
 from gibbsian.adaptation import Tuned, tune
 from gibbsian.annealing import Annealing, ancestral_sample, anneal, annealed_chains
+from gibbsian.applications.composed import Composed
+from gibbsian.applications.composition import compose
+from gibbsian.applications.constraints import Constraints, constraints
+from gibbsian.applications.feynman_kac import compose_scores
 from gibbsian.applications.guidance import guided, guided_by_label, scale_from_weight
+from gibbsian.applications.normalisable import check_normalisable
+from gibbsian.applications.terms import SummedScore, windowed
+from gibbsian.bridges.denoisers import DenoiserMLP, DenoiserUNet
 from gibbsian.bridges.flow_likelihood import bits_per_dim, flow_log_prob
 from gibbsian.bridges.reverse import Ancestral, Heun, Multistep, PredictorCorrector, reverse
 from gibbsian.bridges.scores import score_of
@@ -13,7 +20,7 @@ from gibbsian.data import Dataset, Scaling, datasets, load
 from gibbsian.detection.calibration import Calibration, calibrate
 from gibbsian.detection.classifiers import LogSumExp, MaxProbability
 from gibbsian.detection.features import gaussian_mixture, mahalanobis, nearest_neighbours
-from gibbsian.detection.levels import LevelFeatures
+from gibbsian.detection.levels import LevelFeatures, level_ladder, level_score
 from gibbsian.detection.scores import Disagreement, EnergyScore, GradientNorm, Typicality, disagreement, typicality
 from gibbsian.detection.typicality import batch_typicality
 from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, grid_total_variation, split_r_hat
@@ -61,6 +68,7 @@ from gibbsian.energies.pairwise import Ising, Lattice, Potts
 from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.recovery import RecoveryEnergy
+from gibbsian.energies.rescaled import rescaled
 from gibbsian.energies.schedules import Cosine, Tabulated, VarianceExploding, VariancePreserving
 from gibbsian.energies.sparse_couplings import SparseCouplings
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
@@ -225,8 +233,10 @@ __all__ = [
     "ClassChanges",
     "ClassifierEnergy",
     "CompleteData",
+    "Composed",
     "ConcreteScoreMatching",
     "ConditionalNCE",
+    "Constraints",
     "ContrastiveDivergence",
     "ConvEnergy",
     "ConvolutionalRBM",
@@ -236,6 +246,8 @@ __all__ = [
     "Decay",
     "DeepBeliefNetwork",
     "DeepBoltzmannMachine",
+    "DenoiserMLP",
+    "DenoiserUNet",
     "DenoisingScoreMatching",
     "Detector",
     "Directed",
@@ -347,6 +359,7 @@ __all__ = [
     "Starts",
     "State",
     "Summary",
+    "SummedScore",
     "Tabulated",
     "Target",
     "Telescope",
@@ -386,7 +399,11 @@ __all__ = [
     "chain_mean",
     "chain_quantile",
     "chain_sd",
+    "check_normalisable",
     "classifier_test",
+    "compose",
+    "compose_scores",
+    "constraints",
     "contact_scores",
     "continue_chains",
     "coupling_norms",
@@ -417,6 +434,8 @@ __all__ = [
     "kernel_mmd",
     "label_log_probs",
     "lattice_gas_gauge",
+    "level_ladder",
+    "level_score",
     "load",
     "load_kernel",
     "load_model",
@@ -434,6 +453,7 @@ __all__ = [
     "raise_lower_bound",
     "rank_figure",
     "rbm_path",
+    "rescaled",
     "reverse",
     "reverse_ais",
     "round_trips",
@@ -460,5 +480,6 @@ __all__ = [
     "unconstrain",
     "variational_bound",
     "warm_up",
+    "windowed",
     "zero_sum_gauge",
 ]
