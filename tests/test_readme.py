@@ -165,8 +165,9 @@ def test_options_in_running_text_exist():
     fields = {f.replace("_", "-") for f in cli.override_class().__dataclass_fields__}
     fields |= {f.replace("_", "-") for f in cli.DataOptions.__dataclass_fields__}
     own = {"out", "seed", "resume", "overwrite", "no-evaluation", "n", "help", "model"}
-    own |= {"reference", "false-positive-rate", "by"}  # of score
+    own |= {"reference", "false-positive-rate", "confidence", "by"}  # of score
     own |= {"label", "guidance", "corrected"}  # of sample; the first of score, too
+    own |= {"particles"}  # of compose
     said = set(re.findall(r"`--([a-z-]+)", text))
     assert said <= fields | own
     assert {"objective", "steps", "labels", "resume"} <= said
