@@ -33,6 +33,7 @@ LAYERS = (
     {"evaluation", "options", "expressions"},
     {"runs"},
     {"scoring", "composing"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
