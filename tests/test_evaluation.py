@@ -18,7 +18,6 @@ from gibbsian.energies.tractable import Gaussian
 from gibbsian.evaluation import (
     Evaluation,
     baselines,
-    build_report,
     compare,
     cut,
     detect,
@@ -31,6 +30,7 @@ from gibbsian.evaluation import (
 )
 from gibbsian.partition.base import LogZ
 from gibbsian.recipes import choose
+from gibbsian.reporting import build_report
 
 
 def generator(seed=0):

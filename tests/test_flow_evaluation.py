@@ -13,9 +13,10 @@ from gibbsian import flow_evaluation as module
 from gibbsian.building import initial_weights
 from gibbsian.data.scaling import Scaling
 from gibbsian.diagnostics.estimate import Estimate
-from gibbsian.evaluation import Evaluation, follow, likelihood_summary
+from gibbsian.evaluation import Evaluation, follow
 from gibbsian.flow_evaluation import FlowSummary, flow_summary
 from gibbsian.recipes import choose
+from gibbsian.reporting import likelihood_summary
 
 SHAPES = {"exact": (1, 2, 4), "probes": (1, 5, 5)}
 

@@ -31,6 +31,7 @@ LAYERS = (
     {"estimator", "transformer", "report", "applications", "flow_evaluation"},
     {"labelled"},
     {"evaluation", "options", "expressions"},
+    {"reporting"},
     {"runs"},
     {"scoring", "composing"},
     {"commands"},

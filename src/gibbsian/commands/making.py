@@ -111,8 +111,9 @@ def report(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN
     import numpy as np
     import torch
 
-    from gibbsian.evaluation import EVALUATION, SAMPLES, Evaluation, build_report
+    from gibbsian.evaluation import EVALUATION, SAMPLES, Evaluation
     from gibbsian.models import load_model
+    from gibbsian.reporting import build_report
 
     model = load_model(run)
     try:
@@ -141,7 +142,8 @@ def _load_for(options: Any) -> tuple[Any, Dataset]:
 def _evaluate(
     console: Console, folder: Path, model: Model, dataset: Dataset, seed: int, seconds: float | None = None
 ) -> None:
-    from gibbsian.evaluation import build_report, evaluate, write_evaluation
+    from gibbsian.evaluation import evaluate, write_evaluation
+    from gibbsian.reporting import build_report
 
     rng = generator(seed + 1)
     with console.status("drawing samples") as status:
@@ -166,7 +168,7 @@ def _evaluate(
 def _print_evaluation(console: Console, evaluation: Evaluation) -> None:
     from rich.table import Table
 
-    from gibbsian.evaluation import likelihood_summary
+    from gibbsian.reporting import likelihood_summary
 
     if evaluation.log_z is not None:
         z = evaluation.log_z
