@@ -363,6 +363,19 @@ def test_foreign_rows_of_the_benchmark(ood, script):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_guided_densities_are_drawn_every_way(script, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    bench = script("guidance")
+    for name, value in {"DRAWS": 640, "LEVELS": 6, "STEPS": 2, "LAST": 2, "INNER": 2}.items():
+        monkeypatch.setattr(bench, name, value)
+    rows = bench.main([])["rows"]
+    assert [(row["case"], row["scale"]) for row in rows] == [(case, s) for case in bench.CASES for s in bench.SCALES]
+    assert all(0.0 < way["distance"] <= 1.0 for row in rows for way in row["ways"].values())
+    assert "| apart | 7 |" in (tmp_path / "guidance.md").read_text()
+    assert (tmp_path / "guidance.png").stat().st_size < 300_000
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_compositions_are_drawn_every_way(script, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     bench = script("composition")

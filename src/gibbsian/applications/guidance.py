@@ -11,7 +11,8 @@ w`; `scale_from_weight` translates.
 p_{c,\sigma}^{s}`. That is not the guided density :math:`p_g` with noise added, but for s = 0 and s = 1: the sequence of
 levels ends in the right density, but is no diffusion, and a walk along the guided score (`gibbsian.bridges.reverse`)
 ends somewhere else. Chains that hold each level's density by Metropolis steps (`gibbsian.annealing.annealed_chains`)
-do draw from :math:`p_g`. Both can be had; plain guidance is what is usual for pictures, and its density has no formula.
+do draw from :math:`p_g`, as far as they pass between its modes, and so do weighted particles (`compose`) where they
+do not. Both can be had; plain guidance is what is usual for pictures, and its density has no formula.
 
 Whatever has an energy given a label can be guided, with or without noise levels.
 """
