@@ -165,6 +165,13 @@ def test_the_command_mixes_negates_and_opens_windows(runs):
         assert "noise levels" in done("compose", formula.format(runs), *SMALL)
 
 
+def test_particles_may_go_without_weights(runs):
+    out = done("compose", f"{runs}/left * {runs}/right", *SMALL, "--weights", "no")
+    assert "6 noise levels from" in out
+    assert "particles effective" not in out
+    assert "particles effective" in done("compose", f"{runs}/left * {runs}/right", *SMALL, "--weights", "yes")
+
+
 def test_labels_are_composed(runs, tmp_path):
     # One class, both in equal shares, and all but one.
     more = ("--n", 200, "--particles", 400, "--levels", 12, "--steps", 2)

@@ -167,7 +167,7 @@ def test_options_in_running_text_exist():
     own = {"out", "seed", "resume", "overwrite", "no-evaluation", "n", "help", "model"}
     own |= {"reference", "false-positive-rate", "confidence", "by"}  # of score
     own |= {"label", "guidance", "corrected"}  # of sample; the first of score, too
-    own |= {"particles"}  # of compose
+    own |= {"particles", "weights"}  # of compose
     said = set(re.findall(r"`--([a-z-]+)", text))
     assert said <= fields | own
     assert {"objective", "steps", "labels", "resume"} <= said

@@ -38,6 +38,9 @@ LEVELS, PARTICLES = 40, 1024
 
 POPULATIONS = 16
 
+FEW_COORDINATES = 32
+"""Up to so many coordinates particles are weighted unless it is asked otherwise: in more, a few outweigh the rest."""
+
 
 @dataclass(frozen=True)
 class Composite:
@@ -66,6 +69,11 @@ class Composite:
     def has_levels(self) -> bool:
         """Whether every model has noise levels, which draws can then walk down."""
         return all(model.recipe.noise_conditional for model in self.models.values())
+
+    @property
+    def coordinates(self) -> int:
+        """Numbers in a row."""
+        return math.prod(self.first.recipe.shape)
 
     @property
     def is_binary(self) -> bool:
@@ -153,32 +161,32 @@ class Drawn:
     acceptance
         Mean acceptance of the chains, and the lowest at a level or temperature.
     ess
-        The lowest effective number of particles on the way.
+        The lowest effective number of particles on the way; ``None`` without weights.
     particles
         How many there were.
     stages
         Noise levels, or temperatures, walked through.
     log_z
-        Of the composition, with its error, in the first model's units; what overlap is left of a product of normalised
-        densities.
+        Of the composition, with its error, in the first model's units: what overlap is left of a product of normalised
+        densities. Empty without weights.
     """
 
     rows: Tensor
     met: Constraints
     acceptance: tuple[float, float]
-    ess: float
+    ess: float | None
     particles: int
     stages: str
     log_z: str
 
     def __str__(self) -> str:
         """A few lines and the table."""
-        copies = "" if self.ess >= len(self.rows) else "; draws are fewer than that apart: use more --particles"
-        return (
-            f"{self.stages}; acceptance {self.acceptance[0]:.2f}, lowest {self.acceptance[1]:.2f}; at least "
-            f"{self.ess:.0f} of {self.particles} particles effective{copies}\n"
-            f"log-normaliser of the composition: {self.log_z}\n{self.met}"
-        )
+        lines = [f"{self.stages}; acceptance {self.acceptance[0]:.2f}, lowest {self.acceptance[1]:.2f}"]
+        if self.ess is not None:
+            copies = "" if self.ess >= len(self.rows) else "; draws are fewer than that apart: use more --particles"
+            lines.append(f"at least {self.ess:.0f} of {self.particles} particles effective{copies}")
+            lines.append(f"log Z of the composition: {self.log_z}")
+        return "\n".join([*lines, str(self.met)])
 
 
 def composite(formula: str) -> Composite:
@@ -216,6 +224,7 @@ def draw(
     particles: int | None = None,
     levels: int = LEVELS,
     steps: int = 5,
+    weights: bool | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> Drawn:
     """Draw from a formula: down the noise levels of its models, or along temperatures where one has none.
@@ -229,11 +238,14 @@ def draw(
     rng
         The generator.
     particles
-        Of the walk; at least four for each row when ``None``.
+        Of the walk; with weights at least four for each row when ``None``, without one.
     levels
         Noise levels.
     steps
         Of the chain at each level or temperature.
+    weights
+        Whether particles are weighted on their way down noise levels; up to 32 coordinates when ``None``. Without
+        weights it is for the chains to bring each level's masses about.
     progress
         Called with 1 after each level.
 
@@ -247,10 +259,12 @@ def draw(
             f"n and steps are 1 or more, levels 2 or more, particles n or more; got n={n}, steps={steps}, "
             f"levels={levels}, particles={particles}."
         )
-    count = max(PARTICLES, 4 * n) if particles is None else particles
+    weights = (found.coordinates <= FEW_COORDINATES) if weights is None or not found.has_levels else weights
+    count = particles or (max(PARTICLES, 4 * n) if weights or not found.has_levels else n)
     count = max(2, -(-count // POPULATIONS)) * POPULATIONS
-    walk = _down_levels if found.has_levels else _along_temperatures
-    return walk(found, n, rng, count, levels, steps, progress)
+    if found.has_levels:
+        return _down_levels(found, n, rng, count, levels, steps, weights, progress)
+    return _along_temperatures(found, n, rng, count, steps)
 
 
 def _down_levels(
@@ -260,6 +274,7 @@ def _down_levels(
     particles: int,
     levels: int,
     steps: int,
+    weights: bool,
     progress: Callable[[int], object] | None,
 ) -> Drawn:
     energy, recipe = found.energy, found.first.recipe
@@ -272,6 +287,7 @@ def _down_levels(
         chains=particles,
         steps=steps,
         start=_start(found, energy.given(sigma=high), high, rng),
+        weights=weights,
         populations=POPULATIONS,
         progress=progress,
     )
@@ -283,7 +299,8 @@ def _down_levels(
     acceptance = (float(done.acceptance.mean()), float(done.acceptance.min()))
     stages = f"{levels} noise levels from {high:.3g} to {low:.3g}, {done.correction}"
     rows = found.first.scaling.backward(x)
-    return Drawn(rows, met, acceptance, float(done.ess.min()), particles, stages, str(done.log_z))
+    ess, log_z = (float(done.ess.min()), str(done.log_z)) if weights else (None, "")
+    return Drawn(rows, met, acceptance, ess, particles, stages, log_z)
 
 
 def _start(found: Composite, top: Energy, sigma: float, rng: Generator) -> Tractable | None:
@@ -293,15 +310,7 @@ def _start(found: Composite, top: Energy, sigma: float, rng: Generator) -> Tract
     return None if base is not None and explained >= ENOUGH else around
 
 
-def _along_temperatures(
-    found: Composite,
-    n: int,
-    rng: Generator,
-    particles: int,
-    levels: int,
-    steps: int,
-    progress: Callable[[int], object] | None,
-) -> Drawn:
+def _along_temperatures(found: Composite, n: int, rng: Generator, particles: int, steps: int) -> Drawn:
     kernel = GibbsWithGradients() if found.is_binary else HMC(0.1, leapfrog=5)
     moves = steps * (found.first.recipe.shape[0] if found.is_binary else 1)
     done = smc(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from gibbsian.commands.console import console_of, generator
 from gibbsian.errors import OptionError
-from gibbsian.options import BY, By
+from gibbsian.options import BY, By, plain_option
 from gibbsian.runs import (
     check_ending,
     columns_of,
@@ -20,8 +20,12 @@ from gibbsian.runs import (
     write_rows,
 )
 
-if TYPE_CHECKING:
-    pass
+_WEIGHTS = plain_option(
+    bool,
+    "Weigh the particles on their way down noise levels, which brings about the masses of parts that chains do not "
+    "pass between. In more than 32 coordinates a few particles outweigh the rest, and chains are left to themselves.",
+    "(few coordinates)",
+)
 
 
 def sample(
@@ -157,9 +161,12 @@ def compose(
     formula: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FORMULA")],
     n: int = 64,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
-    particles: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(4 for each row)")] = None,
+    particles: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(4 for each row, 1 without weights)")
+    ] = None,
     levels: int = 40,
     steps: int = 5,
+    weights: _WEIGHTS = None,  # type: ignore
     seed: int = 0,
 ) -> None:
     """Draw from a product, mixture or negation of trained models, and say how well each is met.
@@ -177,7 +184,7 @@ def compose(
     out
         Where to write them: .npy, .npz, .csv or .parquet, or .png for images; only the table is printed otherwise.
     particles
-        Weighted particles that walk down the noise levels.
+        Particles that walk down the noise levels.
     levels
         Noise levels; models without them are walked along temperatures instead.
     steps
@@ -194,7 +201,8 @@ def compose(
     with console.status("walking down") as status:
         stage = iter(range(1, levels + 1))
         say: Callable[[int], object] = lambda _: status.update(f"noise level {next(stage)} of {levels}")  # noqa: E731
-        drawn = draw(found, n, generator(seed), particles=particles, levels=levels, steps=steps, progress=say)
+        rng = generator(seed)
+        drawn = draw(found, n, rng, particles=particles, levels=levels, steps=steps, weights=weights, progress=say)
     console.print(str(drawn), markup=False, soft_wrap=True)
     if out is not None:
         folder = Path(next(iter(found.models)))
