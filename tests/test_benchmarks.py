@@ -305,3 +305,12 @@ def test_foreign_rows_of_the_benchmark(ood, script):
         assert torch.equal(chosen_by[name].flatten(1).sort().values, rows.flatten(1).sort().values)
         assert not torch.equal(chosen_by[name], rows)
     torch.testing.assert_close(sets.rotated(rows, 90.0), judged["rotated by 90"], rtol=0, atol=0.05)
+
+
+def test_the_default_score_is_chosen(script, monkeypatch, enlarged, tmp_path):
+    choice, sets = script("ood_choice"), script("ood_sets")
+    monkeypatch.setattr(sets, "load", lambda name: enlarged)
+    found = choice.main(["--budget", "0.003", "--runs", str(tmp_path / "runs")])
+    assert {len(each) for each in found.values()} == {len(choice.KINDS) * len(choice.MODELS)}
+    assert all(0.0 <= v <= 1.0 for each in found.values() for kinds in each.values() for v in kinds.values())
+    assert "| energies, Mahalanobis |" in (tmp_path / "ood_choice.md").read_text()
