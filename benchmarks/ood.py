@@ -43,7 +43,7 @@ RESAMPLES = 200
 RATES, SPLITS, LEVEL = (0.01, 0.05, 0.1), 100, 0.95
 """Rates of false alarms, splits in two, and the probability of the stated intervals."""
 
-CALIBRATING = (99, 1000)
+CALIBRATING = (100, 1000)
 """Rows that find a threshold; all others of the `TESTED` test rows show its rate."""
 
 TESTED = 5000

@@ -36,7 +36,7 @@ NOISE = 0.3
 """Of the joint model's denoising, in model units."""
 
 
-DEFAULT = "energies and slopes at levels (default)"
+DEFAULT = "energies, slopes and maps at levels (default)"
 """What the library calls `level_score`."""
 
 NEIGHBOUR = 5
@@ -150,7 +150,7 @@ def scores(models: Models, rows: Usual, rng: torch.Generator) -> dict[str, Score
     default = level_score(models.energy.energy, models.energy.rows(usual), levels, rng=rng)
     kept = Kept(in_pixels(models, default.features))
     energies: Callable[[Tensor], Tensor] = lambda x: kept(x)[:, : len(levels)]  # noqa: E731
-    lengths: Callable[[Tensor], Tensor] = lambda x: kept(x)[:, len(levels) :].exp()  # noqa: E731
+    lengths: Callable[[Tensor], Tensor] = lambda x: kept(x)[:, len(levels) : 2 * len(levels)].exp()  # noqa: E731
     return {
         f"energy at {NEAR:g}": gb.EnergyScore(near),
         f"energy at {FAR:g}": gb.EnergyScore(far),

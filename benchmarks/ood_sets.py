@@ -97,6 +97,11 @@ def strangers(rows: Tensor, rng: Generator) -> dict[str, Tensor]:
     return {name: make() for name, make in makers.items()}
 
 
+def turned(rows: Tensor) -> dict[str, Tensor]:
+    """Two more kinds by which the score was chosen anew: shapes that are usual but for their place."""
+    return {"transposed": rows.transpose(2, 3), "sheared upright": moved(rows, [[1.0, 0.0], [0.8, 1.0]])}
+
+
 def moved(rows: Tensor, matrix: list[list[float]]) -> Tensor:
     """Images under a linear map about their middle, from pixel to pixel by straight lines; black comes in."""
     theta = torch.tensor([[*line, 0.0] for line in matrix]).expand(len(rows), 2, 3)

@@ -409,3 +409,12 @@ def test_true_compositions_and_their_distances(script):
     best, spread = bench.best_possible(alone, rng)
     assert abs(bench.distance(bench.histogram(bench.equal(draws)), alone) - best) < 5.0 * spread
     assert bench.distance(bench.histogram(bench.equal(draws + 0.5)), alone) > 2.0 * best
+
+
+def test_the_default_score_is_chosen(script, monkeypatch, enlarged, tmp_path):
+    choice, sets = script("ood_choice"), script("ood_sets")
+    monkeypatch.setattr(sets, "load", lambda name: enlarged)
+    found = choice.main(["--budget", "0.003", "--runs", str(tmp_path / "runs")])
+    assert {len(each) for each in found.values()} == {len(choice.KINDS) * len(choice.MODELS)}
+    assert all(0.0 <= v <= 1.0 for each in found.values() for kinds in each.values() for v in kinds.values())
+    assert "| energies, Mahalanobis |" in (tmp_path / "ood_choice.md").read_text()
