@@ -372,8 +372,10 @@ def run(names: Sequence[str], options: Options) -> dict[str, Any]:
     before = json.loads(file.read_text()) if file.exists() else {}
     parts = before.get("parts", {}) if all(before.get(k) == v for k, v in own.items()) else {}
     for name in names:
-        parts[name] = PARTS[name][0](options)
-        record = circumstances([options.seed], options.threads) | own | {"parts": parts}
+        record = circumstances([options.seed], options.threads) | own
+        # Parts may be of different days and machines; each tells its own.
+        parts[name] = PARTS[name][0](options) | {"on": f"{record['date']}; {record['machine']}"}
+        record |= {"parts": parts}
         sections = [tell(parts[k]) for k, (_, tell) in PARTS.items() if k in parts]
         write("mnist", "MNIST", record, [*sections, NOTES])
         print("\n" + PARTS[name][1](parts[name]), flush=True)

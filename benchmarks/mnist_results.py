@@ -95,4 +95,5 @@ def heldout_section(part: Mapping[str, Any]) -> str:
 
 def minutes(part: Mapping[str, Any]) -> str:
     """What a part took."""
-    return "\n\nMinutes: " + ", ".join(f"{k} {v / 60:.1f}" for k, v in part["seconds"].items()) + "."
+    told = ", ".join(f"{k} {v / 60:.1f}" for k, v in part["seconds"].items())
+    return f"\n\n{part['on']}. Minutes: {told}."
