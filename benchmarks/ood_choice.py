@@ -67,7 +67,9 @@ def areas(name: str, options: Options) -> dict[str, dict[str, float]]:
     sets = {"usual": fitting, "new": new} | strangers(new, generator(options.seed, 61)) | turned(new)
     known = {kind: described(default.features, model.rows(x)) for kind, x in sets.items()}
     usual_rows, inside = known.pop("usual"), known.pop("new")
-    candidates = {f"{kind}, {way}": make(f, usual_rows) for kind, f in KINDS.items() for way, make in MODELS.items()}
+    # With few rows the score has left the maps out.
+    kinds = {kind: f for kind, f in KINDS.items() if f(usual_rows).shape[1]}
+    candidates = {f"{kind}, {way}": make(f, usual_rows) for kind, f in kinds.items() for way, make in MODELS.items()}
     # The table stands in for the rows.
     candidates[DEFAULT] = dataclasses.replace(default, features=lambda table: table)
     found = {}

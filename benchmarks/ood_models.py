@@ -66,10 +66,8 @@ class Models:
 def trained(name: str, rows: Usual, options: Options) -> Models:
     """Train everything, or take up what ``--runs`` keeps."""
     energy = train(name, rows.dataset, rows.dataset.train, STEPS["energy"], options, **UNET)
-    judges = [
-        Judge(rows.dataset, dataclasses.replace(options, seed=options.seed + i), STEPS["classifier"])
-        for i in range(MEMBERS)
-    ]
+    steps = options.scaled(STEPS["classifier"])
+    judges = [Judge(rows.dataset, steps, options.seed + i) for i in range(MEMBERS)]
     ensemble = tuple(nn.Sequential(Pixels(), judge.body, judge.head).eval() for judge in judges)
     facts = {"energy steps": energy.steps, "energy minutes": energy.seconds / 60.0}
     bounded, done = bounded_of(ensemble[0], rows, options, options.runs / f"{name}-bounded")

@@ -354,7 +354,7 @@ def test_foreign_rows_of_the_benchmark(ood, script):
     assert not set(judged) & set(chosen_by)
     for x in (*judged.values(), *chosen_by.values()):
         assert x.shape == rows.shape
-        assert 0.0 <= float(x.min()) <= float(x.max()) <= 255.0
+        assert -1e-3 <= float(x.min()) <= float(x.max()) <= 255.001
     # The same pixels in another order.
     for name in ("quarters exchanged", "sixteenths exchanged"):
         assert torch.equal(chosen_by[name].flatten(1).sort().values, rows.flatten(1).sort().values)
@@ -415,6 +415,7 @@ def test_the_default_score_is_chosen(script, monkeypatch, enlarged, tmp_path):
     choice, sets = script("ood_choice"), script("ood_sets")
     monkeypatch.setattr(sets, "load", lambda name: enlarged)
     found = choice.main(["--budget", "0.003", "--runs", str(tmp_path / "runs")])
-    assert {len(each) for each in found.values()} == {len(choice.KINDS) * len(choice.MODELS)}
+    # Every kind but the maps, for which there are too few rows, and the default.
+    assert {len(each) for each in found.values()} == {(len(choice.KINDS) - 1) * len(choice.MODELS) + 1}
     assert all(0.0 <= v <= 1.0 for each in found.values() for kinds in each.values() for v in kinds.values())
     assert "| energies, Mahalanobis |" in (tmp_path / "ood_choice.md").read_text()

@@ -129,7 +129,7 @@ def test_particles_that_attract_or_ignore_each_other_gather_in_the_mode_and_are_
     with pytest.raises(AssertionError, match="is off by"):
         assert_finds_the_gaussian(broken)
     x = gb.sample(GAUSSIAN, broken, start(), steps=500, rng=seeded()).x
-    assert float(x.T.cov(correction=0).trace() / COVARIANCE.trace()) < 0.1  # measured 0.05 at most
+    assert float(x.T.cov(correction=0).trace() / COVARIANCE.trace()) < 0.3  # 0.05 and 0.12 on two processors
 
 
 def test_more_particles_stand_for_the_target_better():

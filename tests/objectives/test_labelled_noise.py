@@ -149,8 +149,9 @@ def test_both_networks_take_labels(make):
     high = torch.full((4,), 1e6, dtype=torch.float64)
     far = 1e6 * torch.randn((1, 1, 8, 8), generator=rng, dtype=torch.float64).expand(4, -1, -1, -1)
     with torch.no_grad():
-        labelled.leave.weight.zero_()
-        labelled.leave.bias.zero_()
+        last = getattr(labelled, "unet", labelled).leave
+        last.weight.zero_()
+        last.bias.zero_()
         for p in labelled.terms.parameters() if hasattr(labelled, "terms") else ():
             p.zero_()
     torch.testing.assert_close(labelled(far, high, torch.arange(4)), labelled.base(1e6)(far), rtol=1e-9, atol=1e-9)
