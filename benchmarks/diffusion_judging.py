@@ -36,8 +36,11 @@ REVERSE: dict[str, tuple[Reverse, int]] = {
 }
 """Ways that a plain score has, too, with their noise levels: about 64 evaluations of the network each."""
 
-ANNEALED, CHAINED = 22, 16
-"""Noise levels of `anneal` (three gradients each) and of chains with a Metropolis test (four)."""
+ANNEALED = 22
+"""Noise levels of `anneal`, three gradients each."""
+
+CHAINED = {"MALA chains": 16, "MALA chains, longer": 64}
+"""Noise levels of chains with a Metropolis test, four steps each: with so few as the others take, and with enough."""
 
 
 def walk_down(trained: Trained, name: str, start: Tensor, rng: torch.Generator) -> Tensor:
@@ -49,7 +52,7 @@ def walk_down(trained: Trained, name: str, start: Tensor, rng: torch.Generator) 
     assert isinstance(model, gb.Energy)
     if name == "anneal":
         return anneal(model, start, Annealing(SIGMA_MAX, low, ANNEALED, rho=7.0, denoise=True), rng=rng)
-    levels = rho_levels(SIGMA_MAX, low, CHAINED, 7.0)
+    levels = rho_levels(SIGMA_MAX, low, CHAINED[name], 7.0)
     # A step in proportion to the level's variance, as of the correctors; most proposals are then accepted.
     made = annealed_chains(model, start, levels, lambda sigma: MALA(0.1 * sigma**2), steps=4, rounds=1, rng=rng)
     return denoised(score_of(model), made.samples.x, low)
@@ -57,7 +60,7 @@ def walk_down(trained: Trained, name: str, start: Tensor, rng: torch.Generator) 
 
 def ways_of(trained: Trained) -> list[str]:
     """Names of the ways a model can be drawn from."""
-    return [*REVERSE, *(["anneal", "MALA chains"] if trained.name == "energy" else [])]
+    return [*REVERSE, *(["anneal", *CHAINED] if trained.name == "energy" else [])]
 
 
 def draw(trained: Trained, name: str, n: int, options: Options) -> tuple[Tensor, float]:

@@ -148,10 +148,10 @@ def test_an_energy_and_a_score_are_compared(script, tmp_path, monkeypatch, enlar
     judging = sys.modules["diffusion_judging"]
     monkeypatch.setattr(judging, "REVERSE", {k: (way, 2) for k, (way, _) in judging.REVERSE.items()})
     monkeypatch.setattr(judging, "ANNEALED", 2)
-    monkeypatch.setattr(judging, "CHAINED", 2)
+    monkeypatch.setattr(judging, "CHAINED", dict.fromkeys(judging.CHAINED, 2))
     tiny = ["--budget", "0.001", "--runs", str(tmp_path / "runs")]
     first = diffusion.main([*tiny, "--parts", "draws"])
-    assert len(first["draws"]["ways"]) == 12
+    assert len(first["draws"]["ways"]) == 13
     assert (tmp_path / "diffusion.png").stat().st_size < 200_000
     parts = diffusion.main([*tiny, "--parts", "mnist", "digits"])
     assert parts["draws"] == json.loads(json.dumps(first["draws"])), "the first part is gone, or was run again"
