@@ -78,14 +78,14 @@ def draw_heat(sets: Mapping[str, Any]) -> None:
         values = [[found[pair]["auroc"][0] for pair in pairs] for found in scores.values()]
         figure = Figure(figsize=(9.6, 0.27 * len(scores) + 1.8), layout="constrained")
         axes = figure.subplots()
-        shown = axes.imshow(values, cmap="RdYlGn", vmin=0.5, vmax=1.0, aspect="auto")
+        shown = axes.imshow(values, cmap="viridis", vmin=0.5, vmax=1.0, aspect="auto")
         axes.set_xticks(range(len(pairs)), [f"({p})" if p in HARD else p for p in pairs], rotation=35, ha="right")
         axes.set_yticks(range(len(scores)), list(scores))
         axes.tick_params(labelsize=8, length=0)
         for i, line in enumerate(values):
             for j, value in enumerate(line):
                 text = "1" if value >= 0.9995 else f"{value:.3f}"[1:]
-                axes.text(j, i, text, ha="center", va="center", fontsize=7)
+                axes.text(j, i, text, ha="center", va="center", fontsize=7, color="black" if value > 0.75 else "white")
         axes.set_title(f"AUROC, {name} in distribution (in brackets: outside of the averages)", fontsize=9)
         figure.colorbar(shown, ax=axes, extend="min", pad=0.01)
         buffer = io.BytesIO()
