@@ -5,8 +5,8 @@ back, and test rows are told from: the other set, test rows turned, inverted, di
 images. AUROC, AUPR and the rate of false alarms at 95% caught, with intervals. Then thresholds: over a hundred random
 splits of the test rows in two, how often the realised rate of false alarms lies where `Calibration` says it does.
 
-Took an hour and a half on a core that had other work too, an hour of it for the two energies. MNIST and Fashion-MNIST are read from the folder in GIBBSIAN_DATA. ``--runs`` keeps
-checkpoints: a run that was stopped goes on where it was.
+Took an hour and a half on a core that had other work too, an hour of it for the two energies. MNIST and Fashion-MNIST
+are read from the folder in GIBBSIAN_DATA. ``--runs`` keeps checkpoints: a run that was stopped goes on where it was.
 
     GIBBSIAN_DATA=data python benchmarks/ood.py --runs runs/ood
     python benchmarks/ood.py --budget 0.01
