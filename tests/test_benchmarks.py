@@ -324,6 +324,7 @@ def ood(script, monkeypatch, enlarged):
     return found
 
 
+@pytest.mark.slow
 def test_foreign_images_are_told_by_every_score(ood, tmp_path):
     found = ood.main(["--budget", "0.003", "--runs", str(tmp_path / "runs")])
     assert set(found["sets"]) == {"MNIST", "Fashion-MNIST"}
