@@ -57,7 +57,7 @@ def fitted(dataset: Dataset, seed: int) -> tuple[Model, Stopwatch, int]:
     recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), {"seed": seed})
     with Stopwatch() as watch:
         energy = initial_weights(recipe, z)
-        done = fit(energy, z, build_objective(recipe, z), rng=generator(seed), settings=recipe.training)
+        done = fit(energy, z, build_objective(recipe, z, energy), rng=generator(seed), settings=recipe.training)
     return Model(energy, recipe, scaling), watch, done.rollbacks
 
 

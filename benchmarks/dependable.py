@@ -151,7 +151,7 @@ def train(task: Task, dataset: Dataset, judge: Judge) -> Run:
     energy = initial_weights(recipe, z)
     with Stopwatch() as watch, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        objective = build_objective(recipe, z)
+        objective = build_objective(recipe, z, energy)
         try:
             done = fit(energy, z, objective, rng=generator(seed), settings=recipe.training, callbacks=[history.append])
         except DivergenceError as error:

@@ -98,7 +98,7 @@ def gibbsian(dataset: Dataset, seed: int, **overrides: Any) -> Fitted:
     with Stopwatch() as watch:
         energy = initial_weights(recipe, z)
         try:
-            done = fit(energy, z, build_objective(recipe, z), rng=generator(seed), settings=recipe.training)
+            done = fit(energy, z, build_objective(recipe, z, energy), rng=generator(seed), settings=recipe.training)
             facts |= {"rollbacks": done.rollbacks, "events": done.events}
         except DivergenceError as error:
             facts |= {"rollbacks": recipe.training.max_rollbacks, "diverged": str(error)}

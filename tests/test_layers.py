@@ -26,6 +26,7 @@ LAYERS = (
     {"bridges"},
     {"training"},
     {"recipes"},
+    {"families"},
     {"building"},
     {"models"},
     {"estimator", "transformer", "report", "applications", "flow_evaluation"},

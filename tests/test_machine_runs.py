@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 
-from gibbsian import models
 from gibbsian.building import build_objective, initial_weights
 from gibbsian.cli import main
 from gibbsian.data import load
@@ -23,7 +22,9 @@ from gibbsian.data.scaling import identity_scaling
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.errors import DataError, DomainError, OptionError
 from gibbsian.estimator import EBM
-from gibbsian.models import Model, carried, load_model, save_model
+from gibbsian.families import machines
+from gibbsian.families.machines import carried
+from gibbsian.models import Model, load_model, save_model
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.centring import Centred
 from gibbsian.partition.boltzmann import exact_log_likelihood, exact_log_z
@@ -222,7 +223,7 @@ def test_machines_are_built_trained_saved_and_drawn_from(kind, shape, options, t
     x = torch.rand((64, *shape), generator=generator())
     x = (x < 0.3).float() if kind == "binary" else x
     energy = initial_weights(recipe, x)
-    objective = build_objective(recipe, x)
+    objective = build_objective(recipe, x, energy)
     assert isinstance(objective, Centred) == recipe.centred
     loss = objective(energy, Batch(x), generator(1)).value
     assert any(bool((g != 0).any()) for g in torch.autograd.grad(loss, list(energy.parameters())))
@@ -275,8 +276,8 @@ def test_the_bracket_holds_the_exact_log_z(monkeypatch):
     model = planted()
     exact = float(exact_log_z(model.energy).value)
     assert float(model.log_z(generator()).value) == pytest.approx(exact)
-    monkeypatch.setattr(models, "QUICK_STATES", 8)
-    assert not model.is_summed
+    monkeypatch.setattr(machines, "QUICK_STATES", 8)
+    assert not model.family.is_summed
     z = model.log_z(generator(2), chains=128)
     assert float(z.lower) <= exact <= float(z.upper)
     assert abs(float(z.value) - exact) < 5.0 * float(z.stderr) + 1e-3

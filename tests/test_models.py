@@ -16,7 +16,8 @@ from gibbsian import Gaussian, Model, fit, load_model, save_model
 from gibbsian.building import build_objective, initial_weights
 from gibbsian.data.scaling import identity_scaling, range_scaling, standard_scaling
 from gibbsian.errors import DivergenceError, GibbsianError, ModelFileError, OptionError
-from gibbsian.models import replace_file, resampled
+from gibbsian.families.base import resampled
+from gibbsian.files import replace_file
 from gibbsian.recipes import choose
 from oracles import Z_LIMIT
 
@@ -51,7 +52,7 @@ def train(name, steps=4) -> Model:
     recipe = choose(kind, tuple(rows.shape[1:]), len(rows), {"width": 8, "steps": steps, "sample_steps": 10, **options})
     x = scaling.forward(rows)
     energy = initial_weights(recipe, x)
-    fit(energy, x, build_objective(recipe, x), rng=generator(3), settings=recipe.training)
+    fit(energy, x, build_objective(recipe, x, energy), rng=generator(3), settings=recipe.training)
     return Model(energy, recipe, scaling)
 
 

@@ -22,20 +22,11 @@ from gibbsian import (
     quadrature,
     sample,
 )
-from gibbsian.building import (
-    TAIL,
-    base_of,
-    build_annealing,
-    build_base,
-    build_energy,
-    build_kernel,
-    build_noise,
-    build_objective,
-    exact_noise,
-    initial_weights,
-)
+from gibbsian.building import build_energy, build_objective, family_of, initial_weights
 from gibbsian.energies.unet import NoiseConditionalUNet
 from gibbsian.errors import GibbsianError, ModelFileError, OptionError
+from gibbsian.families.levels import build_annealing
+from gibbsian.families.networks import TAIL, build_base, build_kernel, build_noise, exact_noise
 from gibbsian.objectives.base import Batch
 from gibbsian.recipes import VERSION, ObjectiveName, choose
 
@@ -55,7 +46,7 @@ def test_every_choice_can_be_built_and_gives_a_loss_with_gradients(kind, shape, 
     x = torch.randn((16, *shape), generator=generator())
     energy = initial_weights(recipe, x)
     assert tuple(energy.event_shape) == shape
-    loss = build_objective(recipe, x)(energy, Batch(x), generator(1)).value
+    loss = build_objective(recipe, x, energy)(energy, Batch(x), generator(1)).value
     assert bool(torch.isfinite(loss))
     grads = torch.autograd.grad(loss, list(energy.parameters()), allow_unused=True)
     assert any(g is not None and bool((g != 0).any()) for g in grads)
@@ -72,7 +63,7 @@ def test_exact_likelihood_is_for_one_or_two_columns():
     x = torch.randn((16, 2), generator=generator())
     recipe = choose("table", (2,), 100, {"objective": "exact-likelihood", "width": 8})
     energy = initial_weights(recipe, x)
-    assert bool(torch.isfinite(build_objective(recipe, x)(energy, Batch(x), generator(1)).value))
+    assert bool(torch.isfinite(build_objective(recipe, x, energy)(energy, Batch(x), generator(1)).value))
     with pytest.raises(OptionError, match="exact-likelihood is for tables of one or two columns"):
         choose("table", (3,), 100, {"objective": "exact-likelihood"})
 
@@ -122,7 +113,7 @@ def distance_to_truth(name, **overrides):
     z = dataset.scaling().forward(dataset.train)
     recipe = choose(dataset.kind, dataset.event_shape, len(z), overrides)
     energy = initial_weights(recipe, z)
-    fit(energy, z, build_objective(recipe, z), rng=generator(), settings=recipe.training)
+    fit(energy, z, build_objective(recipe, z, energy), rng=generator(), settings=recipe.training)
     model = Model(energy, recipe, dataset.scaling())
     grid = model.grid()
     x = model.scaling.backward(torch.cartesian_prod(*grid.axes).float())
@@ -148,12 +139,12 @@ def test_the_base_of_images_by_persistent_chains_is_their_mean_with_noise():
     base = build_base(recipe, data)
     torch.testing.assert_close(base.loc, data.mean(0))
     assert bool((base.scale == recipe.data_noise).all())
-    objective = build_objective(recipe, data)
+    energy, empty = initial_weights(recipe, data), build_energy(recipe)
+    objective = build_objective(recipe, data, energy)
     torch.testing.assert_close(objective.base.loc, data.mean(0))
     # An energy is built without data to load a saved one into it.
-    energy, empty = initial_weights(recipe, data), build_energy(recipe)
     empty.load_state_dict(energy.state_dict())
-    torch.testing.assert_close(base_of(recipe, empty).loc, data.mean(0))
+    torch.testing.assert_close(family_of(recipe)(empty, recipe).base.loc, data.mean(0))
     assert choose("image", (1, 8, 8), 1000, {"objective": "pcd", "energy": "residual"}).width == 32
     with pytest.raises(OptionError, match="set data_noise, or base_fitted=False"):
         choose("image", (1, 8, 8), 1000, {"objective": "pcd", "data_noise": 0.0})

@@ -131,7 +131,7 @@ class EBM(OutlierMixin, BaseEstimator):
         scaled = scaling.forward(data)
         network = initial_weights(recipe, scaled)
         rng = torch.Generator().manual_seed(seed)
-        objective = build_objective(recipe, scaled)
+        objective = build_objective(recipe, scaled, network)
         run = fit(network, scaled, objective, rng=rng, settings=recipe.training, progress=self.progress)
         self.model_ = Model(network, recipe, scaling)
         self.history_ = run.history

@@ -172,11 +172,7 @@ def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummar
         notes.append(f"log Z could not be estimated: {error}")
         return None
     notes += [str(w.message) for w in caught if issubclass(w.category, (UserWarning, RuntimeWarning))]
-    exact = model.is_summed or model.is_integrated
-    method = "annealed importance sampling, forward and reverse"
-    if exact:
-        method = "the sum over all states of the smaller layer" if model.is_summed else "quadrature"
-    note = "" if exact else "The upper bound takes the model's own draws for exact ones."
+    method, note = model.log_z_told
     if float(estimate.lower) > float(estimate.upper):
         note += " The bounds cross: the draws are not the model's own."
     value, stderr, lower, upper, ess = (float(v) for v in estimate[:5])

@@ -5,48 +5,28 @@ A saved model is a folder of ``model.safetensors`` and ``recipe.json``; no pickl
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.adaptation import tune
-from gibbsian.annealing import anneal, denoised
-from gibbsian.building import base_of, build_annealing, build_energy, build_kernel
+from gibbsian.building import build_energy, family_of
 from gibbsian.data.scaling import Scaling
-from gibbsian.energies.base import Energy, mixture
+from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
-from gibbsian.energies.noise import NoiseConditionalEnergy
 from gibbsian.energies.tractable import Tractable
-from gibbsian.errors import DivergenceError, ModelFileError, OptionError, StorageError
+from gibbsian.errors import ModelFileError, OptionError, StorageError
+from gibbsian.families.base import ROWS_AT_ONCE, Family, grid_of, is_plane
 from gibbsian.files import replace_file
-from gibbsian.kernels.hmc import HMC
-from gibbsian.kernels.langevin import ULA
-from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.partition.base import LogZ
-from gibbsian.partition.boltzmann import exact_log_z, rbm_path
-from gibbsian.partition.bracket import bracket
-from gibbsian.partition.exact import quadrature
-from gibbsian.partition.paths import Path as EnergyPath
-from gibbsian.partition.paths import noise_levels
-from gibbsian.partition.smc import smc
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
-from gibbsian.sampling import sample
 
 WEIGHTS, RECIPE = "model.safetensors", "recipe.json"
-ROWS_AT_ONCE = 8192
-
-QUICK_STATES = 1 << 20
-"""States of a machine's smaller layer up to which log Z is a sum over them: some seconds."""
-
-PARTICLES = 256
-"""Particles at least that are carried to a machine, from which draws are taken."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +52,25 @@ class Model:
         # What follows the weights in training (spectral norms) stands still: a saved model is the same once loaded.
         self.energy.eval()
 
+    @cached_property
+    def family(self) -> Family:
+        """What the energy's family can do with it, in model units."""
+        return family_of(self.recipe)(self.energy, self.recipe)
+
     @property
     def unlabelled(self) -> Energy:
-        """The energy of rows of all classes together: the branch without label, or all classes' mixture without one.
-
-        That mixture weighs the classes alike but for the constants of their energies, which are as training left them.
-        """
-        count = len(self.recipe.class_names)
-        if not self.recipe.conditional:
-            return self.energy
-        if self.recipe.label_dropping:
-            return self.energy.given(y=count)
-        return mixture(*(self.energy.given(y=label) for label in range(count)))
+        """The energy of rows of all classes together: the branch without label, or all classes' mixture without one."""
+        return self.family.unlabelled
 
     @property
     def density(self) -> Energy:
         """The energy of rows in model units, at the noise level ``sigma_density`` where it has levels."""
-        energy = self.unlabelled
-        return energy.given(sigma=self.recipe.sigma_density) if self.recipe.noise_conditional else energy
+        return self.family.density
 
     @property
     def base(self) -> Tractable:
         """The tractable density where sampling and annealing start, in model units."""
-        if self.recipe.noise_conditional:
-            levels = next(part for part in self.energy.modules() if isinstance(part, NoiseConditionalEnergy))
-            return levels.base(self.recipe.sigma_max)
-        return base_of(self.recipe, self.energy)
+        return self.family.base
 
     @torch.no_grad()
     def energies(self, x: Tensor) -> Tensor:
@@ -141,18 +114,7 @@ class Model:
         """Draw ``n`` rows in model units: of the density at the noise level ``sigma``, or of the data when ``None``."""
         if n < 1:
             raise OptionError(f"n counts the draws, 1 or more; got {n}.")
-        if not self.recipe.noise_conditional:
-            x = self.chains(n, rng, progress=progress).x
-            if not (self.recipe.denoise and self.recipe.objective == "pcd"):
-                return x
-            return torch.cat([denoised(self.density, part, self.recipe.data_noise) for part in x.split(ROWS_AT_ONCE)])
-        start = self.base.sample(n, rng)
-        annealing = build_annealing(self.recipe)
-        if sigma is not None:
-            annealing = dataclasses.replace(annealing, sigma_min=sigma, denoise=False)
-        energy = self.unlabelled
-        parts = [anneal(energy, part, annealing, rng=rng, progress=progress) for part in start.split(ROWS_AT_ONCE)]
-        return torch.cat(parts)
+        return self.family.draw(n, rng, progress, sigma)
 
     def chains(
         self,
@@ -182,15 +144,7 @@ class Model:
         progress
             Called with the number of steps made.
         """
-        energy, kernel = self.density, build_kernel(self.recipe)
-        if start is None:
-            machine = energy if isinstance(energy, RBM) else None
-            start = resampled(energy, self.base, n, rng) if machine is None else carried(machine, self.base, n, rng)
-        steps = self.recipe.sample_steps if steps is None else steps
-        if not isinstance(kernel, (ULA, RBMGibbs)):
-            # A step size needs no more chains than these to be known to a per cent.
-            kernel = tune(energy, kernel, start[:512], rng=rng, steps=min(200, max(100, steps))).kernel
-        return sample(energy, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
+        return self.family.chains(n, rng, steps, thin, start, progress)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """Estimate log Z of `density`, in model units.
@@ -208,105 +162,25 @@ class Model:
         chains
             Of the annealing, each way; 128 down noise levels, else 256, when ``None``.
         """
-        if self.is_summed:
-            return exact_log_z(self.density)
-        if self.is_integrated:
-            return self.grid().log_z
-        if isinstance(self.energy, RBM):
-            # The base is made of other draws than those that are annealed to it.
-            draws = self.chains(2 * (chains or 256), rng).x
-            base, draws = self.energy.base(draws[::2]), draws[1::2]
-            along, kernel = rbm_path(base, self.energy), build_kernel(self.recipe)
-            return bracket(self.density, base, draws, rng=rng, path=along, kernel=kernel, temperatures=temperatures)
-        path: EnergyPath | None = None
-        if self.recipe.noise_conditional:
-            levels = [self.recipe.sigma_max, self.recipe.sigma_density]
-            path = noise_levels(self.unlabelled, levels, self.base, share=0.02)
-            # More temperatures narrow the bracket more than more chains in the same time.
-            temperatures, chains = temperatures or 1000, chains or 128
-        draws = self.exact_chains(chains or 256, rng, steps=50).x
-        return bracket(self.density, self.base, draws, rng=rng, path=path, temperatures=temperatures)
+        return self.family.log_z(rng, temperatures, chains)
 
     @property
-    def is_summed(self) -> bool:
-        """Whether log Z is a sum over all states of a machine's smaller layer."""
-        if not isinstance(self.energy, RBM):
-            return False
-        counts = [units.count for units in (self.energy.visible, self.energy.hidden)]
-        return min((count for count in counts if count is not None), default=math.inf) <= QUICK_STATES
+    def log_z_told(self) -> tuple[str, str]:
+        """How log Z is found, in words, and what to keep in mind of it, or nothing."""
+        return self.family.log_z_told
 
     @property
     def is_integrated(self) -> bool:
-        """Whether log Z is an integral over a grid: of real numbers, in one and two dimensions."""
-        return self.recipe.shape in ((1,), (2,)) and self.recipe.kind != "binary"
+        """Whether the density can be summed over a grid: of real numbers, in one and two dimensions."""
+        return is_plane(self.recipe)
 
     def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
         """Run chains that leave `density` invariant, from the model's own draws."""
-        if not self.recipe.noise_conditional:
-            return self.chains(n, rng, thin=thin)
-        start = self.draw_scaled(n, rng, sigma=self.recipe.sigma_density)
-        tuned = tune(self.density, HMC(0.5 * self.recipe.sigma_density, leapfrog=5), start, rng=rng, steps=40)
-        return sample(self.density, tuned.kernel, tuned.state, steps=steps, thin=thin, rng=rng)
+        return self.family.exact_chains(n, rng, steps, thin)
 
     def grid(self, points: int = 400):  # noqa: ANN201
         """Integrate a density of one or two dimensions over a box that holds it; see `gibbsian.quadrature`."""
-        reach = 2.0
-        while True:
-            try:
-                return quadrature(self.density, -reach, reach, points)
-            except ValueError:
-                if reach > 40.0:
-                    raise
-                reach *= 1.25
-
-
-@torch.no_grad()
-def resampled(energy: Energy, base: Tractable, n: int, rng: Generator, candidates: int = 32) -> Tensor:
-    """Draw from a base and resample by importance weights: starting points in the right proportions where it covers.
-
-    Parameters
-    ----------
-    energy
-        The density sought.
-    base
-        The proposal.
-    n
-        Points wanted.
-    candidates
-        Proposals per point; fewer, with replacement, in many dimensions would be copies, so none are resampled there.
-    rng
-        The generator.
-    """
-    if base.event_shape.numel() > 10:
-        return base.sample(n, rng)
-    x = base.sample(candidates * n, rng)
-    log_w = torch.cat([base(part) - energy(part) for part in x.split(ROWS_AT_ONCE)])
-    log_w = torch.where(torch.isfinite(log_w), log_w, -math.inf)
-    if not bool(torch.isfinite(log_w).any()):
-        raise DivergenceError("The energy is not finite at any draw of its base; the model is broken. Train it again.")
-    chosen = torch.multinomial((log_w - log_w.max()).double().exp(), n, replacement=True, generator=rng)
-    return x[chosen]
-
-
-def carried(energy: RBM, base: Tractable, n: int, rng: Generator) -> Tensor:
-    """Draw from a machine by sequential Monte Carlo along the machines between its base and it.
-
-    Chains that start at the base find some of the modes and stay there; particles come to all of them in proportion.
-
-    Parameters
-    ----------
-    energy, base
-        The machine, and independent units of its kind.
-    n
-        Points wanted; of some there may be copies, which part as chains go on from them.
-    rng
-        The generator.
-    """
-    chains = max(PARTICLES, 2 * -(-n // 2))
-    path = rbm_path(base, energy)
-    found = smc(energy, base, rng=rng, kernel=RBMGibbs(), chains=chains, populations=2, moves=2, path=path)
-    x = found.draw(n, rng)
-    return x[torch.randperm(n, generator=rng)]
+        return grid_of(self.density, points)
 
 
 def save_model(folder: str | Path, model: Model) -> Path:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gibbsian import NoiseConditional, anneal, quadrature
-from gibbsian.building import build_annealing
 from gibbsian.errors import DataError, OptionError, ShapeError
+from gibbsian.families.levels import build_annealing
 from gibbsian.recipes import Recipe
 from oracles import double_precision
 

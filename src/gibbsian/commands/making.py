@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def train(options: Any, command: str = "gibbsian train") -> None:
     """Fit an energy, draw from it, score with it, bracket its log Z, and write a report."""
-    from gibbsian.building import build_annealing, build_objective, initial_weights
+    from gibbsian.building import build_objective, initial_weights
     from gibbsian.models import Model, save_model
     from gibbsian.objectives.base import Batch
     from gibbsian.recipes import choose
@@ -48,9 +48,8 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     scaling = dataset.scaling()
     data = scaling.forward(dataset.train)
     context = training_labels(dataset) if recipe.conditional else {}
-    energy, objective = initial_weights(recipe, data), build_objective(recipe, data)
-    if recipe.noise_conditional:
-        build_annealing(recipe)  # what cannot be sampled is told of before training
+    energy = initial_weights(recipe, data)
+    objective = build_objective(recipe, data, energy)
     folder = options.out or Path("runs") / dataset.name
     console.print(f"[bold]{dataset}[/]")
     for note in dataset.notes:

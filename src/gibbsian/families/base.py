@@ -1,0 +1,147 @@
+"""What every family of models can do, whatever its energy is made of."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.energies.base import Energy
+from gibbsian.energies.tractable import Tractable
+from gibbsian.errors import DivergenceError
+from gibbsian.objectives.base import Objective
+from gibbsian.partition.base import LogZ
+from gibbsian.partition.exact import quadrature
+from gibbsian.recipes import Recipe
+from gibbsian.samples import Samples
+
+ROWS_AT_ONCE = 8192
+
+Progress = Callable[[int], object]
+
+ANNEALED = "annealed importance sampling, forward and reverse"
+OWN_DRAWS = "The upper bound takes the model's own draws for exact ones."
+
+
+class Family(ABC):
+    """A fitted energy in model units with the recipe that made it, and how that kind is made. Abstract.
+
+    Parameters
+    ----------
+    energy
+        As it was trained; conditional on ``sigma`` where it has noise levels.
+    recipe
+        How it was made.
+    """
+
+    has_levels = False
+
+    def __init__(self, energy: Energy, recipe: Recipe) -> None:
+        self.energy, self.recipe = energy, recipe
+
+    @classmethod
+    @abstractmethod
+    def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
+        """Build the untrained energy by torch's global generator; without data its weights are to be loaded."""
+
+    @classmethod
+    @abstractmethod
+    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
+        """Set what training starts from by the data, ``(n, *event)`` in model units."""
+
+    @classmethod
+    @abstractmethod
+    def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
+        """Build what the energy is fitted by."""
+
+    @property
+    @abstractmethod
+    def unlabelled(self) -> Energy:
+        """The energy of rows of all classes together."""
+
+    @property
+    @abstractmethod
+    def density(self) -> Energy:
+        """The energy of rows in model units, of which scores and log Z are."""
+
+    @property
+    @abstractmethod
+    def base(self) -> Tractable:
+        """The tractable density where sampling and annealing start, in model units."""
+
+    @abstractmethod
+    def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
+        """Draw ``n`` rows: of the density at the noise level ``sigma``, or of the data when ``None``."""
+
+    @abstractmethod
+    def chains(
+        self,
+        n: int,
+        rng: Generator,
+        steps: int | None = None,
+        thin: int | None = None,
+        start: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Run chains on `density`, which end as its draws; see `gibbsian.models.Model.chains`."""
+
+    @abstractmethod
+    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
+        """Run chains that leave `density` invariant, from the model's own draws."""
+
+    @abstractmethod
+    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
+        """Estimate log Z of `density`; see `gibbsian.models.Model.log_z`."""
+
+    @property
+    @abstractmethod
+    def log_z_told(self) -> tuple[str, str]:
+        """How `log_z` is found, and what to keep in mind of it."""
+
+
+def is_plane(recipe: Recipe) -> bool:
+    """Whether rows are one or two real numbers, over which an integral is a sum over a grid."""
+    return recipe.shape in ((1,), (2,)) and recipe.kind != "binary"
+
+
+def grid_of(density: Energy, points: int = 400):  # noqa: ANN201
+    """Integrate a density of one or two dimensions over a box that holds it; see `gibbsian.quadrature`."""
+    reach = 2.0
+    while True:
+        try:
+            return quadrature(density, -reach, reach, points)
+        except ValueError:
+            if reach > 40.0:
+                raise
+            reach *= 1.25
+
+
+@torch.no_grad()
+def resampled(energy: Energy, base: Tractable, n: int, rng: Generator, candidates: int = 32) -> Tensor:
+    """Draw from a base and resample by importance weights: starting points in the right proportions where it covers.
+
+    Parameters
+    ----------
+    energy
+        The density sought.
+    base
+        The proposal.
+    n
+        Points wanted.
+    candidates
+        Proposals per point; fewer, with replacement, in many dimensions would be copies, so none are resampled there.
+    rng
+        The generator.
+    """
+    if base.event_shape.numel() > 10:
+        return base.sample(n, rng)
+    x = base.sample(candidates * n, rng)
+    log_w = torch.cat([base(part) - energy(part) for part in x.split(ROWS_AT_ONCE)])
+    log_w = torch.where(torch.isfinite(log_w), log_w, -math.inf)
+    if not bool(torch.isfinite(log_w).any()):
+        raise DivergenceError("The energy is not finite at any draw of its base; the model is broken. Train it again.")
+    chosen = torch.multinomial((log_w - log_w.max()).double().exp(), n, replacement=True, generator=rng)
+    return x[chosen]
