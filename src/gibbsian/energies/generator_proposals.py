@@ -8,8 +8,8 @@ from a law :math:`\tau(z \mid x)`, and average over all of them,
 
 As the true latent is among them, :math:`E[1 / \hat q \mid x] = 1 / q(x)` for every K and every :math:`\tau` with mass
 wherever the posterior has some: changing the law of one of K + 1 exchangeable latents from :math:`\tau` to the
-posterior multiplies their density by :math:`\hat q / q`. So :math:`e^{-E(x)} / \hat q` has mean Z, its logarithm is a lower bound
-on log Z on average, and Metropolis-Hastings with it is exact. Without the true latent both would be wrong.
+posterior multiplies their density by :math:`\hat q / q`. So :math:`e^{-E(x)} / \hat q` has mean Z, its logarithm is a
+lower bound on log Z on average, and Metropolis-Hastings with it is exact. Without the true latent both would be wrong.
 
 `Importance weighted hierarchical variational inference (Sobolev & Vetrov, 2019) <https://arxiv.org/abs/1905.03290>`_.
 """
