@@ -49,8 +49,8 @@ class ShortRun:
     steps
         k, 1 or more.
     start
-        Where chains start: a `Tractable`, or anything with ``sample(n, rng)``. With a `ReplayBuffer` its chains go on
-        for k steps and are not written back.
+        Where chains start: a `Tractable`, a `GeneratorNetwork`, or anything with ``sample(n, rng)``. With a
+        `ReplayBuffer` its chains go on for k steps and are not written back.
 
     Raises
     ------
@@ -103,7 +103,8 @@ class ShortRun:
         """
         if n < 1:
             raise OptionError(f"n counts the chains, 1 or more; got {n}.")
-        start = self.start.sample(n, rng)
+        # Draws of a generator network have a graph behind them.
+        start = self.start.sample(n, rng).detach()
         return sample(energy, self.kernel, start, steps=self.steps, rng=rng, compile=compile, progress=progress)
 
 

@@ -81,9 +81,13 @@ class Objective(nn.Module, ABC):
     ----------
     fits_scores
         Whether it fits a `gibbsian.energies.score.Score`, too, which has no energy.
+    learning_rate_factor
+        What ``fit`` multiplies the learning rate of the objective's own parameters by: a weight in the loss would do
+        nothing under an optimiser that is blind to the scale of gradients.
     """
 
     fits_scores: bool = False
+    learning_rate_factor: float = 1.0
 
     @abstractmethod
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:

@@ -212,7 +212,8 @@ def take_step(state: TrainingState, batch: Batch) -> None:
         optimizer.grad_scale = (norm / settings.clip_norm).clamp(min=1.0).to(torch.float32)  # type: ignore[attr-defined]
     held = broken if settings.health else torch.zeros_like(broken)
     optimizer.found_inf = held.to(torch.float32)  # type: ignore[attr-defined]
-    optimizer.param_groups[0]["lr"] = settings.learning_rate_at(state.step, state.rollbacks)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate_at(state.step, state.rollbacks) * group.get("factor", 1.0)
     optimizer.step()
     # It changes the weights behind autograd's back; energies that keep what they derive from them look at the version.
     torch.autograd.graph.increment_version(state.params)

@@ -25,6 +25,10 @@ at every record (non-finite numbers as soon as they are seen):
     Gradients that have been zero ever since the run (or its phase) began: nothing is learned.
 ``edge``
     Exact likelihood whose model has mass at the edge of its box, and more beyond it.
+``collapsed``
+    A generator whose draws cover less than ``coverage_limit`` of the data *and* lie closer together than these, by more
+    than ``entropy_limit`` nats per coordinate: mode collapse. Draws of a generator that has not learned yet are such,
+    too, so that it counts from when they once were not; at the end of a run it is told in any case.
 ``unlike``
     A run whose chains, at its end, are farther from the data than a Gaussian would be: it was useless. This is
     not a stop but a verdict, see `gibbsian.training.verdict`.
@@ -73,6 +77,8 @@ _REMEDY = {
     "stalled": "No gradient reaches the weights: check that the objective fits the energy (a piecewise-linear network "
     "has no second derivative to match, noise far from the data teaches nothing) and that nothing is detached.",
     "edge": "Widen low and high (or margin), or add a Gaussian to the energy so that its mass stays inside.",
+    "collapsed": "The generator's draws fell onto few points (mode collapse): lower its learning_rate_factor, raise "
+    "its scale or entropy_weight, refine by more or longer chain steps, or give its network more latents.",
     "unlike": "Train for more steps, raise learning_rate, or use more chain steps or another step_size.",
     "saturated": "The chains are pressed against the box: use a smaller step_size, lower learning_rate, or penalise "
     "large energies.",
@@ -135,6 +141,7 @@ class Health:
         self.largest: dict[str, float] = {}
         self.streaks: dict[str, int] = {}
         self.moved = False
+        self.covered: set[str] = set()
         self.suspected: list[Alarm] = []
 
     def check(self, record: Mapping[str, Any]) -> Alarm | None:
@@ -150,7 +157,8 @@ class Health:
         alarm: Alarm | None = None
         self.suspected = []
         for kind, suspicion in self._suspicions(record):
-            self.streaks[kind] = self.streaks.get(kind, 0) + 1 if suspicion else 0
+            counts = suspicion and (suspicion.kind != "collapsed" or kind in self.covered)
+            self.streaks[kind] = self.streaks.get(kind, 0) + 1 if counts else 0
             if suspicion:
                 self.suspected.append(suspicion)
                 if self.streaks[kind] >= self.settings.patience:
@@ -181,6 +189,8 @@ class Health:
             detect = detectors.get(last_part(name))
             if detect is not None:
                 yield name, detect(record["step"], name, value)
+            elif last_part(name) == "coverage":
+                yield name, self._collapsed(record, name, value)
 
     def _gap(self, step: int, name: str, value: float) -> Alarm | None:
         floor = self.settings.gap_limit * self.data.coordinates
@@ -216,6 +226,14 @@ class Health:
         limit = self.settings.edge_limit
         return Alarm("edge", step, name, value, limit, _REMEDY["edge"]) if value > limit else None
 
+    def _collapsed(self, record: Mapping[str, Any], name: str, value: float) -> Alarm | None:
+        limit, closer = self.settings.coverage_limit, -self.settings.entropy_limit
+        if value >= limit:
+            self.covered.add(name)
+            return None
+        gap = record.get(name.removesuffix("coverage") + "entropy_gap", math.nan)
+        return Alarm("collapsed", record["step"], name, value, limit, _REMEDY["collapsed"]) if gap < closer else None
+
     def _stalled(self, record: Mapping[str, Any]) -> Alarm | None:
         if self.moved:
             return None
@@ -226,7 +244,7 @@ class Health:
         """Copy the memory."""
         windows = {name: list(window) for name, window in self.windows.items()}
         memory = {"windows": windows, "usual": dict(self.usual), "streaks": dict(self.streaks)}
-        memory |= {"largest": dict(self.largest)}
+        memory |= {"largest": dict(self.largest), "covered": sorted(self.covered)}
         return memory | {"phases": dict(self.phases), "moved": self.moved}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -234,6 +252,7 @@ class Health:
         self.windows = {k: list(v) for k, v in state["windows"].items()}
         self.usual, self.streaks = dict(state["usual"]), dict(state["streaks"])
         self.largest = dict(state.get("largest", {}))
+        self.covered = set(state.get("covered", ()))
         self.phases, self.moved = dict(state.get("phases", {})), bool(state.get("moved", True))
 
 

@@ -89,6 +89,12 @@ class TrainingSettings:
     edge_limit: float = _setting(
         1e-3, "Exact likelihood's box is too small when more than this part of the mass lies at its edge."
     )
+    coverage_limit: float = _setting(
+        0.3, "A generator has collapsed when its draws cover less than this part of the data and lie closer together."
+    )
+    entropy_limit: float = _setting(
+        0.25, "How much closer together draws of a collapsed generator lie than data, in nats per coordinate."
+    )
     unlike_limit: float = _setting(
         1.0,
         "Chains that end a run at more than this many times a Gaussian's distance from the data are unlike them.",
@@ -101,7 +107,15 @@ class TrainingSettings:
             )
         for name in ("learning_rate", "gap_ratio", "gradient_ratio"):
             _require(self, name, _number(getattr(self, name)) and getattr(self, name) > 0, "a positive number")
-        for name in ("weight_decay", "clip_norm", "gap_limit", "gradient_limit", "flat_limit", "unlike_limit"):
+        for name in (
+            "weight_decay",
+            "clip_norm",
+            "gap_limit",
+            "gradient_limit",
+            "flat_limit",
+            "unlike_limit",
+            "entropy_limit",
+        ):
             _require(self, name, _number(getattr(self, name)) and getattr(self, name) >= 0, "zero or a positive number")
         for name in (
             "final_learning_rate_factor",
@@ -109,6 +123,7 @@ class TrainingSettings:
             "movement_limit",
             "saturation_limit",
             "edge_limit",
+            "coverage_limit",
         ):
             _require(self, name, _number(getattr(self, name)) and 0 <= getattr(self, name) <= 1, "between 0 and 1")
         factor = self.rollback_learning_rate_factor

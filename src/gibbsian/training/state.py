@@ -60,7 +60,7 @@ class TrainingState:
         named = trained_parameters(energy, objective)
         self.names, self.params = list(named), list[Tensor](named.values())
         self.average = [p.detach().clone() for p in self.params]
-        self.optimizer = optimizer_of(self.params, settings)
+        self.optimizer = optimizer_of(self.params, settings, rate_factors(named, objective))
         self.health = Health(settings, DataScale.of(data.x))
         # Evenly spread, for data may come sorted.
         n = len(data)
@@ -181,12 +181,38 @@ class TrainingState:
         torch._foreach_copy_(self.params, self.average)
 
 
-def optimizer_of(params: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Build the optimiser that is named, fused: it takes the clip factor and what to leave out as tensors."""
+def optimizer_of(
+    params: list[Tensor], settings: TrainingSettings, factors: list[float] | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimiser that is named, fused: it takes the clip factor and what to leave out as tensors.
+
+    Parameters
+    ----------
+    params
+        What is trained.
+    settings
+        Of the run.
+    factors
+        What the learning rate of each is multiplied by; those with one factor make a group, which knows it.
+    """
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    factors = [1.0] * len(params) if factors is None else factors
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p, own in zip(params, factors) if own == factor], "factor": factor}
+        for factor in dict.fromkeys(factors)
+    ]
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(params, momentum=settings.momentum, **common)
-    return torch.optim.AdamW(params, betas=settings.betas, **common)
+        return torch.optim.SGD(groups, momentum=settings.momentum, **common)
+    return torch.optim.AdamW(groups, betas=settings.betas, **common)
+
+
+def rate_factors(named: Mapping[str, Tensor], objective: nn.Module) -> list[float]:
+    """Say what the learning rate of each parameter is multiplied by: 1 for the energy's, the innermost objective's."""
+    factors: dict[int, float] = {}
+    for module in objective.modules():
+        if isinstance(module, Objective):
+            factors |= {id(p): module.learning_rate_factor for p in module.parameters()}
+    return [factors.get(id(p), 1.0) if name.startswith("objective.") else 1.0 for name, p in named.items()]
 
 
 class Order:

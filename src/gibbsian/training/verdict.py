@@ -9,7 +9,8 @@ compares them with what needs no network: draws of a Gaussian that has the data'
 are discrete, rows of data whose columns were permuted, each on its own. Where noise was added to the data, it is taken
 out of the chains first, as it would be of draws.
 
-And a run may end just as it runs away, before that has lasted long enough to be stopped: that is told too.
+And a run may end just as it runs away, before that has lasted long enough to be stopped, or with a generator that has
+collapsed or never spread: that is told too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ CLOSE = 0.01
 FEWEST = 16
 """Chains or rows below which nothing can be said."""
 
-TOLD = {"unlike": "chains unlike the data", "gap": "a runaway at its end"}
+TOLD = {
+    "unlike": "chains unlike the data",
+    "gap": "a runaway at its end",
+    "collapsed": "a generator collapsed onto few points",
+}
 """Each verdict in a few words."""
 
 
@@ -119,8 +124,8 @@ def plain_distance(rows: Tensor, rng: Generator, discrete: bool) -> float:
 
 
 def verdicts(state: TrainingState, distance: Estimate | None) -> list[Alarm]:
-    """Find a run useless whose chains are farther than the limit beyond chance, or whose gap was running away."""
-    found = [alarm for alarm in state.health.suspected if alarm.kind == "gap"][:1]
+    """Find what is wrong at the end: a gap that runs away, a collapsed generator, chains too far beyond chance."""
+    found = [a for kind in ("gap", "collapsed") for a in [b for b in state.health.suspected if b.kind == kind][:1]]
     limit = state.settings.unlike_limit
     if distance is not None and distance.value > limit + 3.0 * distance.stderr:
         found.append(unlike(state.step, distance.value, limit))
@@ -129,6 +134,9 @@ def verdicts(state: TrainingState, distance: Estimate | None) -> list[Alarm]:
 
 def warn(alarm: Alarm) -> None:
     """Tell the caller of `fit`."""
-    far = alarm.kind == "unlike"
-    what = "its chains are farther from the data than a Gaussian would be" if far else "it was running away"
+    what = {
+        "unlike": "its chains are farther from the data than a Gaussian would be",
+        "gap": "it was running away",
+        "collapsed": "its generator's draws lie on few points of the data",
+    }[alarm.kind]
     warnings.warn(f"Training ended, but {what}: {alarm}. {alarm.remedy}", UserWarning, stacklevel=5)

@@ -1,0 +1,449 @@
+r"""Draws of a generator, corrected by its discriminator: rejection, independence chains, and chains in latent space.
+
+All three have :math:`p_g(x)\, e^{d(x)}` for their target, the data's density where the discriminator's logit d is the
+exact log-ratio. They differ in what they cost and in how they fail:
+
+========================  ===========================================  ==============================================
+`rejection`               independent draws, exact                     accepts one in :math:`\max e^d` draws
+`metropolis_hastings`     as exact as the chains are long              stays long where d is high
+`ddls`                    uses gradients, improves every draw          moves locally; modes keep nearly their shares
+========================  ===========================================  ==============================================
+
+A discriminator that came out of a game is rarely an exact log-ratio: train it on alone while the generator stands still
+(``generator.requires_grad_(False)``, and ``fit`` again), and calibrate it on held-out rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gibbsian.adaptation import tune
+from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.energies.base import Energy
+from gibbsian.energies.discriminators import (
+    CalibratedDiscriminator,
+    LatentDiscriminator,
+    check_discriminator,
+    latent_energy,
+)
+from gibbsian.energies.generators import GeneratorNetwork, require_fitting
+from gibbsian.errors import ArgumentTypeError, DataError, OptionError
+from gibbsian.kernels.base import Kernel
+from gibbsian.kernels.langevin import MALA
+from gibbsian.sampling import sample
+
+DiscriminatorLike = Energy | nn.Module | Callable[[Tensor], Tensor]
+"""An energy, minus the logit, or a module that gives logits."""
+
+TOO_FEW = 1e-4
+"""A mean acceptance below this is none."""
+
+CHUNK = 10_000
+"""Draws that are made at once."""
+
+SMALL_STEP = 1e-3
+"""Where the tuning of a step size starts."""
+
+
+@dataclass(frozen=True, repr=False)
+class GanDraws:
+    """Corrected draws of a generator.
+
+    Attributes
+    ----------
+    x
+        The draws, ``(n, *event)``.
+    z
+        Their latent vectors, ``(n, *latent)``.
+    acceptance
+        The share of proposals that were accepted, with its error.
+    evaluations
+        How many points the discriminator has seen.
+    nonfinite
+        How many proposals had no finite logit; they were rejected.
+    log_bound
+        Of rejection: the largest logit seen, in nats; else NaN.
+    """
+
+    x: Tensor
+    z: Tensor
+    acceptance: Estimate
+    evaluations: int
+    nonfinite: int = 0
+    log_bound: float = math.nan
+
+    def __repr__(self) -> str:
+        """Number, shape, acceptance and cost."""
+        return (
+            f"GanDraws({len(self.x)} of shape {tuple(self.x.shape[1:])}, acceptance {self.acceptance}, "
+            f"{self.evaluations} evaluations)"
+        )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A discriminator, calibrated.
+
+    Attributes
+    ----------
+    energy
+        The calibrated discriminator's energy, minus the logit.
+    slope, offset
+        What the logit was multiplied with, and what was added, in nats: 1 and 0 for a calibrated one.
+    z
+        How far the sum of the labels was from what the discriminator said, in standard errors, before: Dawid's statistic.
+    loss_before, loss_after
+        Cross entropy of the rows, in nats; log 2 is a guess's.
+    """
+
+    energy: CalibratedDiscriminator
+    slope: Estimate
+    offset: Estimate
+    z: float
+    loss_before: float
+    loss_after: float
+
+
+@torch.no_grad()
+def calibrate_discriminator(
+    discriminator: DiscriminatorLike, generator: GeneratorNetwork, real: Tensor, *, rng: Generator
+) -> Calibration:
+    r"""Fit :math:`P(data \mid x) = 1 / (1 + e^{-a d(x) - b})` to held-out rows and as many draws.
+
+    Logistic regression on the logit, as `Metropolis-Hastings generative adversarial networks (Turner et al., 2019)
+    <https://arxiv.org/abs/1811.11357>`_ calibrate; a is an inverse temperature, and b no matter to any sampler here.
+
+    Parameters
+    ----------
+    discriminator, generator
+        As for `gibbsian.energies.discriminators.latent_energy`.
+    real
+        Rows that trained neither of the two, ``(n, *event)``; some hundreds.
+    rng
+        The generator of the draws.
+
+    Raises
+    ------
+    ShapeError, ArgumentTypeError, DomainError, OptionError
+        As `gibbsian.energies.discriminators.latent_energy`.
+    DataError
+        If there are fewer than ten rows, a logit is not finite, or the logit tells the rows and draws apart without
+        error, or the wrong way round.
+    """
+    energy = _checked(discriminator, generator, rng)
+    require_fitting(generator, real.shape[1:], "the held-out rows")
+    if len(real) < 10:
+        raise DataError(f"Calibration needs 10 held-out rows or more, better hundreds; got {len(real)}.")
+    points = torch.cat([real, generator.sample(len(real), rng).to(real.dtype)])
+    logits = -torch.cat([energy.discriminator(part) for part in points.split(CHUNK)]).double()
+    if bad := int((~torch.isfinite(logits)).sum()):
+        raise DataError(f"{bad} of {len(logits)} logits are not finite; look for a saturated sigmoid.")
+    labels = torch.zeros_like(logits)
+    labels[: len(real)] = 1.0
+    of_data, of_draws = logits[: len(real)], logits[len(real) :]
+    if float(of_data.min()) > float(of_draws.max()):
+        raise DataError(
+            f"The discriminator tells all {len(real)} held-out rows from as many draws without error, logits "
+            f"{float(of_data.min()):.3g} and up against {float(of_draws.max()):.3g} and down: the two do not overlap, "
+            "so that no draw can be corrected. Train the generator further, or take a larger r1."
+        )
+    slope, offset = _logistic(logits, labels)
+    if slope.value < -3.0 * slope.stderr:
+        raise DataError(
+            f"The discriminator is higher at draws than at held-out rows: the slope is {slope}. An energy is minus the "
+            "logit; pass Discriminator(net) for a network that gives logits."
+        )
+    told = logits.sigmoid()
+    z = float((labels - told).sum() / (told * (1.0 - told)).sum().sqrt())
+    cross = nn.functional.binary_cross_entropy_with_logits
+    after = cross(slope.value * logits + offset.value, labels)
+    fitted = CalibratedDiscriminator(energy.discriminator, slope.value, offset.value).to(real.device, real.dtype)
+    return Calibration(fitted, slope, offset, z, float(cross(logits, labels)), float(after))
+
+
+def _logistic(logits: Tensor, labels: Tensor) -> tuple[Estimate, Estimate]:
+    """Slope and offset of a logistic regression in one number, with errors from Fisher's information."""
+    from sklearn.linear_model import LogisticRegression
+
+    column = logits.cpu()[:, None]
+    fitted = LogisticRegression(C=math.inf).fit(column.numpy(), labels.cpu().numpy())
+    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    p = (slope * column + offset).sigmoid()
+    design = torch.cat([column, torch.ones_like(column)], 1)
+    errors = torch.linalg.pinv(design.T @ (p * (1.0 - p) * design), hermitian=True).diagonal().sqrt().tolist()
+    return Estimate(slope, errors[0]), Estimate(offset, errors[1])
+
+
+@torch.no_grad()
+def rejection(
+    discriminator: DiscriminatorLike,
+    generator: GeneratorNetwork,
+    n: int,
+    *,
+    rng: Generator,
+    gamma: float = 0.0,
+    quantile: float | None = None,
+    pilot: int = CHUNK,
+    most: int = 1_000_000,
+) -> GanDraws:
+    r"""Accept draws with the probability :math:`\sigma(F(x) - \gamma)`: discriminator rejection sampling.
+
+    .. math:: F(x) = d(x) - M - \log(1 - e^{d(x) - M}), \qquad \sigma(F(x)) = e^{d(x) - M},
+
+    with M the largest logit of all draws, the pilot's included: where a later draw raises it, earlier ones are judged
+    again, with their own uniform numbers. With :math:`\gamma = 0` the accepted draws are those of :math:`p_g e^d`;
+    below it more are accepted, and they are nearer to the generator's own. `Discriminator rejection sampling (Azadi et
+    al., 2019) <https://arxiv.org/abs/1810.06758>`_.
+
+    Parameters
+    ----------
+    discriminator, generator
+        As for `gibbsian.energies.discriminators.latent_energy`.
+    n
+        Draws to accept.
+    rng
+        The generator of everything random.
+    gamma
+        The shift, in nats.
+    quantile
+        Takes this quantile of F over the pilot draws for :math:`\gamma` instead, as the paper does: at q about 1 - q of
+        the draws are accepted with more than even odds.
+    pilot
+        Draws from which M is found first.
+    most
+        Draws to try at most, the pilot's not counted.
+
+    Raises
+    ------
+    ShapeError, ArgumentTypeError, DomainError
+        As `gibbsian.energies.discriminators.latent_energy`.
+    OptionError
+        If an option is out of its range, or too few of the draws were accepted.
+    """
+    energy = _checked(discriminator, generator, rng, n=n, pilot=pilot, most=most)
+    if quantile is not None and not 0.0 < quantile < 1.0:
+        raise OptionError(f"quantile lies between 0 and 1; got {quantile}.")
+    if not math.isfinite(gamma):
+        raise OptionError(f"gamma is a finite number of nats; got {gamma}.")
+    seen = _finite(torch.cat([_proposed(energy, count, rng)[1] for count in _chunks(pilot)]))
+    bound = float(seen.max())
+    if quantile is not None:
+        # The quantile of the largest, which is certain to be accepted, is no shift.
+        gamma = min(float(torch.quantile(_odds(seen, bound).float(), quantile)), 1e3)
+    kept: list[Tensor] = []
+    tried = accepted = nonfinite = 0
+    while accepted < n and tried < most:
+        z, d = _proposed(energy, min(CHUNK, most - tried), rng)
+        u = torch.rand(d.shape, generator=rng, dtype=d.dtype, device=d.device)
+        nonfinite += int((~d.isfinite() & (d != -math.inf)).sum())
+        bound = max(bound, float(_finite(d).max()))
+        kept = [torch.cat(parts) for parts in zip(kept, (z, d, u))] if kept else [z, d, u]
+        chosen = kept[2] < _odds(kept[1], bound).sub(gamma).sigmoid()
+        kept = [part[chosen] for part in kept]
+        tried, accepted = tried + len(d), len(kept[2])
+    share = accepted / tried
+    if accepted < n:
+        raise OptionError(
+            f"Rejection accepted {accepted} of {tried} draws, and {n} were asked for: the largest logit, {bound:.4g} "
+            f"nats, is {bound - float(seen.median()):.4g} above the median draw's. Calibrate the discriminator, accept "
+            "more with gamma below 0 or with quantile=0.8, allow most= more draws, or use ddls, which moves draws "
+            "instead of waiting for good ones."
+        )
+    x = energy.points(kept[0][:n])
+    error = Estimate(share, math.sqrt(share * (1.0 - share) / tried))
+    return GanDraws(x, kept[0][:n], error, pilot + tried, nonfinite, bound)
+
+
+@torch.no_grad()
+def metropolis_hastings(
+    discriminator: DiscriminatorLike,
+    generator: GeneratorNetwork,
+    n: int,
+    *,
+    rng: Generator,
+    steps: int = 200,
+    start: Tensor | None = None,
+) -> GanDraws:
+    r"""Run independence chains whose proposals are the generator's draws, and return where they end.
+
+    A proposal x' is accepted with probability
+
+    .. math:: \min\{1, \frac{D(x)^{-1} - 1}{D(x')^{-1} - 1}\} = \min\{1, e^{d(x') - d(x)}\}, \qquad
+              D = \frac{1}{1 + e^{-d}} .
+
+    `Metropolis-Hastings generative adversarial networks (Turner et al., 2019) <https://arxiv.org/abs/1811.11357>`_.
+    Chains that start at real rows are near their target from the start; those that never leave theirs start again at a
+    draw, so that no real row is ever returned.
+
+    Parameters
+    ----------
+    discriminator, generator
+        As for `gibbsian.energies.discriminators.latent_energy`.
+    n
+        Chains, each of which gives one draw.
+    rng
+        The generator of everything random.
+    steps
+        Proposals per chain.
+    start
+        Real rows at which chains start, ``(m, *event)``, drawn from with replacement; without them chains start at
+        draws of the generator.
+
+    Raises
+    ------
+    ShapeError, ArgumentTypeError, DomainError
+        As `gibbsian.energies.discriminators.latent_energy`.
+    OptionError
+        If an option is out of its range, or nearly no proposal was accepted.
+    """
+    energy = _checked(discriminator, generator, rng, n=n, steps=steps)
+    if start is None:
+        z, d, probability, seen, bad = _independence(energy, n, steps, rng)
+    else:
+        require_fitting(generator, start.shape[1:], "the chains' start")
+        picked = torch.randint(len(start), (n,), generator=rng, device=rng.device).to(start.device)
+        real = -torch.cat([energy.discriminator(part) for part in start[picked].split(CHUNK)])
+        z, d, probability, seen, bad = _independence(energy, n, steps, rng, real)
+        # What no proposal has replaced is marked by NaN.
+        if count := int((stayed := z.flatten(1).isnan().any(1)).sum()):
+            again = _independence(energy, count, steps, rng)
+            z[stayed], probability[stayed] = again[0], again[2]
+            seen, bad = seen + again[3], bad + again[4]
+    mean = float(probability.mean())
+    if not mean > TOO_FEW:
+        raise OptionError(
+            f"The chains accepted {mean:.2g} of their proposals: the discriminator's logits at the chains, "
+            f"{float(d.median()):.4g} nats in the middle, are far above those of draws. Calibrate it, train it against "
+            "the generator as it now is, or use ddls, which moves draws instead of waiting for good ones."
+        )
+    error = float(probability.std()) / math.sqrt(n) if n > 1 else math.nan
+    return GanDraws(energy.points(z), z, Estimate(mean, error), seen, bad)
+
+
+def _independence(
+    energy: LatentDiscriminator, n: int, steps: int, rng: Generator, at: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Chains from draws, or from logits of real rows: latent vectors, logits, mean acceptances, and two counts."""
+    z, d = _proposed(energy, n, rng)
+    if at is not None:
+        z, d = torch.full_like(z, math.nan), at.to(d.dtype)
+    total, bad = torch.zeros_like(d), 0
+    for _ in range(steps):
+        z_new, d_new = _proposed(energy, n, rng)
+        usable = d_new.isfinite()
+        probability = torch.where(usable, (d_new - d).exp().clamp(max=1.0), 0.0)
+        # A chain that starts where the logit is no number takes whatever has one.
+        probability = torch.where(usable & ~d.isfinite(), 1.0, probability)
+        accept = torch.rand(d.shape, generator=rng, dtype=d.dtype, device=d.device) < probability
+        z = torch.where(accept.view(-1, *[1] * (z.ndim - 1)), z_new, z)
+        d = torch.where(accept, d_new, d)
+        total += probability
+        bad += int((~usable & (d_new != -math.inf)).sum())
+    return z, d, total / steps, n * (steps + (at is None)), bad
+
+
+def ddls(
+    discriminator: DiscriminatorLike,
+    generator: GeneratorNetwork,
+    n: int,
+    *,
+    rng: Generator,
+    steps: int = 200,
+    kernel: Kernel | None = None,
+    tuning: int = 100,
+    compile: bool = False,
+) -> GanDraws:
+    """Walk the latent space by Langevin steps on `latent_energy`: discriminator driven latent sampling.
+
+    `Your GAN is secretly an energy-based model and you should use discriminator driven latent sampling (Che et al.,
+    2020) <https://arxiv.org/abs/2003.06060>`_. Chains start at draws of the generator's own law.
+
+    Parameters
+    ----------
+    discriminator, generator
+        As for `gibbsian.energies.discriminators.latent_energy`.
+    n
+        Chains, each of which gives one draw.
+    rng
+        The generator of everything random.
+    steps
+        Steps per chain.
+    kernel
+        Any over the law's domain, taken as it is, such as ``ULA(0.01)``; MALA with a tuned step size when left out.
+    tuning
+        Steps of that tuning, which warm the chains up.
+    compile
+        As in `gibbsian.sampling.sample`.
+
+    Raises
+    ------
+    ShapeError, ArgumentTypeError, DomainError
+        As `gibbsian.energies.discriminators.latent_energy`.
+    OptionError
+        If an option is out of its range, or nearly no proposal was accepted.
+    DivergenceError
+        If no step size suits.
+    """
+    energy = _checked(discriminator, generator, rng, n=n, steps=steps)
+    at: Any = generator.latent.sample(n, rng)
+    seen = n * (steps + 1)
+    if kernel is None:
+        tuned = tune(energy, MALA(SMALL_STEP), at, rng=rng, steps=tuning, compile=compile)
+        kernel, at = tuned.kernel, tuned.state
+        seen += n * tuning
+    assert kernel is not None
+    made = sample(energy, kernel, at, steps=steps, rng=rng, compile=compile)
+    mean = float(made.acceptance.mean())
+    if not mean > TOO_FEW:
+        raise OptionError(f"{kernel!r} accepted {mean:.2g} of its proposals; use a smaller step_size, or no kernel=.")
+    error = float(made.acceptance.std()) / math.sqrt(n) if n > 1 else math.nan
+    return GanDraws(energy.points(made.x), made.x, Estimate(mean, error), seen, int(made.nonfinite.sum()))
+
+
+@torch.no_grad()
+def _checked(
+    discriminator: DiscriminatorLike, generator: GeneratorNetwork, rng: Generator, **counts: int
+) -> LatentDiscriminator:
+    energy = latent_energy(discriminator, generator)
+    if not isinstance(rng, Generator):
+        raise ArgumentTypeError(f"rng is a torch.Generator, as torch.Generator().manual_seed(0); got {rng!r}.")
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise OptionError(f"{name} is a whole number, 1 or more; got {value!r}.")
+    # Draws of its own: to look changes nothing in what follows.
+    looking = torch.Generator(rng.device).manual_seed(0)
+    check_discriminator(energy.discriminator, generator.sample(64, looking))
+    return energy
+
+
+def _proposed(energy: LatentDiscriminator, n: int, rng: Generator) -> tuple[Tensor, Tensor]:
+    """Draw latent vectors, and evaluate the logits of their points."""
+    z = energy.generator.latent.sample(n, rng)
+    return z, torch.cat([-energy.discriminator(energy.generator(part)) for part in z.split(CHUNK)])
+
+
+def _odds(d: Tensor, bound: float) -> Tensor:
+    """F: the log-odds of a probability of exp(d - bound)."""
+    below = (d - bound).clamp(max=0.0)
+    odds = below - (-torch.expm1(below)).log()
+    # No finite logit above the bound exists; what is not finite is rejected.
+    return torch.where(d.isfinite(), odds, -math.inf)
+
+
+def _finite(d: Tensor) -> Tensor:
+    found = d[d.isfinite()]
+    if len(found) == 0:
+        raise OptionError(
+            f"None of {len(d)} draws has a finite logit; look for a saturated sigmoid in the discriminator."
+        )
+    return found
+
+
+def _chunks(total: int) -> list[int]:
+    return [min(CHUNK, total - at) for at in range(0, total, CHUNK)]

@@ -1,0 +1,261 @@
+r"""Adversarial training: an energy and a generator, trained against one another by one loss.
+
+With the discriminator's logit d = -E and the generator's draws G(z), the logistic game without saturation has
+
+.. math:: L_d = \mathbb{E}_{data}\, s(-d(x)) + \mathbb{E}_z\, s(d(G(z))), \qquad
+          L_G = \mathbb{E}_z\, s(-d(G(z))), \qquad s(t) = \log(1 + e^t),
+
+and the game of an energy-based GAN, with a margin m,
+
+.. math:: L_d = \mathbb{E}_{data}\, E(x) + \mathbb{E}_z\, [m - E(G(z))]_+, \qquad L_G = \mathbb{E}_z\, E(G(z)).
+
+Both networks move at each step of one optimiser. The value is the sum of both losses; the energy's weights get the
+gradient of the first alone, the generator's that of the second alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import normalize, softplus
+
+from gibbsian.energies.base import Energy
+from gibbsian.energies.discriminators import check_discriminator
+from gibbsian.energies.generators import GeneratorNetwork, require_fitting
+from gibbsian.energies.reconstruction import ReconstructionEnergy
+from gibbsian.errors import DomainError, OptionError, ShapeError
+from gibbsian.objectives.base import Batch, Counting, Loss, check_one_per_row
+from gibbsian.objectives.checks import check_at_least, check_count, check_floating
+from gibbsian.objectives.noise_contrastive import accuracy, energies
+
+
+class Adversarial(Counting):
+    r"""A generative adversarial network: the energy given to ``fit`` is minus the discriminator's logit.
+
+    The loss without saturation of `Generative adversarial nets (Goodfellow et al., 2014)
+    <https://arxiv.org/abs/1406.2661>`_, with the penalties :math:`\tfrac{\gamma_1}{2} \mathbb{E}_{data} |\nabla d|^2`
+    and :math:`\tfrac{\gamma_2}{2} \mathbb{E}_G |\nabla d|^2` of `Which training methods for GANs do actually converge?
+    (Mescheder et al., 2018) <https://arxiv.org/abs/1801.04406>`_, without which the two circle around one another.
+
+    The discriminator then estimates :math:`\log p_{data} / p_g`, and better when the generator stands still: with
+    ``generator.requires_grad_(False)`` a second ``fit`` trains the discriminator alone. `latent_energy`, `rejection`
+    and `metropolis_hastings` draw from :math:`p_g e^d`. Betas of (0.5, 0.99) and more steps than usual suit a game.
+
+    Parameters
+    ----------
+    generator
+        Learns beside the energy, and is kept as ``objective.generator``. The energy must not contain it.
+    r1, r2
+        Weights of the penalties at data and at draws, in squared units of x. A penalty blurs the logit: the smaller,
+        the sharper, and the less steady.
+    every
+        The generator moves at each so-manieth step, and the discriminator at all of them.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If the generator is none.
+    OptionError
+        If an option is out of its range.
+    """
+
+    def __init__(self, generator: GeneratorNetwork, r1: float = 0.1, r2: float = 0.0, every: int = 1) -> None:
+        super().__init__()
+        require_fitting(generator, None)
+        check_at_least(("r1", r1, 0.0), ("r2", r2, 0.0))
+        self.generator = generator
+        self.r1, self.r2 = float(r1), float(r2)
+        self.every = check_count("every", every, "the steps of the discriminator per step of the generator")
+        self.seen = False
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Draw from the generator, and classify.
+
+        Raises
+        ------
+        ShapeError
+            If generator, data and energy are of different shapes.
+        OptionError
+            If the energy is conditional, or contains the generator.
+        DomainError
+            If the energy ends in a sigmoid, or lives on discrete states.
+        ArgumentTypeError
+            If the data are integers.
+        """
+        moves, n = _moves(self.generator, self.next_call(), self.every), len(batch)
+        if not self.seen:
+            check_game(energy, self.generator, batch)
+            check_discriminator(energy, batch.x)
+            self.seen = True
+        x, drawn, fake = _points(self.generator, batch, moves, rng, slopes=self.r1 > 0)
+        values = check_one_per_row(energy(torch.cat((x, drawn))), 2 * n)
+        of_data, of_draws = -values[:n], -values[n:]
+        loss = softplus(-of_data).mean() + softplus(of_draws).mean()
+        metrics = energies(values, n) | {"accuracy": accuracy(of_data.detach(), of_draws.detach())}
+        metrics["discriminator_loss"] = loss.detach()
+        for name, weight, logits, at in (("r1", self.r1, of_data, x), ("r2", self.r2, of_draws, drawn)):
+            if weight:
+                (slope,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
+                squared = slope.flatten(1).square().sum(1).mean()
+                loss, metrics[name] = loss + 0.5 * weight * squared, squared.detach()
+        own = softplus(-of_draws).mean()
+        metrics["generator_loss"] = own.detach()
+        return Loss(loss + _followed(own, drawn, fake) if moves else loss, metrics)
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"r1={self.r1}, r2={self.r2}, every={self.every}"
+
+
+class EnergyBasedGAN(Counting):
+    r"""An energy-based GAN: the discriminator is an energy, low at data and pushed up to a margin at draws.
+
+    `Energy-based generative adversarial network (Zhao et al., 2017) <https://arxiv.org/abs/1609.03126>`_. The energy is
+    one that is bounded below, such as `ReconstructionEnergy`, which ``fit`` is given. The generator may be repelled
+    from collapse by the pulling-away term, the mean of the squared cosines between the codes of different draws,
+
+    .. math:: \frac{1}{n (n - 1)} \sum_{i \ne j} \left(\frac{s_i \cdot s_j}{|s_i| |s_j|}\right)^2 .
+
+    Such an energy tells data from the generator's draws near them, and is no log-ratio of densities.
+
+    Parameters
+    ----------
+    generator
+        Learns beside the energy, and is kept as ``objective.generator``. The energy must not contain it.
+    margin
+        m, in nats: above it the energy leaves draws alone. Larger than the energy of a well rebuilt datum.
+    pull_away
+        Weight of the pulling-away term; needs an energy with ``codes(x)``, as a `ReconstructionEnergy` has.
+    every
+        The generator moves at each so-manieth step.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If the generator is none.
+    OptionError
+        If an option is out of its range.
+    """
+
+    def __init__(
+        self, generator: GeneratorNetwork, margin: float = 1.0, pull_away: float = 0.0, every: int = 1
+    ) -> None:
+        super().__init__()
+        require_fitting(generator, None)
+        if not 0.0 < margin < math.inf:
+            raise OptionError(f"margin is a positive number of nats; got {margin}.")
+        check_at_least(("pull_away", pull_away, 0.0))
+        self.generator = generator
+        self.margin, self.pull_away = float(margin), float(pull_away)
+        self.every = check_count("every", every, "the steps of the energy per step of the generator")
+        self.seen = False
+
+    def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
+        """Draw from the generator, and compare energies.
+
+        Raises
+        ------
+        ShapeError
+            If generator, data and energy are of different shapes.
+        OptionError
+            If the energy is conditional, contains the generator, or has no codes to pull away.
+        DomainError
+            If the energy lives on discrete states, or is negative at a point, unlike a bounded one.
+        ArgumentTypeError
+            If the data are integers.
+        """
+        moves, n = _moves(self.generator, self.next_call(), self.every), len(batch)
+        if first := not self.seen:
+            check_game(energy, self.generator, batch)
+            self._check_codes(energy)
+            self.seen = True
+        x, drawn, fake = _points(self.generator, batch, moves, rng)
+        values = check_one_per_row(energy(torch.cat((x, drawn))), 2 * n)
+        if first and bool((values < 0).any()):
+            raise DomainError(
+                f"An energy-based GAN needs an energy that is 0 or more, such as ReconstructionEnergy; the lowest of "
+                f"{2 * n} values is {float(values.min()):.4g}. With a network's output as a logit, use Adversarial."
+            )
+        of_data, of_draws = values[:n], values[n:]
+        loss = of_data.mean() + (self.margin - of_draws).relu().mean()
+        own = of_draws.mean()
+        metrics = energies(values, n) | {"discriminator_loss": loss.detach(), "generator_loss": own.detach()}
+        if moves and self.pull_away:
+            cosines = pulling_away(energy.codes(drawn))  # pyright: ignore[reportCallIssue]
+            own, metrics["pull_away"] = own + self.pull_away * cosines, cosines.detach()
+        return Loss(loss + _followed(own, drawn, fake) if moves else loss, metrics)
+
+    def _check_codes(self, energy: Energy) -> None:
+        if self.pull_away and not isinstance(energy, ReconstructionEnergy):
+            raise OptionError(
+                f"pull_away={self.pull_away} needs the codes of a ReconstructionEnergy; got {energy!r}. Set "
+                "pull_away=0, or use one."
+            )
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"margin={self.margin}, pull_away={self.pull_away}, every={self.every}"
+
+
+def pulling_away(codes: Tensor) -> Tensor:
+    """Mean squared cosine between different rows of codes ``(n, k)``, 0-d; 0 for a single row."""
+    n = len(codes)
+    unit = normalize(codes.flatten(1), dim=1)
+    squared = (unit @ unit.T).square()
+    return (squared.sum() - squared.diagonal().sum()) / max(n * (n - 1), 1)
+
+
+def check_game(energy: Energy, generator: GeneratorNetwork, batch: Batch) -> None:
+    """Check that an energy, a generator and data can play a game.
+
+    Raises
+    ------
+    ShapeError, OptionError, DomainError, ArgumentTypeError
+        As the objectives say.
+    """
+    check_floating("A game of a generator against an energy", batch.x)
+    if len(batch) == 0:
+        raise ShapeError(f"A batch has one row or more; this one has shape {tuple(batch.x.shape)}.")
+    require_fitting(generator, energy.event_shape)
+    require_fitting(generator, batch.x.shape[1:], "the data")
+    if energy.context:
+        raise OptionError(
+            f"{energy!r} is conditional on {', '.join(energy.context)}, and the generator's draws have no such "
+            f"condition; fix it: energy.given({energy.context[0]}=...)."
+        )
+    if energy.support.is_discrete:
+        raise DomainError(
+            f"The energy lives on {energy.support}, and a generator makes real numbers, through which gradients go."
+        )
+    own = {id(p) for p in generator.parameters()}
+    if any(id(p) in own for p in energy.parameters()):
+        raise OptionError(
+            f"{energy!r} contains the generator's parameters, which the game would pull both ways; give it a copy: "
+            "copy.deepcopy(generator)."
+        )
+
+
+def _moves(generator: GeneratorNetwork, call: int, every: int) -> bool:
+    """Whether the generator moves at a call: at its turn, unless all its weights are frozen."""
+    return call % every == 0 and any(p.requires_grad for p in generator.parameters())
+
+
+def _points(
+    generator: GeneratorNetwork, batch: Batch, moves: bool, rng: Generator, slopes: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Data, draws cut off from the generator, and the draws themselves; the first two ask for gradients of their own.
+
+    Where nothing asks for a gradient in the data, none is kept.
+    """
+    with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
+        fake = generator.sample(len(batch), rng).to(batch.x.dtype)
+    return batch.x.detach().requires_grad_(slopes), fake.detach().requires_grad_(True), fake
+
+
+def _followed(own: Tensor, drawn: Tensor, fake: Tensor) -> Tensor:
+    """The generator's loss, whose gradient reaches the generator's weights and no others."""
+    (slope,) = torch.autograd.grad(own, drawn, retain_graph=True)
+    # Worth nothing, with the slope that the loss has in the draws.
+    return own.detach() + (slope * (fake - fake.detach())).sum()

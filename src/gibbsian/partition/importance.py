@@ -1,0 +1,155 @@
+r"""Plain importance sampling: log Z from draws of one proposal, without annealing.
+
+The weight of a draw is :math:`w = e^{-E(x)} / q(x)`, and :math:`E[w] = Z`. It is the best there is where q is close to
+the model, as a trained flow or generator may be, and useless where it is not, of which the effective size is the
+measure. By Jensen's inequality
+
+.. math:: \mathbb{E}_q[\log w] = -\mathbb{E}_q[E(x)] + H(q) = \log Z - KL(q \| p) \;\le\; \log Z .
+
+A generator with noise has only estimates :math:`\hat q` of its density. Those of
+`gibbsian.energies.generator_proposals` have :math:`E[1 / \hat q \mid x] = 1 / q(x)`, so that both lines stay true (the
+bound loses what the estimate is uncertain by).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.energies.base import Energy
+from gibbsian.energies.domains import common_event_shape, common_support, same_support
+from gibbsian.energies.generator_proposals import GeneratorProposal
+from gibbsian.energies.layers import check_function
+from gibbsian.energies.tractable import Tractable
+from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError
+from gibbsian.partition.base import LogZ, from_log_weights, warn_if_degenerate
+
+CHUNK = 1 << 13
+"""Draws evaluated at once."""
+
+REMEDY = "Train the proposal longer, take a wider one, or anneal from it: ais(energy, proposal, rng=rng)."
+"""What to try when a few weights dominate."""
+
+
+def importance_sampling(
+    energy: Energy,
+    proposal: Tractable | GeneratorProposal,
+    n: int = 10_000,
+    *,
+    rng: Generator,
+    confidence: float = 0.99,
+) -> LogZ:
+    """Estimate log Z by importance sampling.
+
+    Parameters
+    ----------
+    energy
+        The energy whose log Z is sought.
+    proposal
+        What is drawn from: a `Tractable`, such as a `Flow` or a `Gaussian`, with mass wherever the energy's density has
+        some; or a `GeneratorProposal`.
+    n
+        Draws, 2 or more.
+    rng
+        The generator, on the proposal's device.
+    confidence
+        Probability with which ``lower`` is below log Z; this holds for any number of draws and any law of the weights.
+
+    Returns
+    -------
+    LogZ
+        ``upper`` is infinite: draws of the proposal cannot tell how much of the energy they never saw.
+
+    Warns
+    -----
+    RuntimeWarning
+        If a few weights dominate.
+
+    Raises
+    ------
+    OptionError, ShapeError, DomainError, ArgumentTypeError, DivergenceError
+        If an argument does not fit or no energy is finite; the message says what to try.
+    """
+    result = from_log_weights(log_importance_weights(energy, proposal, n, rng=rng), confidence)
+    warn_if_degenerate(result, "importance weights", REMEDY)
+    return result
+
+
+def reverse_kl_bound(
+    energy: Energy, proposal: Tractable | GeneratorProposal, n: int = 10_000, *, rng: Generator
+) -> Estimate:
+    r"""Lower bound on log Z, :math:`\mathbb{E}_q[\log w]`, in nats: on average, not at a confidence.
+
+    It is below log Z by the reverse divergence of the proposal from the model, and with a `GeneratorProposal` further
+    below by what the estimate of its density costs. The ``lower`` of `importance_sampling` holds at a confidence, and
+    is mostly the higher of the two.
+
+    Parameters
+    ----------
+    energy, proposal, n, rng
+        As in `importance_sampling`.
+
+    Returns
+    -------
+    Estimate
+        The mean of the log-weights, and its standard error over draws.
+
+    Raises
+    ------
+    DivergenceError
+        If a weight is not finite: the bound is then minus infinity.
+    OptionError, ShapeError, DomainError, ArgumentTypeError
+        As in `importance_sampling`.
+    """
+    log_w = log_importance_weights(energy, proposal, n, rng=rng)
+    if bad := int((~torch.isfinite(log_w)).sum()):
+        raise DivergenceError(
+            f"{bad} of {n} log-weights are not finite, so that their mean bounds nothing. Take a proposal that stays "
+            "where the energy is finite, or importance_sampling, in which such draws count as weight 0."
+        )
+    return Estimate(float(log_w.mean()), float(log_w.std() / n**0.5))
+
+
+@torch.no_grad()
+def log_importance_weights(
+    energy: Energy, proposal: Tractable | GeneratorProposal, n: int, *, rng: Generator
+) -> Tensor:
+    """Log-weights of ``n`` draws of a proposal, ``(n,)``, in float64.
+
+    Parameters
+    ----------
+    energy, proposal, n, rng
+        As in `importance_sampling`.
+    """
+    adopted = _checked(energy, proposal, n)
+    parts = []
+    for size in [CHUNK] * (n // CHUNK) + [n % CHUNK] * (n % CHUNK > 0):
+        if isinstance(proposal, GeneratorProposal):
+            x, cost = proposal.propose(size, rng)
+        else:
+            x = proposal.sample(size, rng)
+            cost = proposal(x)
+        parts.append(cost.double() - adopted(x).double())
+    return torch.cat(parts)
+
+
+def _checked(energy: Energy, proposal: Tractable | GeneratorProposal, n: int) -> Energy:
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise OptionError(f"n counts the draws, 2 or more, for an error needs two weights; got {n!r}.")
+    if not isinstance(proposal, Tractable | GeneratorProposal):
+        raise ArgumentTypeError(
+            "proposal is a tractable energy (Gaussian, Flow, ...), or GeneratorProposal(generator, scale, rng=rng) for "
+            f"a generator network; got {proposal!r}."
+        )
+    if context := getattr(energy, "context", ()):
+        raise OptionError(f"The energy is conditional on {', '.join(context)}: fix it with energy.given(...).")
+    check_function(energy)
+    adopted = Energy.of(energy)
+    common_event_shape((proposal, adopted))
+    support = common_support((proposal, adopted))
+    if support.is_discrete and not same_support(proposal.support, support):
+        raise DomainError(
+            f"The proposal draws from {proposal.support} and the energy lives on {support}; choose one of its kind."
+        )
+    return adopted
