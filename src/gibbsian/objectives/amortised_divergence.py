@@ -19,6 +19,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.domains import is_real
 from gibbsian.energies.generators import GeneratorNetwork
 from gibbsian.energies.layers import dropout_paused
+from gibbsian.energies.tractable import Uniform
 from gibbsian.errors import DomainError, OptionError
 from gibbsian.kernels.base import evaluate, row_sum
 from gibbsian.objectives.amortised import Drawn, GeneratorObjective
@@ -26,7 +27,7 @@ from gibbsian.objectives.base import Batch, Loss, Ramp, energy_and_gradient
 from gibbsian.objectives.checks import check_at_least
 from gibbsian.objectives.contrast import contrast
 from gibbsian.objectives.diversity import diversity
-from gibbsian.objectives.generator_entropy import LatentWidths
+from gibbsian.objectives.generator_entropy import LatentSamples
 
 
 class DivergenceObjective(GeneratorObjective):
@@ -37,7 +38,7 @@ class DivergenceObjective(GeneratorObjective):
         generator: GeneratorNetwork,
         scale: float,
         draws: int,
-        width: float,
+        width: float | None,
         entropy_weight: float | Ramp,
         learning_rate_factor: float,
     ) -> None:
@@ -49,12 +50,12 @@ class DivergenceObjective(GeneratorObjective):
             )
         weights = (entropy_weight.start, entropy_weight.end) if isinstance(entropy_weight, Ramp) else (entropy_weight,)
         check_at_least(*(("entropy_weight", weight, 0) for weight in weights))
-        if not is_real(generator.latent.support):
+        if isinstance(generator.latent, Uniform) or not is_real(generator.latent.support):
             raise DomainError(
-                f"Samples around the true latents leave {generator.latent.support}, where {generator.latent!r} lives; "
-                "build the generator with normal latents: GeneratorNetwork(net, dim, latent=8)."
+                f"Samples around the true latents leave the domain of {generator.latent!r}; build the generator with "
+                "normal latents: GeneratorNetwork(net, dim, latent=8)."
             )
-        self.widths = LatentWidths(generator, draws, width)
+        self.samples = LatentSamples(generator, draws, width)
         self.entropy_weight = entropy_weight
 
     def divergence(self, energy: Energy, drawn: Drawn, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,7 +68,7 @@ class DivergenceObjective(GeneratorObjective):
         weight = weight.at(self.next_call()) if isinstance(weight, Ramp) else weight
         with dropout_paused(energy):
             values, slope = evaluate(energy, drawn.x.detach())
-        told = self.widths(self.generator, self.scale, drawn.z, drawn.x.detach(), rng)
+        told = self.samples(self.generator, self.scale, drawn.z, drawn.x.detach(), rng)
         pull = slope + weight * told.score
         moved = row_sum(pull * (drawn.x - drawn.x.detach())).mean()
         value = values.mean() - weight * told.entropy
@@ -77,8 +78,8 @@ class DivergenceObjective(GeneratorObjective):
     def settings(self) -> str:
         """The settings that they share."""
         return (
-            f"{self.generator!r}, scale={self.scale}, draws={self.widths.draws}, entropy_weight={self.entropy_weight}, "
-            f"learning_rate_factor={self.learning_rate_factor}"
+            f"{self.generator!r}, scale={self.scale}, draws={self.samples.draws}, "
+            f"entropy_weight={self.entropy_weight}, learning_rate_factor={self.learning_rate_factor}"
         )
 
 
@@ -102,7 +103,7 @@ class EntropyRegularised(DivergenceObjective):
     scale
         :math:`\sigma`, in units of x.
     draws
-        Importance samples around each latent, for the entropy's gradient.
+        Importance samples of each latent, for the entropy's gradient.
     entropy_weight
         :math:`\lambda`, or a `Ramp` of it.
     gradient_penalty
@@ -110,7 +111,8 @@ class EntropyRegularised(DivergenceObjective):
     energy_penalty
         Weight of the mean squared energies of data and draws.
     width
-        Where the samples' standard deviations around the latents start; they learn.
+        ``None`` for samples of linearised posteriors; a number for samples around the true latents, whose standard
+        deviations start there and learn, as in the paper.
     learning_rate_factor
         The generator's learning rate over the energy's.
 
@@ -128,12 +130,12 @@ class EntropyRegularised(DivergenceObjective):
         self,
         generator: GeneratorNetwork,
         scale: float = 0.1,
-        draws: int = 20,
+        draws: int = 10,
         entropy_weight: float | Ramp = 1.0,
         *,
         gradient_penalty: float = 0.1,
         energy_penalty: float = 0.0,
-        width: float = 0.1,
+        width: float | None = None,
         learning_rate_factor: float = 1.0,
     ) -> None:
         super().__init__(generator, scale, draws, width, entropy_weight, learning_rate_factor)
@@ -182,11 +184,12 @@ class GeneratorKL(DivergenceObjective):
     scale
         Standard deviation of its noise, in units of x.
     draws
-        Importance samples around each latent, for the entropy's gradient.
+        Importance samples of each latent, for the entropy's gradient.
     entropy_weight
         Weight of the entropy, or a `Ramp` of it; 1 at the end is the divergence.
     width
-        Where the samples' standard deviations around the latents start; they learn.
+        ``None`` for samples of linearised posteriors; a number for samples around the true latents, whose standard
+        deviations start there and learn.
     compare
         Whether batches are draws of the energy's density, which the generator's are to be as various as.
     learning_rate_factor
@@ -206,10 +209,10 @@ class GeneratorKL(DivergenceObjective):
         self,
         generator: GeneratorNetwork,
         scale: float = 0.1,
-        draws: int = 20,
+        draws: int = 10,
         entropy_weight: float | Ramp = 1.0,
         *,
-        width: float = 0.1,
+        width: float | None = None,
         compare: bool = True,
         learning_rate_factor: float = 1.0,
     ) -> None:

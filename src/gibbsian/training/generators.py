@@ -26,7 +26,7 @@ def fit_generator(
     *,
     rng: Generator,
     scale: float = 0.1,
-    draws: int = 20,
+    draws: int = 10,
     entropy_weight: float | Ramp = 1.0,
     settings: TrainingSettings | None = None,
     progress: bool = False,
