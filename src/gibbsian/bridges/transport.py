@@ -1,13 +1,13 @@
 r"""Flows trained on an energy alone, and chains that walk in their noise.
 
-With points :math:`x = T_\theta(u)` of a flow's noise and the flow's density q, the reverse Kullback-Leibler divergence to
-the energy's density is, up to log Z,
+With points :math:`x = T_\theta(u)` of a flow's noise and the flow's density q, the reverse Kullback-Leibler divergence
+to the energy's density is, up to log Z,
 
 .. math:: \mathrm{KL}(q_\theta \,\|\, p) = \mathbb{E}_u\big[E(x) + \log q_\theta(x)\big] + \log Z \;\ge\; 0,
 
-so that minus its first term, the evidence lower bound, is below log Z. Its gradient flows through the points alone: the
-part by which :math:`\log q_\theta(x)` depends on :math:`\theta` at a fixed x has mean zero, and is left out, so that the
-gradient's noise vanishes where q is the energy's density: `Sticking the landing (Roeder, Wu & Duvenaud, 2017)
+so that minus its first term, the evidence lower bound, is below log Z. Its gradient flows through the points alone:
+the part by which :math:`\log q_\theta(x)` depends on :math:`\theta` at a fixed x has mean zero, and is left out, so
+that the gradient's noise vanishes where q is the energy's density: `Sticking the landing (Roeder, Wu & Duvenaud, 2017)
 <https://arxiv.org/abs/1703.09194>`_.
 
 The divergence is blind to modes that the flow does not reach. Where there are several, start from samples

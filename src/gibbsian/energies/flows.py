@@ -311,9 +311,9 @@ def check_continuous(x: Tensor, what: str, remedy: str) -> None:
     if count:
         at = 0 if whole else int(few.to(torch.uint8).argmax())
         raise DomainError(
-            f"{what} has a density over the reals, and {count} of {rows.shape[1]} coordinates of the data are discrete: "
-            f"coordinate {at} has {int(kinds[at])} different values in {len(rows)} rows. A density can grow there "
-            f"without end, and means nothing. {remedy}"
+            f"{what} has a density over the reals, and {count} of {rows.shape[1]} coordinates of the data are "
+            f"discrete: coordinate {at} has {int(kinds[at])} different values in {len(rows)} rows. A density can grow "
+            f"there without end, and means nothing. {remedy}"
         )
 
 

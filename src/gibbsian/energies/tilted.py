@@ -8,9 +8,9 @@ flow. It is bounded below,
 .. math:: t(x) = \log\left(1 + e^{g(x) + \log(e^b - 1)}\right) - b \; > \; -b,
 
 so that the density is raised above the flow's by no more than :math:`e^b` before it is normalised, and lowered by any
-factor. Hence Z exists, :math:`Z < e^b`; importance weights :math:`e^{-t}` of the flow's draws are bounded; and accepting
-a draw of the flow with probability :math:`e^{-t(x) - b}`, a sigmoid of -g, gives exact draws of p. In this form it is the
-learned rejection sampler of `Resampled priors for variational autoencoders (Bauer & Mnih, 2019)
+factor. Hence Z exists, :math:`Z < e^b`; importance weights :math:`e^{-t}` of the flow's draws are bounded; and
+accepting a draw of the flow with probability :math:`e^{-t(x) - b}`, a sigmoid of -g, gives exact draws of p. In this
+form it is the learned rejection sampler of `Resampled priors for variational autoencoders (Bauer & Mnih, 2019)
 <https://arxiv.org/abs/1810.11428>`_.
 
 Fit it by contrasting data with the flow, ``NoiseContrastiveEstimation(model.base)``, as in `Flow contrastive estimation

@@ -5,8 +5,8 @@ A flow carries noise u to points x = T(u). In u, the density :math:`e^{-E(x)} / 
 .. math:: E_u(u) = E(T(u)) - \log |\det \partial T / \partial u|
 
 with the same Z. Where the flow's density is the energy's own, that is the energy of the noise, :math:`|u|^2 / 2` and a
-constant, whatever the shape of E: a funnel or a banana becomes a ball. Where it is not, chains in u are exact still, and
-as good as what is left of the shape.
+constant, whatever the shape of E: a funnel or a banana becomes a ball. Where it is not, chains in u are exact still,
+and as good as what is left of the shape.
 
 `NeuTra-lizing bad geometry in Hamiltonian Monte Carlo using neural transport (Hoffman et al., 2019)
 <https://arxiv.org/abs/1903.03704>`_.

@@ -2,8 +2,9 @@ r"""Maximum likelihood of a normalised energy, whose log Z is 0: flows, and what
 
 .. math:: \min_\theta \; \mathbb{E}_{data}[E_\theta(x)], \qquad E_\theta(x) = -\log q_\theta(x)
 
-Values that come in steps of w, as grey levels do, are points of a lattice, at which a density grows without end. Uniform
-noise of one step spreads each over its cell, and makes the density's mass there the probability of the value, to which
+Values that come in steps of w, as grey levels do, are points of a lattice, at which a density grows without end.
+Uniform noise of one step spreads each over its cell, and makes the density's mass there the probability of the value,
+to which
 
 .. math:: \log P(x) \;\ge\; \mathbb{E}_{u}[\log q(x + w u)] + d \log w, \qquad u \sim U(-\tfrac12, \tfrac12)^d
 

@@ -3,8 +3,8 @@ r"""Importance sampling: log Z from draws of a normalised density near the energ
 .. math:: Z = \mathbb{E}_{x \sim q}[w(x)], \qquad w(x) = e^{-E(x)} / q(x)
 
 It is annealing in one increment: good where q is close already, as a flow is to what is `tilted` from it. From draws of
-the model, :math:`\mathbb{E}_p[1 / w] = 1 / Z` bounds log Z from above, and Bennett's acceptance ratio takes the value from
-both (see `gibbsian.partition.bracket`).
+the model, :math:`\mathbb{E}_p[1 / w] = 1 / Z` bounds log Z from above, and Bennett's acceptance ratio takes the value
+from both (see `gibbsian.partition.bracket`).
 """
 
 from __future__ import annotations
