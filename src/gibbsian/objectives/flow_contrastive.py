@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import softplus
 
 from gibbsian.energies.base import Energy, repeated
-from gibbsian.energies.flows import Flow
+from gibbsian.energies.flows import Flow, check_continuous
 from gibbsian.errors import ArgumentTypeError, OptionError
 from gibbsian.objectives.base import Batch, Loss, Objective, context_of
 from gibbsian.objectives.checks import check_count
@@ -102,7 +102,7 @@ class FlowContrastiveEstimation(Objective):
         OptionError
             If the energy asks for a label that the batch lacks, contains the flow, or the flow is far from the data.
         ShapeError, DomainError, ArgumentTypeError
-            If flow, data and energy are not on one space.
+            If flow, data and energy are not on one space, or the data are discrete.
         """
         n, x = len(batch), batch.x
         context = context_of(energy, batch)
@@ -110,7 +110,7 @@ class FlowContrastiveEstimation(Objective):
         drawn, log_q = self.flow.rsample_and_log_prob(self.ratio * n, rng)
         of_data = self.flow(x)
         if not self.seen:
-            self._look(energy, of_data, -log_q)
+            self._look(energy, x, of_data, -log_q)
         plays, learns = (torch.ones((), dtype=x.dtype, device=x.device) for _ in range(2))
         points = torch.cat((x, scaled_gradient(drawn.to(x.dtype), plays)))
         costs = scaled_gradient(torch.cat((of_data, -log_q)), plays)
@@ -127,7 +127,7 @@ class FlowContrastiveEstimation(Objective):
         metrics = {"accuracy": right, "flow_nll": nll.detach(), "log_z": self.log_z.detach().clone()}
         return Loss(loss, energies(values, n) | metrics)
 
-    def _look(self, energy: Energy, of_data: Tensor, of_draws: Tensor) -> None:
+    def _look(self, energy: Energy, x: Tensor, of_data: Tensor, of_draws: Tensor) -> None:
         """Once, at the start: later the flow moves, and health watches."""
         own = {id(p) for p in self.flow.parameters()}
         if any(id(p) in own for p in energy.parameters()):
@@ -135,6 +135,7 @@ class FlowContrastiveEstimation(Objective):
                 f"{energy!r} contains the flow's parameters, which the game would pull both ways; give it a copy: "
                 "copy.deepcopy(flow)."
             )
+        check_continuous(x, f"{self.flow!r}", "Add uniform noise of one step of the values to the data.")
         remedy = "Start the flow near the data with flow.calibrate(data), or train it by its likelihood first."
         check_cover(self.flow, of_data.detach(), of_draws.detach(), remedy)
         self.seen = True

@@ -6,6 +6,9 @@ measure. By Jensen's inequality
 
 .. math:: \mathbb{E}_q[\log w] = -\mathbb{E}_q[E(x)] + H(q) = \log Z - KL(q \| p) \;\le\; \log Z .
 
+From draws of the model, :math:`E_p[1 / w] = 1 / Z` bounds log Z from above, and Bennett's acceptance ratio takes the
+value from both sides (see `gibbsian.partition.bracket`).
+
 A generator with noise has only estimates :math:`\hat q` of its density. Those of
 `gibbsian.energies.generator_proposals` have :math:`E[1 / \hat q \mid x] = 1 / q(x)`, so that both lines stay true (the
 bound loses what the estimate is uncertain by).
@@ -23,7 +26,9 @@ from gibbsian.energies.generator_proposals import GeneratorProposal
 from gibbsian.energies.layers import check_function
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError
+from gibbsian.partition.annealed import check_draws
 from gibbsian.partition.base import LogZ, from_log_weights, warn_if_degenerate
+from gibbsian.partition.bracket import between
 
 CHUNK = 1 << 13
 """Draws evaluated at once."""
@@ -35,9 +40,10 @@ REMEDY = "Train the proposal longer, take a wider one, or anneal from it: ais(en
 def importance_sampling(
     energy: Energy,
     proposal: Tractable | GeneratorProposal,
-    n: int = 10_000,
+    model_draws: Tensor | None = None,
     *,
     rng: Generator,
+    draws: int = 10_000,
     confidence: float = 0.99,
 ) -> LogZ:
     """Estimate log Z by importance sampling.
@@ -49,17 +55,22 @@ def importance_sampling(
     proposal
         What is drawn from: a `Tractable`, such as a `Flow` or a `Gaussian`, with mass wherever the energy's density has
         some; or a `GeneratorProposal`.
-    n
-        Draws, 2 or more.
+    model_draws
+        Independent exact draws of the energy's own density, ``(n, *event)``, for an upper bound. Where they come from
+        chains, the bound is as good as these: see `reverse_ais`. With a tractable proposal only.
     rng
         The generator, on the proposal's device.
+    draws
+        Of the proposal, 2 or more.
     confidence
-        Probability with which ``lower`` is below log Z; this holds for any number of draws and any law of the weights.
+        Probability with which the bounds hold, both at once where there are two; this holds for any number of draws and
+        any law of the weights.
 
     Returns
     -------
     LogZ
-        ``upper`` is infinite: draws of the proposal cannot tell how much of the energy they never saw.
+        ``upper`` is infinite without draws of the model: draws of the proposal cannot tell how much of the energy they
+        never saw.
 
     Warns
     -----
@@ -71,13 +82,25 @@ def importance_sampling(
     OptionError, ShapeError, DomainError, ArgumentTypeError, DivergenceError
         If an argument does not fit or no energy is finite; the message says what to try.
     """
-    result = from_log_weights(log_importance_weights(energy, proposal, n, rng=rng), confidence)
+    forward = log_importance_weights(energy, proposal, draws, rng=rng)
+    if model_draws is None:
+        result = from_log_weights(forward, confidence)
+    else:
+        if not isinstance(proposal, Tractable):
+            raise ArgumentTypeError(
+                f"Draws of the model bound log Z from above where the proposal's density is known; {proposal!r} has an "
+                "estimate of it. Leave out model_draws, or take a Flow."
+            )
+        check_draws(model_draws, proposal)
+        with torch.no_grad():
+            parts = [proposal(x).double() - energy(x).double() for x in model_draws.split(CHUNK)]
+        result = between(forward, torch.cat(parts), confidence)
     warn_if_degenerate(result, "importance weights", REMEDY)
     return result
 
 
 def reverse_kl_bound(
-    energy: Energy, proposal: Tractable | GeneratorProposal, n: int = 10_000, *, rng: Generator
+    energy: Energy, proposal: Tractable | GeneratorProposal, *, rng: Generator, draws: int = 10_000
 ) -> Estimate:
     r"""Lower bound on log Z, :math:`\mathbb{E}_q[\log w]`, in nats: on average, not at a confidence.
 
@@ -87,7 +110,7 @@ def reverse_kl_bound(
 
     Parameters
     ----------
-    energy, proposal, n, rng
+    energy, proposal, rng, draws
         As in `importance_sampling`.
 
     Returns
@@ -102,29 +125,29 @@ def reverse_kl_bound(
     OptionError, ShapeError, DomainError, ArgumentTypeError
         As in `importance_sampling`.
     """
-    log_w = log_importance_weights(energy, proposal, n, rng=rng)
+    log_w = log_importance_weights(energy, proposal, draws, rng=rng)
     if bad := int((~torch.isfinite(log_w)).sum()):
         raise DivergenceError(
-            f"{bad} of {n} log-weights are not finite, so that their mean bounds nothing. Take a proposal that stays "
+            f"{bad} of {draws} log-weights are not finite, so that their mean bounds nothing. Take a proposal that stays "
             "where the energy is finite, or importance_sampling, in which such draws count as weight 0."
         )
-    return Estimate(float(log_w.mean()), float(log_w.std() / n**0.5))
+    return Estimate(float(log_w.mean()), float(log_w.std() / draws**0.5))
 
 
 @torch.no_grad()
 def log_importance_weights(
-    energy: Energy, proposal: Tractable | GeneratorProposal, n: int, *, rng: Generator
+    energy: Energy, proposal: Tractable | GeneratorProposal, draws: int, *, rng: Generator
 ) -> Tensor:
-    """Log-weights of ``n`` draws of a proposal, ``(n,)``, in float64.
+    """Log-weights of draws of a proposal, ``(draws,)``, in float64.
 
     Parameters
     ----------
-    energy, proposal, n, rng
+    energy, proposal, draws, rng
         As in `importance_sampling`.
     """
-    adopted = _checked(energy, proposal, n)
+    adopted = _checked(energy, proposal, draws)
     parts = []
-    for size in [CHUNK] * (n // CHUNK) + [n % CHUNK] * (n % CHUNK > 0):
+    for size in [CHUNK] * (draws // CHUNK) + [draws % CHUNK] * (draws % CHUNK > 0):
         if isinstance(proposal, GeneratorProposal):
             x, cost = proposal.propose(size, rng)
         else:
@@ -134,9 +157,9 @@ def log_importance_weights(
     return torch.cat(parts)
 
 
-def _checked(energy: Energy, proposal: Tractable | GeneratorProposal, n: int) -> Energy:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-        raise OptionError(f"n counts the draws, 2 or more, for an error needs two weights; got {n!r}.")
+def _checked(energy: Energy, proposal: Tractable | GeneratorProposal, draws: int) -> Energy:
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
+        raise OptionError(f"draws counts the draws, 2 or more, for an error needs two weights; got {draws!r}.")
     if not isinstance(proposal, Tractable | GeneratorProposal):
         raise ArgumentTypeError(
             "proposal is a tractable energy (Gaussian, Flow, ...), or GeneratorProposal(generator, scale, rng=rng) for "
