@@ -157,10 +157,10 @@ def raise_lower_bound(
     start = rows.repeat_interleave(chains, 0)
     with_finish = _extended(schedule, finish)
     back = log_weights(path, with_finish, kernel, start, rng=rng, steps=steps, compile=compile, backwards=True)
-    return _summary(own, back.reshape(len(rows), chains), confidence)
+    return summarised(own, back.reshape(len(rows), chains), confidence)
 
 
-def _summary(own: Tensor, back: Tensor, confidence: float) -> HeldOut:
+def summarised(own: Tensor, back: Tensor, confidence: float) -> HeldOut:
     """Read the weights ``(n, chains)`` of rows of some energies ``(n,)``."""
     log_w = -own.unsqueeze(1) - back
     finite = torch.isfinite(log_w)
