@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from gibbsian.energies.base import Energy
+from gibbsian.families.autoencoders import Autoencoders, CorrectedAutoencoders, LatentPriors
 from gibbsian.families.base import Family
+from gibbsian.families.flows import Flows, TiltedFlows
+from gibbsian.families.generators import Cooperative, Gans
 from gibbsian.families.levels import Levels
 from gibbsian.families.machines import Machines
 from gibbsian.families.networks import Networks
@@ -20,6 +23,13 @@ FAMILIES: dict[str, type[Family]] = {
     "convolutional": Networks,
     "residual": Networks,
     "rbm": Machines,
+    "flow": Flows,
+    "tilted-flow": TiltedFlows,
+    "cooperative": Cooperative,
+    "gan": Gans,
+    "vae": Autoencoders,
+    "vae-ebm": CorrectedAutoencoders,
+    "latent-ebm": LatentPriors,
 }
 """Name of an energy in recipes to its family."""
 

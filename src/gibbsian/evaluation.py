@@ -180,10 +180,8 @@ def estimate_log_z(model: Model, rng: Generator, notes: list[str]) -> LogZSummar
 
 
 def log_likelihood(model: Model, rows: Tensor, log_z: LogZSummary, rng: Generator) -> Estimate:
-    """Mean log-density of rows in data units; a noise-conditional model's rows get its noise first."""
-    z = model.scaling.forward(rows)
-    if model.recipe.noise_conditional:
-        z = z + model.recipe.sigma_density * torch.randn(z.shape, generator=rng, dtype=z.dtype)
+    """Mean log-density of rows in data units; as its density is about them."""
+    z, _ = model.family.blurred(model.scaling.forward(rows), rng)
     values = model.log_density(model.scaling.backward(z)).double() - log_z.value
     spread = float(values.std()) / len(values) ** 0.5
     return Estimate(float(values.mean()), float(np.hypot(spread, log_z.stderr)))
@@ -306,7 +304,12 @@ def classify(model: Model, dataset: Dataset) -> dict[str, Estimate]:
 
 
 def chain_summary(model: Model, samples: Tensor, rng: Generator, notes: list[str]) -> dict[str, Any]:
-    """Run exact chains from the model's draws: if the energy drifts, the draws were not the model's own."""
+    """Run exact chains from the model's draws: if the energy drifts, the draws were not the model's own.
+
+    Of draws that are exact they would tell nothing.
+    """
+    if model.family.exact_draws or not model.family.row_chains:
+        return {}
     try:
         if model.recipe.noise_conditional:
             made = model.exact_chains(64, rng, steps=200, thin=2)

@@ -37,8 +37,9 @@ def build_report(
     """Write ``report.html`` into a run's folder."""
     chains = evaluation.chains
     unit = "nats per row" if model.recipe.kind == "binary" else "nats per row, data units"
-    if model.recipe.noise_conditional:
-        unit += f", rows with noise of sigma {model.recipe.sigma_density:g} (model units)"
+    blur = model.family.blurred(model.scaling.forward(dataset.train[:2]), rng)[1]
+    if blur:
+        unit += f", {blur}"
     content = ReportContent(
         title=f"{dataset.name}: an energy-based model",
         kind="image" if model.recipe.is_image else "table",

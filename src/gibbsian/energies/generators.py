@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gibbsian.energies.base import Energy
 from gibbsian.energies.decoders import Directed, GaussianDecoder
 from gibbsian.energies.tractable import Gaussian, Tractable, batch_rows, require_tractable, shape_of
 from gibbsian.errors import ArgumentTypeError, DomainError, ShapeError
@@ -111,3 +112,36 @@ def require_fitting(generator: GeneratorNetwork, shape: torch.Size | None, whose
             f"The generator makes points of shape {tuple(generator.event_shape)}, and {whose} takes {tuple(shape)}; "
             "build it with that dim."
         )
+
+
+class WithGenerator(Energy):
+    """An energy with the generator that learned beside it, as one module to train and to save.
+
+    Parameters
+    ----------
+    energy
+        Gives the energies; found again as ``.energy``.
+    generator
+        Makes points for it; found again as ``.generator``.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If the generator is none.
+    ShapeError
+        If it makes points of another shape than the energy takes.
+    """
+
+    def __init__(self, energy: Energy, generator: GeneratorNetwork) -> None:
+        super().__init__()
+        require_fitting(generator, energy.event_shape)
+        self.energy, self.generator = energy, generator
+        self.event_shape, self.support, self.context = energy.event_shape, energy.support, energy.context
+
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
+        """The energy of each row, ``(n, *event) -> (n,)``."""
+        return self.energy(x, **context)
+
+    def extra_repr(self) -> str:
+        """Both."""
+        return f"{self.energy!r}, {self.generator!r}"

@@ -38,6 +38,10 @@ class Family(ABC):
     """
 
     has_levels = False
+    exact_draws = False
+    """Whether draws are independent and exactly the density's, so that chains tell nothing."""
+    row_chains = True
+    """Whether chains walk over rows."""
 
     def __init__(self, energy: Energy, recipe: Recipe) -> None:
         self.energy, self.recipe = energy, recipe
@@ -71,6 +75,10 @@ class Family(ABC):
     @abstractmethod
     def base(self) -> Tractable:
         """The tractable density where sampling and annealing start, in model units."""
+
+    @abstractmethod
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Rows of data as `density` is about them, and what was done to them in words, or nothing."""
 
     @abstractmethod
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:

@@ -83,6 +83,12 @@ class Levels(Family):
         levels = next(part for part in self.energy.modules() if isinstance(part, NoiseConditionalEnergy))
         return levels.base(self.recipe.sigma_max)
 
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Rows with the noise of the level ``sigma_density``."""
+        sigma = self.recipe.sigma_density
+        noisy = x + sigma * torch.randn(x.shape, generator=rng, dtype=x.dtype)
+        return noisy, f"rows with noise of sigma {sigma:g} (model units)"
+
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Walk down the levels."""
         start = self.base.sample(n, rng)

@@ -83,6 +83,10 @@ class Machines(Family):
         """Independent units with the data's means, which a centred machine keeps."""
         return machine_base(self.recipe, self.machine)
 
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Rows as they are."""
+        return x, ""
+
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Where chains end."""
         return self.chains(n, rng, progress=progress).x

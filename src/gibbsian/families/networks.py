@@ -84,6 +84,10 @@ class Networks(Family):
             return build_noise(self.recipe)
         return next(part for part in self.energy.modules() if isinstance(part, Gaussian))
 
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Rows as they are."""
+        return x, ""
+
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Run chains, and take out the noise that was added to the data in training."""
         x = self.chains(n, rng, progress=progress).x

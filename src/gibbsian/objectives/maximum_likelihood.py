@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Generator
 
 from gibbsian.energies.base import Energy
@@ -25,6 +24,7 @@ from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.objectives.checks import check_floating
+from gibbsian.objectives.dequantised import spread
 
 REMEDY = (
     "Add uniform noise of one step of the values: MaximumLikelihood(dequantise=step); drop constant and class columns; "
@@ -81,8 +81,7 @@ class MaximumLikelihood(Objective):
                 raise DomainError(
                     f"{energy!r} lives on {energy.support}, where noise would lead off; use MaximumLikelihood()."
                 )
-            u = torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-            x = x + self.dequantise * (u - 0.5)
+            x = spread(x, self.dequantise, rng)
         elif not (discrete or self.seen):
             check_continuous(x, f"{energy!r}", REMEDY)
         self.seen = True

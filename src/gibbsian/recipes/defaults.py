@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gibbsian.errors import unknown_name
-from gibbsian.recipes.recipe import WITH_LEVELS, DataKind, Recipe
+from gibbsian.recipes.networks import several_networks
+from gibbsian.recipes.recipe import OWN_OBJECTIVE, WITH_LEVELS, DataKind, Recipe
 from gibbsian.training.settings import TrainingSettings
 
 _DENSITIES = (
@@ -67,7 +68,9 @@ def choose(
     if conditional and objective is None and kind != "binary":
         energy = energy or "noise-conditional"
     if objective is None:
-        if energy is None:
+        if energy in OWN_OBJECTIVE:
+            objective = OWN_OBJECTIVE[energy]
+        elif energy is None:
             objective = "noise-contrastive" if kind == "table" and d <= 5 else "multi-level-denoising"
         else:
             objective = "multi-level-denoising" if energy in WITH_LEVELS else "pcd"
@@ -86,6 +89,8 @@ def _defaults(
     """Settings measured to work (benchmarks/digits.py, densities.py, dependable.py), by objective and kind."""
     if energy == "rbm":
         return _machine(kind, d, rows)
+    if energy in OWN_OBJECTIVE:
+        return several_networks(energy, kind, d)
     if objective == "multi-level-denoising":
         recipe = {"energy": "noise-conditional", "width": 256, "depth": 3}
         # An epoch more or less does not matter; small sets overfit long before large ones have been seen once.

@@ -21,7 +21,22 @@ DataKind = Literal["image", "table", "binary"]
 WITH_LEVELS = ("noise-conditional", "unet")
 """Energies with noise levels."""
 
-EnergyName = Literal["noise-conditional", "unet", "mlp", "convolutional", "residual", "rbm"]
+EnergyName = Literal[
+    "noise-conditional",
+    "unet",
+    "mlp",
+    "convolutional",
+    "residual",
+    "rbm",
+    "flow",
+    "tilted-flow",
+    "cooperative",
+    "gan",
+    "vae",
+    "vae-ebm",
+    "latent-ebm",
+]
+
 
 PlainObjective = Literal[
     "denoising",
@@ -37,7 +52,29 @@ PlainObjective = Literal[
 ]
 """Objectives of energies without noise levels."""
 
-ObjectiveName = Literal["multi-level-denoising", PlainObjective]
+ObjectiveName = Literal[
+    "multi-level-denoising",
+    PlainObjective,
+    "maximum-likelihood",
+    "cooperative",
+    "adversarial",
+    "elbo",
+    "latent-likelihood",
+]
+
+OWN_OBJECTIVE = {
+    "flow": "maximum-likelihood",
+    "tilted-flow": "noise-contrastive",
+    "cooperative": "cooperative",
+    "gan": "adversarial",
+    "vae": "elbo",
+    "vae-ebm": "pcd",
+    "latent-ebm": "latent-likelihood",
+}
+"""The objective of models of several networks, where there is one alone."""
+
+FOR_BITS = ("rbm", "vae", "latent-ebm")
+"""Models of zeros and ones."""
 KernelName = Literal["ula", "mala", "hmc", "gibbs"]
 VisibleName = Literal["bernoulli", "gaussian"]
 
@@ -63,7 +100,8 @@ class Recipe:
     energy: EnergyName = _option(
         "noise-conditional",
         "The network: noise-conditional, unet (for images), mlp, convolutional or residual; or rbm, a restricted "
-        "Boltzmann machine.",
+        "Boltzmann machine; or a model of several networks: flow, tilted-flow, cooperative, gan, vae, vae-ebm or "
+        "latent-ebm.",
         ("--model",),
     )
     width: int = _option(
@@ -95,7 +133,8 @@ class Recipe:
     objective: ObjectiveName = _option(
         "multi-level-denoising",
         "How it is fitted: multi-level-denoising, denoising, noise-contrastive, ranking-nce, conditional-nce, "
-        "score-matching, sliced-score-matching, energy-discrepancy, exact-likelihood, pcd or cd.",
+        "score-matching, sliced-score-matching, energy-discrepancy, exact-likelihood, pcd or cd; models of several "
+        "networks have one of their own.",
     )
     sigma_min: float = _option(0.05, "Lowest noise level; draws are of the data with this much noise.")
     sigma_max: float = _option(8.0, "Highest noise level.")
@@ -117,6 +156,16 @@ class Recipe:
     corrector_steps: int = _option(1, "Langevin steps at each of them.")
     denoise: bool = _option(False, "End draws by taking out the last noise: the lowest level's, or pcd's data_noise.")
     sample_steps: int = _option(500, "Chain steps of sampling an energy without noise levels.")
+    latent: int = _option(16, "Numbers that a generator or a decoder makes a row of.")
+    generator_width: int = _option(32, "Feature maps or hidden units of the generator of cooperative and gan.")
+    generator_noise: float = _option(0.1, "Noise on a cooperative generator's draws where data_noise is 0.")
+    generator_rate: float = _option(1.0, "Learning rate of a cooperative generator over the energy's.")
+    slope_penalty: float = _option(0.1, "Weight of a gan's penalty on the discriminator's slope at data (R1).")
+    decoder_scale: float = _option(0.3, "Standard deviation of a row of real numbers given its latents.")
+    first_phase: float = _option(
+        0.5, "Part of the steps that train the flow of a tilted-flow, or the autoencoder of a vae-ebm, before the rest."
+    )
+    tilt_limit: float = _option(5.0, "Nats that a tilted-flow raises the flow's density by, at most.")
     training: TrainingSettings = field(default_factory=TrainingSettings)
     seed: int = _option(0, "Seed of everything random.")
     version: int = VERSION
@@ -192,6 +241,9 @@ def check_recipe(recipe: Recipe) -> None:
         If they do not.
     """
     _check_labels(recipe)
+    if recipe.energy in OWN_OBJECTIVE:
+        _check_networks(recipe)
+        return
     if recipe.energy == "rbm" or recipe.kind == "binary" or recipe.kernel == "gibbs":
         _check_machine(recipe)
         return
@@ -242,6 +294,29 @@ def _check_labels(recipe: Recipe) -> None:
             f"Learning classes by their labels (--conditional) needs labels of two classes or more, and the data "
             f"have {found}. Name the column of a table, or the array of an .npz, that holds them: --labels NAME."
         )
+
+
+def _check_networks(recipe: Recipe) -> None:
+    if recipe.objective != OWN_OBJECTIVE[recipe.energy]:
+        raise OptionError(
+            f"The {recipe.energy} model is fitted by {OWN_OBJECTIVE[recipe.energy]}, not by {recipe.objective}; leave "
+            "out the objective."
+        )
+    if recipe.kind == "binary" and recipe.energy not in FOR_BITS:
+        raise OptionError(
+            f"Zeros and ones are modelled by {', '.join(FOR_BITS)}, not by {recipe.energy}. To "
+            "treat them as real numbers, load them with kind='table' (--kind table) or kind='image' (--kind image)."
+        )
+    if recipe.kernel == "gibbs":
+        raise OptionError(f"The kernel gibbs moves the chains of an rbm, not of the {recipe.energy} model.")
+    for name in ("latent", "generator_width"):
+        if getattr(recipe, name) < 1:
+            raise OptionError(f"{name} counts numbers, 1 or more; got {getattr(recipe, name)}.")
+    if not 0.0 < recipe.first_phase < 1.0:
+        raise OptionError(f"first_phase is a part of the steps, between 0 and 1; got {recipe.first_phase}.")
+    for name in ("decoder_scale", "generator_noise", "generator_rate", "tilt_limit"):
+        if not getattr(recipe, name) > 0.0:
+            raise OptionError(f"{name} is positive; got {getattr(recipe, name)}.")
 
 
 def _check_machine(recipe: Recipe) -> None:

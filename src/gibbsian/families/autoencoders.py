@@ -1,0 +1,248 @@
+"""Autoencoders as densities: a decoder with a normal prior, with a learned one, and with a learned correction."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.adaptation import tune
+from gibbsian.energies.base import Energy
+from gibbsian.energies.decoders import Directed
+from gibbsian.energies.latent import LatentEnergy
+from gibbsian.energies.neural import MLP, ConvEnergy
+from gibbsian.energies.reparametrised import VAEBM, Reparametrised
+from gibbsian.energies.tractable import Gaussian, Tractable
+from gibbsian.energies.variational import lebm, vae
+from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, Family, Progress
+from gibbsian.families.flows import first_steps
+from gibbsian.kernels.hmc import HMC
+from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.objectives.base import Objective
+from gibbsian.objectives.combination import Phases
+from gibbsian.objectives.contrastive import ContrastiveDivergence
+from gibbsian.objectives.correction import CorrectionLikelihood
+from gibbsian.objectives.latent import LatentPriorLikelihood
+from gibbsian.objectives.parts import OfPart
+from gibbsian.objectives.starts import Starts
+from gibbsian.objectives.variational import EvidenceLowerBound
+from gibbsian.partition.base import LogZ, exactly
+from gibbsian.partition.bracket import bracket
+from gibbsian.recipes import Recipe
+from gibbsian.samples import Samples
+from gibbsian.sampling import sample
+
+ESTIMATED = "Energies of rows are estimates by draws of the encoder, too large on average."
+
+LEAPFROG = 5
+"""Of the chains over latents that draws are made of."""
+
+
+class _Decoded(Family):
+    """What models with a decoder share: points are made of latent ones. Abstract."""
+
+    @property
+    def unlabelled(self) -> Energy:
+        """The energy of rows."""
+        return self.energy
+
+    @property
+    def density(self) -> Energy:
+        """The energy of rows, estimated with the draws that it keeps."""
+        return self.energy
+
+    @property
+    def base(self) -> Tractable:
+        """A Gaussian of the recipe's scale; draws do not start there."""
+        return Gaussian(self.recipe.shape, scale=self.recipe.base_scale)
+
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Rows as they are."""
+        return x, ""
+
+    def chains(
+        self,
+        n: int,
+        rng: Generator,
+        steps: int | None = None,
+        thin: int | None = None,
+        start: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Samples:
+        """Langevin chains on the energy of rows, from the model's draws."""
+        start = self.draw(n, rng) if start is None else start
+        kernel = tune(self.density, MALA(self.recipe.step_size), start[:64], rng=rng, steps=100).kernel
+        steps = self.recipe.sample_steps if steps is None else steps
+        return sample(self.density, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
+
+    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
+        """As `chains`."""
+        return self.chains(n, rng, steps, thin)
+
+
+class Autoencoders(_Decoded):
+    """``vae``."""
+
+    exact_draws = True
+
+    @classmethod
+    def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
+        """Build encoder and decoder."""
+        return build_vae(recipe)
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
+        """Leave it as it was built."""
+
+    @classmethod
+    def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
+        """The evidence lower bound."""
+        return EvidenceLowerBound()
+
+    def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
+        """Decode draws of the prior."""
+        model = directed(self.energy)
+        return decoded(model, cast(Tractable, model.prior).sample(n, rng), self.recipe.denoise, rng)
+
+    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
+        """0: it is normalised."""
+        return exactly(torch.zeros((), dtype=torch.float64))
+
+    @property
+    def log_z_told(self) -> tuple[str, str]:
+        """That it is known."""
+        return "the autoencoder, which is normalised", ESTIMATED
+
+
+class CorrectedAutoencoders(_Decoded):
+    """``vae-ebm``."""
+
+    @classmethod
+    def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
+        """Build the autoencoder and its correction."""
+        if len(recipe.shape) == 3:
+            net: Energy = ConvEnergy(recipe.shape, (32, 64))
+        else:
+            net = MLP(recipe.shape, (recipe.width,) * recipe.depth)
+        model = VAEBM(build_vae(recipe), net)
+        model.vae.requires_grad_(True)  # it learns first
+        return model
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
+        """Leave it as it was built."""
+
+    @classmethod
+    def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
+        """The autoencoder by its bound, and then the correction by chains over latents and noise."""
+        chains = CorrectionLikelihood(
+            ULA(recipe.step_size),
+            cast(VAEBM, energy).base,
+            recipe.chain_steps,
+            recipe.buffer_size,
+            recipe.restart,
+            recipe.energy_penalty,
+        )
+        return Phases([(first_steps(recipe), OfPart(EvidenceLowerBound(), "vae")), (None, OfPart(chains, held="vae"))])
+
+    @property
+    def walked(self) -> Reparametrised:
+        """The energy of latents and noise."""
+        return cast(VAEBM, self.energy).reparametrised
+
+    def noises(self, n: int, rng: Generator, progress: Progress | None = None) -> Tensor:
+        """Where chains over latents and noise end, from the autoencoder's own."""
+        return latent_chains(self.walked, self.walked.base.sample(n, rng), self.recipe.sample_steps, rng, progress)
+
+    def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
+        """Chains over latents and noise, decoded."""
+        u = self.noises(n, rng, progress)
+        with torch.no_grad():
+            return self.walked.means(u) if self.recipe.denoise else self.walked.points(u)
+
+    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
+        """Annealing over latents and noise, from the autoencoder and back."""
+        draws = self.noises(chains or 256, rng)
+        return bracket(self.walked, self.walked.base, draws, rng=rng, temperatures=temperatures)
+
+    @property
+    def log_z_told(self) -> tuple[str, str]:
+        """Annealing over latents and noise."""
+        return f"{ANNEALED}, over latents and noise", f"{OWN_DRAWS} {ESTIMATED}"
+
+
+class LatentPriors(_Decoded):
+    """``latent-ebm``."""
+
+    @classmethod
+    def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
+        """Build decoder and prior."""
+        own = generator_of(recipe)
+        sizes = {"width": recipe.width, "scale": recipe.decoder_scale, "decoder": decoder_of(recipe)}
+        return lebm(recipe.shape, recipe.latent, rng=own, **sizes)
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
+        """Leave it as it was built."""
+
+    @classmethod
+    def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
+        """Short chains over latents, given data and of the prior."""
+        normal = Gaussian(recipe.latent)
+        prior = ContrastiveDivergence(ULA(0.08), 60, starts=Starts(noise=1.0), base=normal)
+        return LatentPriorLikelihood(prior, ULA(recipe.step_size), recipe.chain_steps, normal)
+
+    def latents(self, n: int, rng: Generator, progress: Progress | None = None) -> Tensor:
+        """Where chains on the prior end."""
+        start = Gaussian(self.recipe.latent).sample(n, rng)
+        return latent_chains(directed(self.energy).prior, start, self.recipe.sample_steps, rng, progress)
+
+    def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
+        """Chains on the prior, decoded."""
+        return decoded(directed(self.energy), self.latents(n, rng, progress), self.recipe.denoise, rng)
+
+    def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
+        """That of the prior, by annealing: the likelihood is normalised."""
+        draws = self.latents(chains or 256, rng)
+        prior = directed(self.energy).prior
+        return bracket(prior, Gaussian(self.recipe.latent), draws, rng=rng, temperatures=temperatures)
+
+    @property
+    def log_z_told(self) -> tuple[str, str]:
+        """Annealing of the prior."""
+        return f"{ANNEALED}, of the prior over latents", f"{OWN_DRAWS} {ESTIMATED}"
+
+
+def build_vae(recipe: Recipe) -> LatentEnergy:
+    """Build an autoencoder by the recipe."""
+    sizes = {"width": recipe.width, "scale": recipe.decoder_scale, "decoder": decoder_of(recipe)}
+    return vae(recipe.shape, recipe.latent, rng=generator_of(recipe), **sizes)
+
+
+def decoder_of(recipe: Recipe) -> str:
+    """Name the likelihood: bits for bits, normal noise otherwise."""
+    return "bernoulli" if recipe.kind == "binary" else "gaussian"
+
+
+def generator_of(recipe: Recipe) -> Generator:
+    """Make the generator of the draws that an energy keeps."""
+    return Generator().manual_seed(recipe.seed)
+
+
+def directed(energy: Energy) -> Directed:
+    """Find prior and decoder."""
+    return cast(Directed, cast(LatentEnergy, energy).energy)
+
+
+@torch.no_grad()
+def decoded(model: Directed, z: Tensor, means: bool, rng: Generator) -> Tensor:
+    """Make points of latents: the decoder's means, or draws with its noise."""
+    parts = z.split(ROWS_AT_ONCE)
+    return torch.cat([model.likelihood.mean(z) if means else model.likelihood.sample(z, rng) for z in parts])
+
+
+def latent_chains(energy: Energy, start: Tensor, steps: int, rng: Generator, progress: Progress | None) -> Tensor:
+    """Run Hamiltonian chains in a latent space, where the base is standard normal."""
+    tuned = tune(energy, HMC(0.2, leapfrog=LEAPFROG), start[:512], rng=rng, steps=100)
+    return sample(energy, tuned.kernel, start, steps=steps, rng=rng, progress=progress or False).x

@@ -1,0 +1,41 @@
+"""Settings of models of several networks, by model and kind of data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gibbsian.recipes.recipe import DataKind
+
+
+def several_networks(energy: str, kind: DataKind, d: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of the recipe and of the training settings, for rows of d numbers."""
+    training: dict[str, Any] = {"steps": 3000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
+    recipe: dict[str, Any] = {"energy": energy, "denoise": kind == "image"}
+    if energy in ("flow", "tilted-flow"):
+        recipe |= {"width": 128, "depth": 2, "sample_steps": 100, "step_size": 0.02, "denoise": False}
+        return recipe, training | {"final_learning_rate_factor": 0.0}
+    if energy == "cooperative":
+        return recipe | _cooperative(kind, d), training
+    if energy == "gan":
+        recipe |= {"width": 128 if kind != "image" else 32, "depth": 2, "generator_width": 128, "sample_steps": 200}
+        if kind == "image":
+            recipe["generator_width"] = 32
+        return recipe, training | {"betas": (0.5, 0.99), "ema_decay": 0.99, "learning_rate": 5e-4}
+    latent = 16 if d > 16 else max(2, d)
+    recipe |= {"width": 32 if kind == "image" else 128, "latent": latent, "sample_steps": 100}
+    recipe["decoder_scale"] = 0.3 if kind == "image" else 0.2
+    if energy == "vae-ebm":
+        recipe |= {"depth": 2, "step_size": 0.01, "chain_steps": 10, "buffer_size": 1024, "energy_penalty": 0.01}
+    if energy == "latent-ebm":
+        recipe |= {"step_size": 0.01, "chain_steps": 20}
+    return recipe, training
+
+
+def _cooperative(kind: DataKind, d: int) -> dict[str, Any]:
+    recipe = {"width": 128, "depth": 2, "generator_width": 128, "chain_steps": 10, "sample_steps": 100}
+    if kind == "image":
+        noise = 0.25 if d <= 256 else 0.5
+        recipe |= {"width": 32, "generator_width": 32, "kernel": "ula", "step_size": 0.32 * noise**2}
+        recipe |= {"data_noise": noise, "base_fitted": True, "denoise": True}
+        return recipe
+    return recipe | {"latent": max(4, d), "step_size": 0.02}
