@@ -426,10 +426,10 @@ def test_amortised_samplers_are_compared_with_chains(script, tmp_path):
     pytest.importorskip("matplotlib")
     amortised = script("amortised")
     with pytest.warns(UserWarning, match="few points of the data"):
-        found = amortised.main(["--parts", "pinwheel", "digits", "--budget", "0.01", "--runs", "2"])
+        found = amortised.main(["--parts", "pinwheel", "digits", "--budget", "0.01"])
     assert list(found) == ["pinwheel", "digits"]
     for part in found.values():
-        assert [run["seed"] for run in part["runs"]] == [0, 1]
+        assert [run["seed"] for run in part["runs"]] == [0]
         distances = [value for run in part["runs"] for row in run["rows"] for value, _ in row["distances"].values()]
         assert all(math.isfinite(value) for value in distances)
     text = (tmp_path / "amortised.md").read_text()
