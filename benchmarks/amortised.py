@@ -2,11 +2,12 @@
 
 An energy and a generator are trained together by `EntropyRegularised`, in the plane on three densities and on the 8 x 8
 digits. In the plane that energy is right where the generator comes and has mass elsewhere, too, so that chains walk on
-another one, which is fitted to the same rows by noise contrastive estimation. Then as many points are drawn in three ways: by the generator alone, by the generator and k
-steps of a kernel on the energy, and by k steps of the same kernel from noise, of which five times as many are made as
-well. Processor and wall time are those of all draws together. In the plane the distance is the root of the energy
-distance, in units of the standardised data, to exact draws of the fitted energy (by its grid) and to draws of the true
-density; of digits it is the Frechet distance to held-out rows in a classifier's features.
+another one, which is fitted to the same rows by noise contrastive estimation. Then as many points are drawn in three
+ways: by the generator alone, by the generator and k steps of a kernel on the energy, and by k steps of the same kernel
+from noise, of which five times as many are made as well. Processor and wall time are those of all draws together. In
+the plane the distance is the root of the energy distance, in units of the standardised data, to exact draws of the
+fitted energy (by its grid) and to draws of the true density; of digits it is the Frechet distance to held-out rows in a
+classifier's features.
 
 Asked is, for each k: chains of the same number of steps are at least five times as far, or chains of five times as many
 are no closer. Settings were chosen on seeds from 100 on. Writes ``results/amortised.json``, ``.md`` and ``.png``.
