@@ -420,3 +420,31 @@ def test_the_default_score_is_chosen(script, monkeypatch, enlarged, tmp_path):
     assert {len(each) for each in found.values()} == {(len(choice.KINDS) - 1) * len(choice.MODELS) + 1}
     assert all(0.0 <= v <= 1.0 for each in found.values() for kinds in each.values() for v in kinds.values())
     assert "| energies, Mahalanobis |" in (tmp_path / "ood_choice.md").read_text()
+
+
+def test_amortised_samplers_are_compared_with_chains(script, tmp_path):
+    pytest.importorskip("matplotlib")
+    amortised = script("amortised")
+    with pytest.warns(UserWarning, match="few points of the data"):
+        found = amortised.main(["--parts", "pinwheel", "digits", "--budget", "0.01"])
+    assert list(found) == ["pinwheel", "digits"]
+    for part in found.values():
+        assert [run["seed"] for run in part["runs"]] == [0]
+        distances = [value for run in part["runs"] for row in run["rows"] for value, _ in row["distances"].values()]
+        assert all(math.isfinite(value) for value in distances)
+    text = (tmp_path / "amortised.md").read_text()
+    assert "## pinwheel" in text
+    assert "met" in text
+    assert (tmp_path / "amortised.png").stat().st_size > 10_000
+
+
+def test_what_is_asked_of_an_amortised_sampler(script):
+    amortised = script("amortised")
+
+    def row(way, steps, distance):
+        return {"way": way, "steps": steps, "distances": {"truth": (distance, 0.0)}}
+
+    rows = [row("refined", 5, 0.1), row("chains", 5, 0.5), row("chains", 25, 0.05)]
+    rows += [row("refined", 20, 0.1), row("chains", 20, 0.3), row("chains", 100, 0.2)]
+    rows += [row("refined", 100, 0.1), row("chains", 500, 0.09)]
+    assert [told["met"] for told in amortised.verdicts(rows, "truth")] == [True, True, False]

@@ -81,9 +81,9 @@ def test_a_tilt_whose_weights_degenerate_is_said():
 
 
 REFUSED = {
-    "no base": ({"base": MLP(3)}, ArgumentTypeError, "tractable"),
-    "another shape": ({"base": gb.Gaussian(2)}, ShapeError, r"shape \(2,\) and the energy's have \(3,\)"),
-    "another domain": ({"base": gb.Bernoulli(torch.zeros(3))}, DomainError, "one domain"),
+    "no base": ({"proposal": MLP(3)}, ArgumentTypeError, "tractable"),
+    "another shape": ({"proposal": gb.Gaussian(2)}, ShapeError, r"\(2,\)"),
+    "another domain": ({"proposal": gb.Bernoulli(torch.zeros(3))}, DomainError, "of its kind"),
     "one draw": ({"draws": 1}, OptionError, "2 or more"),
     "no confidence": ({"confidence": 1.0}, OptionError, "confidence"),
     "other draws": ({"model_draws": torch.zeros(5, 2)}, ShapeError, "draws holds"),
@@ -94,6 +94,6 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_fit_is_refused(case):
     change, error, message = REFUSED[case]
-    told = {"energy": TARGET, "base": gb.Gaussian(3), "rng": seeded(), "draws": 100} | change
+    told = {"energy": TARGET, "proposal": gb.Gaussian(3), "rng": seeded(), "draws": 100} | change
     with pytest.raises(error, match=message):
         importance_sampling(**told)

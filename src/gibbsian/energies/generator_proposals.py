@@ -162,6 +162,7 @@ class GeneratorProposal(nn.Module):
     def _split(self, x: Tensor) -> list[Tensor]:
         return list(x.split(self._sizes(len(x)))) if len(x) else [x]
 
-    def extra_repr(self) -> str:
-        """Scale and number of latents."""
-        return f"scale={self.scale}, draws={self.draws}"
+    def __repr__(self) -> str:
+        """In one line, as part of a kernel's."""
+        shapes = f"{tuple(self.generator.latent_shape)} -> {tuple(self.event_shape)}"
+        return f"{type(self).__name__}({shapes}, scale={self.scale}, draws={self.draws})"
