@@ -34,7 +34,8 @@ from gibbsian.energies.discriminators import (
 )
 from gibbsian.energies.generators import GeneratorNetwork, require_fitting
 from gibbsian.errors import ArgumentTypeError, DataError, OptionError
-from gibbsian.kernels.base import Kernel
+from gibbsian.kernels.base import Kernel, State
+from gibbsian.kernels.independent import IndependentMH
 from gibbsian.kernels.langevin import MALA
 from gibbsian.sampling import sample
 
@@ -97,7 +98,7 @@ class Calibration:
     slope, offset
         What the logit was multiplied with, and what was added, in nats: 1 and 0 for a calibrated one.
     z
-        How far the sum of the labels was from what the discriminator said, in standard errors, before: Dawid's statistic.
+        How far the share of data was from what the discriminator said of them before, in standard errors.
     loss_before, loss_after
         Cross entropy of the rows, in nats; log 2 is a guess's.
     """
@@ -154,7 +155,7 @@ def calibrate_discriminator(
             "so that no draw can be corrected. Train the generator further, or take a larger r1."
         )
     slope, offset = _logistic(logits, labels)
-    if slope.value < -3.0 * slope.stderr:
+    if slope.value < -3.0 * slope.stderr or float(of_data.max()) < float(of_draws.min()):
         raise DataError(
             f"The discriminator is higher at draws than at held-out rows: the slope is {slope}. An energy is minus the "
             "logit; pass Discriminator(net) for a network that gives logits."
@@ -269,8 +270,11 @@ def metropolis_hastings(
     rng: Generator,
     steps: int = 200,
     start: Tensor | None = None,
+    compile: bool = False,
 ) -> GanDraws:
     r"""Run independence chains whose proposals are the generator's draws, and return where they end.
+
+    It is `gibbsian.kernels.independent.IndependentMH` on `latent_energy`, with proposals from the law of z.
 
     A proposal x' is accepted with probability
 
@@ -294,6 +298,8 @@ def metropolis_hastings(
     start
         Real rows at which chains start, ``(m, *event)``, drawn from with replacement; without them chains start at
         draws of the generator.
+    compile
+        As in `gibbsian.sampling.sample`.
 
     Raises
     ------
@@ -303,49 +309,38 @@ def metropolis_hastings(
         If an option is out of its range, or nearly no proposal was accepted.
     """
     energy = _checked(discriminator, generator, rng, n=n, steps=steps)
-    if start is None:
-        z, d, probability, seen, bad = _independence(energy, n, steps, rng)
-    else:
+    kernel = IndependentMH(generator.latent)
+    at: Tensor | State = generator.latent.sample(n, rng)
+    if start is not None:
         require_fitting(generator, start.shape[1:], "the chains' start")
         picked = torch.randint(len(start), (n,), generator=rng, device=rng.device).to(start.device)
-        real = -torch.cat([energy.discriminator(part) for part in start[picked].split(CHUNK)])
-        z, d, probability, seen, bad = _independence(energy, n, steps, rng, real)
-        # What no proposal has replaced is marked by NaN.
-        if count := int((stayed := z.flatten(1).isnan().any(1)).sum()):
-            again = _independence(energy, count, steps, rng)
-            z[stayed], probability[stayed] = again[0], again[2]
-            seen, bad = seen + again[3], bad + again[4]
-    mean = float(probability.mean())
-    if not mean > TOO_FEW:
+        at = _outside(energy, start[picked], at)
+    made = sample(energy, kernel, at, steps=steps, rng=rng, compile=compile)
+    if not (mean := float(made.acceptance.mean())) > TOO_FEW:
         raise OptionError(
-            f"The chains accepted {mean:.2g} of their proposals: the discriminator's logits at the chains, "
-            f"{float(d.median()):.4g} nats in the middle, are far above those of draws. Calibrate it, train it against "
-            "the generator as it now is, or use ddls, which moves draws instead of waiting for good ones."
+            f"The chains accepted {mean:.2g} of their proposals: the discriminator's logits where they start are "
+            "far above those of draws. Calibrate it, train it on against the generator as it now is, or use ddls, which "
+            "moves draws instead of waiting for good ones."
         )
-    error = float(probability.std()) / math.sqrt(n) if n > 1 else math.nan
-    return GanDraws(energy.points(z), z, Estimate(mean, error), seen, bad)
+    z, acceptance, seen = made.x, made.acceptance, n * (steps + 1)
+    if len(stayed := z.flatten(1).isnan().any(1).nonzero().flatten()):
+        again = sample(energy, kernel, generator.latent.sample(len(stayed), rng), steps=steps, rng=rng, compile=compile)
+        z, acceptance = z.index_copy(0, stayed, again.x), acceptance.index_copy(0, stayed, again.acceptance)
+        seen += len(stayed) * (steps + 1)
+    return GanDraws(energy.points(z), z, _mean(acceptance), seen, int(made.nonfinite.sum()))
 
 
-def _independence(
-    energy: LatentDiscriminator, n: int, steps: int, rng: Generator, at: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Chains from draws, or from logits of real rows: latent vectors, logits, mean acceptances, and two counts."""
-    z, d = _proposed(energy, n, rng)
-    if at is not None:
-        z, d = torch.full_like(z, math.nan), at.to(d.dtype)
-    total, bad = torch.zeros_like(d), 0
-    for _ in range(steps):
-        z_new, d_new = _proposed(energy, n, rng)
-        usable = d_new.isfinite()
-        probability = torch.where(usable, (d_new - d).exp().clamp(max=1.0), 0.0)
-        # A chain that starts where the logit is no number takes whatever has one.
-        probability = torch.where(usable & ~d.isfinite(), 1.0, probability)
-        accept = torch.rand(d.shape, generator=rng, dtype=d.dtype, device=d.device) < probability
-        z = torch.where(accept.view(-1, *[1] * (z.ndim - 1)), z_new, z)
-        d = torch.where(accept, d_new, d)
-        total += probability
-        bad += int((~usable & (d_new != -math.inf)).sum())
-    return z, d, total / steps, n * (steps + (at is None)), bad
+def _mean(acceptance: Tensor) -> Estimate:
+    """Mean over chains, with its error."""
+    error = float(acceptance.std()) / math.sqrt(len(acceptance)) if len(acceptance) > 1 else math.nan
+    return Estimate(float(acceptance.mean()), error)
+
+
+def _outside(energy: LatentDiscriminator, rows: Tensor, z: Tensor) -> State:
+    """Chains at rows that no latent vector made: NaN stands for it until a proposal is accepted."""
+    of_rows = torch.cat([energy.discriminator(part) for part in rows.split(CHUNK)]).to(z.dtype)
+    nothing = z.new_zeros((len(z), 0))
+    return State(torch.full_like(z, math.nan), of_rows, nothing, memory=(torch.zeros_like(of_rows),))
 
 
 def ddls(
@@ -399,11 +394,9 @@ def ddls(
         seen += n * tuning
     assert kernel is not None
     made = sample(energy, kernel, at, steps=steps, rng=rng, compile=compile)
-    mean = float(made.acceptance.mean())
-    if not mean > TOO_FEW:
+    if not (mean := float(made.acceptance.mean())) > TOO_FEW:
         raise OptionError(f"{kernel!r} accepted {mean:.2g} of its proposals; use a smaller step_size, or no kernel=.")
-    error = float(made.acceptance.std()) / math.sqrt(n) if n > 1 else math.nan
-    return GanDraws(energy.points(made.x), made.x, Estimate(mean, error), seen, int(made.nonfinite.sum()))
+    return GanDraws(energy.points(made.x), made.x, _mean(made.acceptance), seen, int(made.nonfinite.sum()))
 
 
 @torch.no_grad()
