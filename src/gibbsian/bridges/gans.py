@@ -319,8 +319,8 @@ def metropolis_hastings(
     if not (mean := float(made.acceptance.mean())) > TOO_FEW:
         raise OptionError(
             f"The chains accepted {mean:.2g} of their proposals: the discriminator's logits where they start are "
-            "far above those of draws. Calibrate it, train it on against the generator as it now is, or use ddls, which "
-            "moves draws instead of waiting for good ones."
+            "far above those of draws. Calibrate it, train it on against the generator as it now is, or use ddls, "
+            "which moves draws instead of waiting for good ones."
         )
     z, acceptance, seen = made.x, made.acceptance, n * (steps + 1)
     if len(stayed := z.flatten(1).isnan().any(1).nonzero().flatten()):
