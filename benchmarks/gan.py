@@ -28,7 +28,8 @@ from torch import Tensor
 import common
 import gibbsian as gb
 from common import Stopwatch, circumstances, generator, over_seeds, table, write
-from gibbsian.bridges.gans import calibrate_discriminator, ddls, metropolis_hastings, rejection
+from gibbsian.bridges.discriminators import calibrate_discriminator
+from gibbsian.bridges.gans import ddls, metropolis_hastings, rejection
 from gibbsian.data import load
 from gibbsian.diagnostics.two_sample import energy_distance, frechet_distance
 from gibbsian.energies.generators import GeneratorNetwork

@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from gibbsian import MLP
+from gibbsian.bridges import discriminators as checks
 from gibbsian.bridges import gans
-from gibbsian.bridges.gans import calibrate_discriminator, ddls, metropolis_hastings, rejection
+from gibbsian.bridges.discriminators import calibrate_discriminator
+from gibbsian.bridges.gans import ddls, metropolis_hastings, rejection
 from gibbsian.energies import discriminators
 from gibbsian.energies.base import Energy
 from gibbsian.energies.discriminators import Discriminator
@@ -99,7 +101,7 @@ def test_the_probability_in_place_of_the_logit_is_caught(way, monkeypatch):
     wrong = Energy.of(lambda x: -torch.sigmoid(-EXACT(x)), event_shape=(2,))
     with pytest.raises(DomainError, match="are probabilities"):
         way(wrong)
-    monkeypatch.setattr(gans, "check_discriminator", lambda energy, x: None)
+    monkeypatch.setattr(checks, "check_discriminator", lambda energy, x: None)
     assert p_value(way(wrong)) < P_LIMIT
 
 

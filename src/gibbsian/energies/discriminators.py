@@ -102,7 +102,7 @@ class Discriminator(Energy):
 class CalibratedDiscriminator(Energy):
     r"""A discriminator whose logit is stretched and shifted, :math:`a\, d(x) + b`, to be the log-odds that it claims.
 
-    Made by `gibbsian.bridges.gans.calibrate_discriminator`, which fits both numbers.
+    Made by `gibbsian.bridges.discriminators.calibrate_discriminator`, which fits both numbers.
 
     Parameters
     ----------
