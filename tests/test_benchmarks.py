@@ -448,3 +448,35 @@ def test_what_is_asked_of_an_amortised_sampler(script):
     rows += [row("refined", 20, 0.1), row("chains", 20, 0.3), row("chains", 100, 0.2)]
     rows += [row("refined", 100, 0.1), row("chains", 500, 0.09)]
     assert [told["met"] for told in amortised.verdicts(rows, "truth")] == [True, True, False]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_corrected_generators_are_judged(script, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    bench = script("gan")
+    rows = bench.main(["--budget", "0.02", "--seeds", "3"])
+    assert [row["part"] for row in rows] == ["grid", "digits"]
+    for row in rows:
+        assert list(row["ways"]) == list(bench.WAYS)
+        assert all(math.isfinite(way[key]) for way in row["ways"].values() for key in bench.MEASURES)
+        assert all(0.0 < way["acceptance"] <= 1.0 for way in row["ways"].values())
+        assert row["floor"]["quality"] > row["ways"]["generator"]["quality"]
+    told = (tmp_path / "gan.md").read_text()
+    assert "| MH-GAN |" in told
+    assert "* rejection: better in" in told
+    assert (tmp_path / "gan.png").stat().st_size < 300_000
+
+
+def test_measures_of_generators(script):
+    """Draws of the truth are of high quality and cover the grid; one mode alone is one of 25, log 25 away."""
+    bench = script("gan")
+    judge = bench.grid(0, 0.01).judge
+    truth = bench.gb.GaussianMixture(bench.modes(), bench.SPREAD).sample(4000, torch.Generator().manual_seed(0))
+    good, one = judge(truth / bench.SPACING), judge(0.01 * torch.randn(500, 2))
+    # Two spreads in each direction: 1 - exp(-8) lie within four.
+    assert good["quality"] == pytest.approx(1.0 - math.exp(-8.0), abs=0.003)
+    assert (good["covered"], one["covered"]) == (25, 1)
+    assert good["shares"] < 0.02
+    assert one["shares"] == pytest.approx(math.log(25.0))
+    assert one["frechet"] > 100 * good["frechet"]
+    assert one["energy"] > 100 * abs(good["energy"])

@@ -16,36 +16,25 @@ A discriminator that came out of a game is rarely an exact log-ratio: train it o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from gibbsian.adaptation import tune
+from gibbsian.bridges.discriminators import CHUNK, DiscriminatorLike, checked
 from gibbsian.diagnostics.estimate import Estimate
-from gibbsian.energies.base import Energy
-from gibbsian.energies.discriminators import (
-    CalibratedDiscriminator,
-    LatentDiscriminator,
-    check_discriminator,
-    latent_energy,
-)
+from gibbsian.energies.discriminators import LatentDiscriminator
 from gibbsian.energies.generators import GeneratorNetwork, require_fitting
-from gibbsian.errors import ArgumentTypeError, DataError, OptionError
-from gibbsian.kernels.base import Kernel
+from gibbsian.errors import OptionError
+from gibbsian.kernels.base import Kernel, State
+from gibbsian.kernels.independent import IndependentMH
 from gibbsian.kernels.langevin import MALA
 from gibbsian.sampling import sample
 
-DiscriminatorLike = Energy | nn.Module | Callable[[Tensor], Tensor]
-"""An energy, minus the logit, or a module that gives logits."""
-
 TOO_FEW = 1e-4
 """A mean acceptance below this is none."""
-
-CHUNK = 10_000
-"""Draws that are made at once."""
 
 SMALL_STEP = 1e-3
 """Where the tuning of a step size starts."""
@@ -84,100 +73,6 @@ class GanDraws:
             f"GanDraws({len(self.x)} of shape {tuple(self.x.shape[1:])}, acceptance {self.acceptance}, "
             f"{self.evaluations} evaluations)"
         )
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """A discriminator, calibrated.
-
-    Attributes
-    ----------
-    energy
-        The calibrated discriminator's energy, minus the logit.
-    slope, offset
-        What the logit was multiplied with, and what was added, in nats: 1 and 0 for a calibrated one.
-    z
-        How far the sum of the labels was from what the discriminator said, in standard errors, before: Dawid's statistic.
-    loss_before, loss_after
-        Cross entropy of the rows, in nats; log 2 is a guess's.
-    """
-
-    energy: CalibratedDiscriminator
-    slope: Estimate
-    offset: Estimate
-    z: float
-    loss_before: float
-    loss_after: float
-
-
-@torch.no_grad()
-def calibrate_discriminator(
-    discriminator: DiscriminatorLike, generator: GeneratorNetwork, real: Tensor, *, rng: Generator
-) -> Calibration:
-    r"""Fit :math:`P(data \mid x) = 1 / (1 + e^{-a d(x) - b})` to held-out rows and as many draws.
-
-    Logistic regression on the logit, as `Metropolis-Hastings generative adversarial networks (Turner et al., 2019)
-    <https://arxiv.org/abs/1811.11357>`_ calibrate; a is an inverse temperature, and b no matter to any sampler here.
-
-    Parameters
-    ----------
-    discriminator, generator
-        As for `gibbsian.energies.discriminators.latent_energy`.
-    real
-        Rows that trained neither of the two, ``(n, *event)``; some hundreds.
-    rng
-        The generator of the draws.
-
-    Raises
-    ------
-    ShapeError, ArgumentTypeError, DomainError, OptionError
-        As `gibbsian.energies.discriminators.latent_energy`.
-    DataError
-        If there are fewer than ten rows, a logit is not finite, or the logit tells the rows and draws apart without
-        error, or the wrong way round.
-    """
-    energy = _checked(discriminator, generator, rng)
-    require_fitting(generator, real.shape[1:], "the held-out rows")
-    if len(real) < 10:
-        raise DataError(f"Calibration needs 10 held-out rows or more, better hundreds; got {len(real)}.")
-    points = torch.cat([real, generator.sample(len(real), rng).to(real.dtype)])
-    logits = -torch.cat([energy.discriminator(part) for part in points.split(CHUNK)]).double()
-    if bad := int((~torch.isfinite(logits)).sum()):
-        raise DataError(f"{bad} of {len(logits)} logits are not finite; look for a saturated sigmoid.")
-    labels = torch.zeros_like(logits)
-    labels[: len(real)] = 1.0
-    of_data, of_draws = logits[: len(real)], logits[len(real) :]
-    if float(of_data.min()) > float(of_draws.max()):
-        raise DataError(
-            f"The discriminator tells all {len(real)} held-out rows from as many draws without error, logits "
-            f"{float(of_data.min()):.3g} and up against {float(of_draws.max()):.3g} and down: the two do not overlap, "
-            "so that no draw can be corrected. Train the generator further, or take a larger r1."
-        )
-    slope, offset = _logistic(logits, labels)
-    if slope.value < -3.0 * slope.stderr:
-        raise DataError(
-            f"The discriminator is higher at draws than at held-out rows: the slope is {slope}. An energy is minus the "
-            "logit; pass Discriminator(net) for a network that gives logits."
-        )
-    told = logits.sigmoid()
-    z = float((labels - told).sum() / (told * (1.0 - told)).sum().sqrt())
-    cross = nn.functional.binary_cross_entropy_with_logits
-    after = cross(slope.value * logits + offset.value, labels)
-    fitted = CalibratedDiscriminator(energy.discriminator, slope.value, offset.value).to(real.device, real.dtype)
-    return Calibration(fitted, slope, offset, z, float(cross(logits, labels)), float(after))
-
-
-def _logistic(logits: Tensor, labels: Tensor) -> tuple[Estimate, Estimate]:
-    """Slope and offset of a logistic regression in one number, with errors from Fisher's information."""
-    from sklearn.linear_model import LogisticRegression
-
-    column = logits.cpu()[:, None]
-    fitted = LogisticRegression(C=math.inf).fit(column.numpy(), labels.cpu().numpy())
-    slope, offset = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    p = (slope * column + offset).sigmoid()
-    design = torch.cat([column, torch.ones_like(column)], 1)
-    errors = torch.linalg.pinv(design.T @ (p * (1.0 - p) * design), hermitian=True).diagonal().sqrt().tolist()
-    return Estimate(slope, errors[0]), Estimate(offset, errors[1])
 
 
 @torch.no_grad()
@@ -226,7 +121,7 @@ def rejection(
     OptionError
         If an option is out of its range, or too few of the draws were accepted.
     """
-    energy = _checked(discriminator, generator, rng, n=n, pilot=pilot, most=most)
+    energy = checked(discriminator, generator, rng, n=n, pilot=pilot, most=most)
     if quantile is not None and not 0.0 < quantile < 1.0:
         raise OptionError(f"quantile lies between 0 and 1; got {quantile}.")
     if not math.isfinite(gamma):
@@ -269,8 +164,11 @@ def metropolis_hastings(
     rng: Generator,
     steps: int = 200,
     start: Tensor | None = None,
+    compile: bool = False,
 ) -> GanDraws:
     r"""Run independence chains whose proposals are the generator's draws, and return where they end.
+
+    It is `gibbsian.kernels.independent.IndependentMH` on `latent_energy`, with proposals from the law of z.
 
     A proposal x' is accepted with probability
 
@@ -294,6 +192,8 @@ def metropolis_hastings(
     start
         Real rows at which chains start, ``(m, *event)``, drawn from with replacement; without them chains start at
         draws of the generator.
+    compile
+        As in `gibbsian.sampling.sample`.
 
     Raises
     ------
@@ -302,50 +202,39 @@ def metropolis_hastings(
     OptionError
         If an option is out of its range, or nearly no proposal was accepted.
     """
-    energy = _checked(discriminator, generator, rng, n=n, steps=steps)
-    if start is None:
-        z, d, probability, seen, bad = _independence(energy, n, steps, rng)
-    else:
+    energy = checked(discriminator, generator, rng, n=n, steps=steps)
+    kernel = IndependentMH(generator.latent)
+    at: Tensor | State = generator.latent.sample(n, rng)
+    if start is not None:
         require_fitting(generator, start.shape[1:], "the chains' start")
         picked = torch.randint(len(start), (n,), generator=rng, device=rng.device).to(start.device)
-        real = -torch.cat([energy.discriminator(part) for part in start[picked].split(CHUNK)])
-        z, d, probability, seen, bad = _independence(energy, n, steps, rng, real)
-        # What no proposal has replaced is marked by NaN.
-        if count := int((stayed := z.flatten(1).isnan().any(1)).sum()):
-            again = _independence(energy, count, steps, rng)
-            z[stayed], probability[stayed] = again[0], again[2]
-            seen, bad = seen + again[3], bad + again[4]
-    mean = float(probability.mean())
-    if not mean > TOO_FEW:
+        at = _outside(energy, start[picked], at)
+    made = sample(energy, kernel, at, steps=steps, rng=rng, compile=compile)
+    if not (mean := float(made.acceptance.mean())) > TOO_FEW:
         raise OptionError(
-            f"The chains accepted {mean:.2g} of their proposals: the discriminator's logits at the chains, "
-            f"{float(d.median()):.4g} nats in the middle, are far above those of draws. Calibrate it, train it against "
-            "the generator as it now is, or use ddls, which moves draws instead of waiting for good ones."
+            f"The chains accepted {mean:.2g} of their proposals: the discriminator's logits where they start are "
+            "far above those of draws. Calibrate it, train it on against the generator as it now is, or use ddls, "
+            "which moves draws instead of waiting for good ones."
         )
-    error = float(probability.std()) / math.sqrt(n) if n > 1 else math.nan
-    return GanDraws(energy.points(z), z, Estimate(mean, error), seen, bad)
+    z, acceptance, seen = made.x, made.acceptance, n * (steps + 1)
+    if len(stayed := z.flatten(1).isnan().any(1).nonzero().flatten()):
+        again = sample(energy, kernel, generator.latent.sample(len(stayed), rng), steps=steps, rng=rng, compile=compile)
+        z, acceptance = z.index_copy(0, stayed, again.x), acceptance.index_copy(0, stayed, again.acceptance)
+        seen += len(stayed) * (steps + 1)
+    return GanDraws(energy.points(z), z, _mean(acceptance), seen, int(made.nonfinite.sum()))
 
 
-def _independence(
-    energy: LatentDiscriminator, n: int, steps: int, rng: Generator, at: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Chains from draws, or from logits of real rows: latent vectors, logits, mean acceptances, and two counts."""
-    z, d = _proposed(energy, n, rng)
-    if at is not None:
-        z, d = torch.full_like(z, math.nan), at.to(d.dtype)
-    total, bad = torch.zeros_like(d), 0
-    for _ in range(steps):
-        z_new, d_new = _proposed(energy, n, rng)
-        usable = d_new.isfinite()
-        probability = torch.where(usable, (d_new - d).exp().clamp(max=1.0), 0.0)
-        # A chain that starts where the logit is no number takes whatever has one.
-        probability = torch.where(usable & ~d.isfinite(), 1.0, probability)
-        accept = torch.rand(d.shape, generator=rng, dtype=d.dtype, device=d.device) < probability
-        z = torch.where(accept.view(-1, *[1] * (z.ndim - 1)), z_new, z)
-        d = torch.where(accept, d_new, d)
-        total += probability
-        bad += int((~usable & (d_new != -math.inf)).sum())
-    return z, d, total / steps, n * (steps + (at is None)), bad
+def _mean(acceptance: Tensor) -> Estimate:
+    """Mean over chains, with its error."""
+    error = float(acceptance.std()) / math.sqrt(len(acceptance)) if len(acceptance) > 1 else math.nan
+    return Estimate(float(acceptance.mean()), error)
+
+
+def _outside(energy: LatentDiscriminator, rows: Tensor, z: Tensor) -> State:
+    """Chains at rows that no latent vector made: NaN stands for it until a proposal is accepted."""
+    of_rows = torch.cat([energy.discriminator(part) for part in rows.split(CHUNK)]).to(z.dtype)
+    nothing = z.new_zeros((len(z), 0))
+    return State(torch.full_like(z, math.nan), of_rows, nothing, memory=(torch.zeros_like(of_rows),))
 
 
 def ddls(
@@ -390,7 +279,7 @@ def ddls(
     DivergenceError
         If no step size suits.
     """
-    energy = _checked(discriminator, generator, rng, n=n, steps=steps)
+    energy = checked(discriminator, generator, rng, n=n, steps=steps)
     at: Any = generator.latent.sample(n, rng)
     seen = n * (steps + 1)
     if kernel is None:
@@ -399,27 +288,9 @@ def ddls(
         seen += n * tuning
     assert kernel is not None
     made = sample(energy, kernel, at, steps=steps, rng=rng, compile=compile)
-    mean = float(made.acceptance.mean())
-    if not mean > TOO_FEW:
+    if not (mean := float(made.acceptance.mean())) > TOO_FEW:
         raise OptionError(f"{kernel!r} accepted {mean:.2g} of its proposals; use a smaller step_size, or no kernel=.")
-    error = float(made.acceptance.std()) / math.sqrt(n) if n > 1 else math.nan
-    return GanDraws(energy.points(made.x), made.x, Estimate(mean, error), seen, int(made.nonfinite.sum()))
-
-
-@torch.no_grad()
-def _checked(
-    discriminator: DiscriminatorLike, generator: GeneratorNetwork, rng: Generator, **counts: int
-) -> LatentDiscriminator:
-    energy = latent_energy(discriminator, generator)
-    if not isinstance(rng, Generator):
-        raise ArgumentTypeError(f"rng is a torch.Generator, as torch.Generator().manual_seed(0); got {rng!r}.")
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise OptionError(f"{name} is a whole number, 1 or more; got {value!r}.")
-    # Draws of its own: to look changes nothing in what follows.
-    looking = torch.Generator(rng.device).manual_seed(0)
-    check_discriminator(energy.discriminator, generator.sample(64, looking))
-    return energy
+    return GanDraws(energy.points(made.x), made.x, _mean(made.acceptance), seen, int(made.nonfinite.sum()))
 
 
 def _proposed(energy: LatentDiscriminator, n: int, rng: Generator) -> tuple[Tensor, Tensor]:

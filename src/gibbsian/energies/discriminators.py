@@ -29,6 +29,9 @@ from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeEr
 FAR = 100.0
 """Points are blown up so many times about their mean to see whether a discriminator's outputs stay bounded there."""
 
+VARIED = 0.25
+"""Probabilities differ by more than this between points and far outside; a network that is 0 everywhere does not."""
+
 LOOKED_AT = 256
 """Rows at which a discriminator is looked at."""
 
@@ -99,7 +102,7 @@ class Discriminator(Energy):
 class CalibratedDiscriminator(Energy):
     r"""A discriminator whose logit is stretched and shifted, :math:`a\, d(x) + b`, to be the log-odds that it claims.
 
-    Made by `gibbsian.bridges.gans.calibrate_discriminator`, which fits both numbers.
+    Made by `gibbsian.bridges.discriminators.calibrate_discriminator`, which fits both numbers.
 
     Parameters
     ----------
@@ -207,8 +210,8 @@ def discriminator_of(net: Energy | nn.Module | Callable[[Tensor], Tensor]) -> En
 def check_discriminator(energy: Energy, x: Tensor) -> None:
     """Refuse a discriminator whose outputs are probabilities, by its values at points and far outside of them.
 
-    A network may have small logits at some points; logits between 0 and 1 everywhere, also at a hundred times the
-    points' spread, and on both sides of one half are those of a sigmoid.
+    A network may have small logits at some points; logits that vary and yet lie between 0 and 1 everywhere, also at a
+    hundred times the points' spread, are those of a sigmoid.
 
     Parameters
     ----------
@@ -228,9 +231,9 @@ def check_discriminator(energy: Energy, x: Tensor) -> None:
     # A module that was given for an energy shows its outputs with their own sign.
     size = values.abs()
     one_sign = bool((values >= 0).all()) or bool((values <= 0).all())
-    if len(size) >= SIGMOID_ROWS and one_sign and bool((size <= 1).all()) and size.min() < 0.5 < size.max():
+    if len(size) >= SIGMOID_ROWS and one_sign and bool((size <= 1).all()) and size.max() - size.min() > VARIED:
         raise DomainError(
-            f"The discriminator's outputs lie between 0 and 1, from {float(size.min()):.3g} to {float(size.max()):.3g}, "
+            f"The discriminator's outputs lie between {float(size.min()):.3g} and {float(size.max()):.3g} "
             f"at {len(x)} points and at {FAR:g} times their spread: they are probabilities. {_WITHOUT_SIGMOID}"
         )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from gibbsian.energies.base import Energy
@@ -45,8 +44,6 @@ class ReconstructionEnergy(Energy):
         At a call, if points are rebuilt with another number of values.
     """
 
-    event_shape: torch.Size  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, encoder: nn.Module, decoder: nn.Module, dim: int | Sequence[int], scale: float = 1.0) -> None:
         super().__init__()
         for name, net in (("encoder", encoder), ("decoder", decoder)):
@@ -55,12 +52,12 @@ class ReconstructionEnergy(Energy):
         if not 0.0 < scale < math.inf:
             raise OptionError(f"scale is the positive size of an error that counts half a nat; got {scale}.")
         self.encoder, self.decoder = encoder, decoder
-        self.event_shape = shape_of(dim)
+        self.event_shape = self.shape = shape_of(dim)
         self.scale = float(scale)
 
     def codes(self, x: Tensor) -> Tensor:
         """What the encoder makes of points, ``(n, *event) -> (n, codes)``."""
-        return self.encoder(batch_rows(x, self.event_shape)).flatten(1)
+        return self.encoder(batch_rows(x, self.shape)).flatten(1)
 
     def rebuilt(self, x: Tensor) -> Tensor:
         """Points as they come back, ``(n, *event)``.
@@ -70,10 +67,10 @@ class ReconstructionEnergy(Energy):
         ShapeError
             If the decoder gives another number of values.
         """
-        out = self.decoder(self.encoder(batch_rows(x, self.event_shape)))
-        if len(out) != len(x) or out[:1].numel() != self.event_shape.numel():
+        out = self.decoder(self.encoder(batch_rows(x, self.shape)))
+        if len(out) != len(x) or out[:1].numel() != self.shape.numel():
             raise ShapeError(
-                f"The decoder rebuilds {len(x)} points of shape {tuple(self.event_shape)}, {self.event_shape.numel()} "
+                f"The decoder rebuilds {len(x)} points of shape {tuple(self.shape)}, {self.shape.numel()} "
                 f"numbers each; it gave {tuple(out.shape)}."
             )
         return out.reshape(x.shape)
@@ -84,4 +81,4 @@ class ReconstructionEnergy(Energy):
 
     def extra_repr(self) -> str:
         """Shape and scale."""
-        return f"{tuple(self.event_shape)}, scale={self.scale:.4g}"
+        return f"{tuple(self.shape)}, scale={self.scale:.4g}"

@@ -23,15 +23,20 @@ from torch.nn.functional import normalize, softplus
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.discriminators import check_discriminator
-from gibbsian.energies.generators import GeneratorNetwork, require_fitting
+from gibbsian.energies.generators import GeneratorNetwork
 from gibbsian.energies.reconstruction import ReconstructionEnergy
-from gibbsian.errors import DomainError, OptionError, ShapeError
-from gibbsian.objectives.base import Batch, Counting, Loss, check_one_per_row
-from gibbsian.objectives.checks import check_at_least, check_count, check_floating
+from gibbsian.errors import DomainError, OptionError
+from gibbsian.objectives.amortised import GeneratorObjective
+from gibbsian.objectives.base import Batch, Loss, check_one_per_row
+from gibbsian.objectives.checks import check_at_least, check_count
+from gibbsian.objectives.diversity import diversity
 from gibbsian.objectives.noise_contrastive import accuracy, energies
 
+COMPARED = 256
+"""Rows whose diversity is looked at: all distances between them are taken."""
 
-class Adversarial(Counting):
+
+class Adversarial(GeneratorObjective):
     r"""A generative adversarial network: the energy given to ``fit`` is minus the discriminator's logit.
 
     The loss without saturation of `Generative adversarial nets (Goodfellow et al., 2014)
@@ -52,6 +57,8 @@ class Adversarial(Counting):
         the sharper, and the less steady.
     every
         The generator moves at each so-manieth step, and the discriminator at all of them.
+    learning_rate_factor
+        The generator's learning rate over the discriminator's.
 
     Raises
     ------
@@ -61,14 +68,19 @@ class Adversarial(Counting):
         If an option is out of its range.
     """
 
-    def __init__(self, generator: GeneratorNetwork, r1: float = 0.1, r2: float = 0.0, every: int = 1) -> None:
-        super().__init__()
-        require_fitting(generator, None)
+    def __init__(
+        self,
+        generator: GeneratorNetwork,
+        r1: float = 0.1,
+        r2: float = 0.0,
+        *,
+        every: int = 1,
+        learning_rate_factor: float = 1.0,
+    ) -> None:
+        super().__init__(generator, 0.0, learning_rate_factor)
         check_at_least(("r1", r1, 0.0), ("r2", r2, 0.0))
-        self.generator = generator
         self.r1, self.r2 = float(r1), float(r2)
         self.every = check_count("every", every, "the steps of the discriminator per step of the generator")
-        self.seen = False
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Draw from the generator, and classify.
@@ -81,15 +93,13 @@ class Adversarial(Counting):
             If the energy is conditional, or contains the generator.
         DomainError
             If the energy ends in a sigmoid, or lives on discrete states.
-        ArgumentTypeError
-            If the data are integers.
         """
-        moves, n = _moves(self.generator, self.next_call(), self.every), len(batch)
-        if not self.seen:
-            check_game(energy, self.generator, batch)
+        n, moves = len(batch), _moves(self.generator, self.next_call(), self.every)
+        first = not self.seen
+        self.check(energy, batch)
+        if first:
             check_discriminator(energy, batch.x)
-            self.seen = True
-        x, drawn, fake = _points(self.generator, batch, moves, rng, slopes=self.r1 > 0)
+        x, drawn, fake = _points(self, batch, moves, rng, slopes=self.r1 > 0)
         values = check_one_per_row(energy(torch.cat((x, drawn))), 2 * n)
         of_data, of_draws = -values[:n], -values[n:]
         loss = softplus(-of_data).mean() + softplus(of_draws).mean()
@@ -101,15 +111,18 @@ class Adversarial(Counting):
                 squared = slope.flatten(1).square().sum(1).mean()
                 loss, metrics[name] = loss + 0.5 * weight * squared, squared.detach()
         own = softplus(-of_draws).mean()
-        metrics["generator_loss"] = own.detach()
+        metrics |= {"generator_loss": own.detach()} | diversity(drawn[:COMPARED], x[:COMPARED])
         return Loss(loss + _followed(own, drawn, fake) if moves else loss, metrics)
 
     def extra_repr(self) -> str:
         """The settings."""
-        return f"r1={self.r1}, r2={self.r2}, every={self.every}"
+        return (
+            f"{self.generator!r}, r1={self.r1}, r2={self.r2}, every={self.every}, learning_rate_factor="
+            f"{self.learning_rate_factor}"
+        )
 
 
-class EnergyBasedGAN(Counting):
+class EnergyBasedGAN(GeneratorObjective):
     r"""An energy-based GAN: the discriminator is an energy, low at data and pushed up to a margin at draws.
 
     `Energy-based generative adversarial network (Zhao et al., 2017) <https://arxiv.org/abs/1609.03126>`_. The energy is
@@ -130,6 +143,8 @@ class EnergyBasedGAN(Counting):
         Weight of the pulling-away term; needs an energy with ``codes(x)``, as a `ReconstructionEnergy` has.
     every
         The generator moves at each so-manieth step.
+    learning_rate_factor
+        The generator's learning rate over the energy's.
 
     Raises
     ------
@@ -140,17 +155,20 @@ class EnergyBasedGAN(Counting):
     """
 
     def __init__(
-        self, generator: GeneratorNetwork, margin: float = 1.0, pull_away: float = 0.0, every: int = 1
+        self,
+        generator: GeneratorNetwork,
+        margin: float = 1.0,
+        pull_away: float = 0.0,
+        *,
+        every: int = 1,
+        learning_rate_factor: float = 1.0,
     ) -> None:
-        super().__init__()
-        require_fitting(generator, None)
+        super().__init__(generator, 0.0, learning_rate_factor)
         if not 0.0 < margin < math.inf:
             raise OptionError(f"margin is a positive number of nats; got {margin}.")
         check_at_least(("pull_away", pull_away, 0.0))
-        self.generator = generator
         self.margin, self.pull_away = float(margin), float(pull_away)
         self.every = check_count("every", every, "the steps of the energy per step of the generator")
-        self.seen = False
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Draw from the generator, and compare energies.
@@ -163,15 +181,12 @@ class EnergyBasedGAN(Counting):
             If the energy is conditional, contains the generator, or has no codes to pull away.
         DomainError
             If the energy lives on discrete states, or is negative at a point, unlike a bounded one.
-        ArgumentTypeError
-            If the data are integers.
         """
-        moves, n = _moves(self.generator, self.next_call(), self.every), len(batch)
-        if first := not self.seen:
-            check_game(energy, self.generator, batch)
-            self._check_codes(energy)
-            self.seen = True
-        x, drawn, fake = _points(self.generator, batch, moves, rng)
+        n, moves = len(batch), _moves(self.generator, self.next_call(), self.every)
+        first = not self.seen
+        self.check(energy, batch)
+        self._check_codes(energy)
+        x, drawn, fake = _points(self, batch, moves, rng)
         values = check_one_per_row(energy(torch.cat((x, drawn))), 2 * n)
         if first and bool((values < 0).any()):
             raise DomainError(
@@ -182,6 +197,7 @@ class EnergyBasedGAN(Counting):
         loss = of_data.mean() + (self.margin - of_draws).relu().mean()
         own = of_draws.mean()
         metrics = energies(values, n) | {"discriminator_loss": loss.detach(), "generator_loss": own.detach()}
+        metrics |= diversity(drawn[:COMPARED], x[:COMPARED])
         if moves and self.pull_away:
             cosines = pulling_away(energy.codes(drawn))  # pyright: ignore[reportCallIssue]
             own, metrics["pull_away"] = own + self.pull_away * cosines, cosines.detach()
@@ -196,7 +212,10 @@ class EnergyBasedGAN(Counting):
 
     def extra_repr(self) -> str:
         """The settings."""
-        return f"margin={self.margin}, pull_away={self.pull_away}, every={self.every}"
+        return (
+            f"{self.generator!r}, margin={self.margin}, pull_away={self.pull_away}, every={self.every}, "
+            f"learning_rate_factor={self.learning_rate_factor}"
+        )
 
 
 def pulling_away(codes: Tensor) -> Tensor:
@@ -207,50 +226,20 @@ def pulling_away(codes: Tensor) -> Tensor:
     return (squared.sum() - squared.diagonal().sum()) / max(n * (n - 1), 1)
 
 
-def check_game(energy: Energy, generator: GeneratorNetwork, batch: Batch) -> None:
-    """Check that an energy, a generator and data can play a game.
-
-    Raises
-    ------
-    ShapeError, OptionError, DomainError, ArgumentTypeError
-        As the objectives say.
-    """
-    check_floating("A game of a generator against an energy", batch.x)
-    if len(batch) == 0:
-        raise ShapeError(f"A batch has one row or more; this one has shape {tuple(batch.x.shape)}.")
-    require_fitting(generator, energy.event_shape)
-    require_fitting(generator, batch.x.shape[1:], "the data")
-    if energy.context:
-        raise OptionError(
-            f"{energy!r} is conditional on {', '.join(energy.context)}, and the generator's draws have no such "
-            f"condition; fix it: energy.given({energy.context[0]}=...)."
-        )
-    if energy.support.is_discrete:
-        raise DomainError(
-            f"The energy lives on {energy.support}, and a generator makes real numbers, through which gradients go."
-        )
-    own = {id(p) for p in generator.parameters()}
-    if any(id(p) in own for p in energy.parameters()):
-        raise OptionError(
-            f"{energy!r} contains the generator's parameters, which the game would pull both ways; give it a copy: "
-            "copy.deepcopy(generator)."
-        )
-
-
 def _moves(generator: GeneratorNetwork, call: int, every: int) -> bool:
     """Whether the generator moves at a call: at its turn, unless all its weights are frozen."""
     return call % every == 0 and any(p.requires_grad for p in generator.parameters())
 
 
 def _points(
-    generator: GeneratorNetwork, batch: Batch, moves: bool, rng: Generator, slopes: bool = False
+    objective: GeneratorObjective, batch: Batch, moves: bool, rng: Generator, slopes: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Data, draws cut off from the generator, and the draws themselves; the first two ask for gradients of their own.
 
     Where nothing asks for a gradient in the data, none is kept.
     """
     with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
-        fake = generator.sample(len(batch), rng).to(batch.x.dtype)
+        fake = objective.draw(len(batch), rng).x.to(batch.x.dtype)
     return batch.x.detach().requires_grad_(slopes), fake.detach().requires_grad_(True), fake
 
 
