@@ -183,7 +183,7 @@ def trained_tilt(flow: Flow, rows: Rows, setting: Setting, budget: float, seed: 
 def bounds(model: Tilted, name: str, setting: Setting, budget: float, seed: int) -> tuple[LogZ, list[str]]:
     """Log Z between bounds, by annealing in the flow's space; and what was warned of."""
     rng, moved = generator(seed, 5), neural_transport(model)
-    base, chains = gb.Gaussian(moved.event_shape[0]), max(32, round(min(1.0, budget) * setting.chains))
+    base, chains = gb.Gaussian(model.base.event_shape.numel()), max(32, round(min(1.0, budget) * setting.chains))
     if name in PLANE:
         draws = moved.backward_points(model.sample(chains, rng))
     else:
@@ -231,7 +231,7 @@ def tilt_part(name: str, budget: float, seed: int) -> tuple[dict[str, Any], Tilt
 class Walk:
     """A target under chains, and how its flow is trained; chosen on other seeds."""
 
-    energy: Callable[[], gb.Energy]
+    energy: Callable[[], Any]
     transforms: int
     hidden: int
     flow_steps: int
@@ -269,7 +269,7 @@ def walk_part(name: str, budget: float, seed: int) -> tuple[dict[str, Any], dict
     """HMC and transported HMC on one target."""
     walk = WALKS[name]
     energy, rng = walk.energy(), generator(seed, 6)
-    dim = energy.event_shape.numel()
+    dim = len(energy.sample(1, generator(0))[0])
     steps, warm = max(20, round(budget * walk.steps)), max(40, round(budget * WARM_UP))
     result: dict[str, Any] = {"target": name}
     drawn = {}
