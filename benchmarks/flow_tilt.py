@@ -174,7 +174,9 @@ def trained_tilt(flow: Flow, rows: Rows, setting: Setting, budget: float, seed: 
     def loss() -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            log_z = importance_sampling(model, model.base, rng=generator(seed, 4), draws=8192).value
+            log_z = importance_sampling(
+                model, model.base, rng=generator(seed, 4), draws=max(256, round(min(1.0, budget) * 8192))
+            ).value
         return mean_energy(model, rows.aside) + float(log_z)
 
     return model, best_stretch(model.net, setting.stretches, train, loss)
@@ -338,7 +340,7 @@ def picture(models: dict[str, Tilted], drawn: dict[str, dict[str, Tensor]]) -> N
         grid = torch.cartesian_prod(line, line)
         for i, (title, energy) in enumerate((("truth", PLANE[name]()), ("flow", model.base), ("tilted", model))):
             with torch.no_grad():
-                density = (-energy(grid)).exp().view(160, 160).T
+                density = (-energy(grid)).exp().view(160, 160).T.numpy()
             axes[i, j].imshow(density, origin="lower", extent=(-reach, reach) * 2, cmap="Blues", aspect="equal")
             axes[i, j].set_title(f"{name}: {title}" if i == 0 else title, fontsize=9)
             axes[i, j].set(xticks=[], yticks=[])
@@ -347,7 +349,7 @@ def picture(models: dict[str, Tilted], drawn: dict[str, dict[str, Tensor]]) -> N
         exact = energy.sample(2000, generator(9))
         for i, (title, x) in enumerate((("exact draws", exact), *draws.items())):
             every = x.reshape(-1, x.shape[-1])
-            shown = every[torch.randperm(len(every), generator=generator(8))[:2000]]
+            shown = every[torch.randperm(len(every), generator=generator(8))[:2000]].numpy()
             tone = colour("data" if i == 0 else "samples")
             axes[i, j].scatter(shown[:, across[0]], shown[:, across[1]], s=1.5, color=tone, linewidth=0)
             axes[i, j].set_title(f"{name}: {title}" if i == 0 else title, fontsize=9)

@@ -115,12 +115,9 @@ def test_flows_are_tilted_and_walked_in(script, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     flows = script("flow_tilt")
     monkeypatch.setattr(flows, "RESULTS", tmp_path)
-    parts = ["two-moons", "breast-cancer", "banana"]
-    with pytest.warns(RuntimeWarning):
-        moons, cancer, banana = flows.main(["--parts", *parts, "--budget", "0.01"])
-    for row in (moons, cancer):
-        assert math.isfinite(row["lower"]), row["set"]
-        assert row["lower"] <= row["upper"] or row["warnings"]
+    moons, banana = flows.main(["--parts", "two-moons", "banana", "--budget", "0.01"])
+    assert math.isfinite(moons["lower"])
+    assert moons["lower"] <= moons["upper"] or moons["warnings"]
     assert moons["flow"] < moons["truth"]
     assert banana["transport"]["training"] > 0 == banana["HMC"]["training"]
     assert banana["transport"]["gradients"] == 32 * 20 * 4
