@@ -110,6 +110,22 @@ def test_a_tiny_run_writes_after_every_model_and_goes_on(dependable, tmp_path, c
         dependable.main(["--runs", "3", "--resume"])
 
 
+def test_flows_are_tilted_and_walked_in(script, tmp_path, monkeypatch):
+    pytest.importorskip("zuko")
+    pytest.importorskip("matplotlib")
+    flows = script("flow_tilt")
+    monkeypatch.setattr(flows, "RESULTS", tmp_path)
+    moons, banana = flows.main(["--parts", "two-moons", "banana", "--budget", "0.01"])
+    assert math.isfinite(moons["lower"])
+    assert moons["lower"] <= moons["upper"] or moons["warnings"]
+    assert moons["flow"] < moons["truth"]
+    assert banana["transport"]["training"] > 0 == banana["HMC"]["training"]
+    assert banana["transport"]["gradients"] == 32 * 20 * 4
+    assert banana["HMC"]["gradients"] == 32 * 20 * 10
+    assert "| banana | transport |" in (tmp_path / "flow_tilt.md").read_text()
+    assert (tmp_path / "flow_tilt.png").exists()
+
+
 def test_outcomes(dependable):
     silent, told = Fit(None, [], 1, 0.0, None), Fit(None, [{"event": "verdict", "kind": "unlike"}], 1, 0.0, None)
     assert dependable.outcome(1.0, 2.0, True, silent, None) == "good"

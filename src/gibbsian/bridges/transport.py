@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,7 +229,7 @@ def _reverse_divergence(energy: Energy, flow: Flow, n: int, rng: Generator, stic
     return (energy(x) + log_q).mean()
 
 
-def _move(loss: Tensor, params: list[Tensor], optimizer: Any, clip_norm: float) -> Tensor:
+def _move(loss: Tensor, params: Sequence[Tensor], optimizer: Any, clip_norm: float) -> Tensor:
     """One step of the optimiser, which moves nothing where something is not finite; returns whether."""
     grads = torch.autograd.grad(loss, params, allow_unused=True)
     for p, g in zip(params, grads):

@@ -55,8 +55,6 @@ class Tilted(Energy):
         b, in nats; ``None`` for no bound.
     """
 
-    event_shape: torch.Size  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, base: Flow, net: Energy, limit: float | None) -> None:
         super().__init__()
         self.base = base

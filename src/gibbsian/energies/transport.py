@@ -40,8 +40,6 @@ class Transported(Energy):
         Whether the energy is tilted from this very flow, whose density then cancels.
     """
 
-    event_shape: torch.Size  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, energy: Energy, flow: Flow, own: bool) -> None:
         super().__init__()
         self.energy = energy

@@ -121,6 +121,7 @@ def affine_of(dim):
     return inverse_autoregressive_flow(dim, transforms=1, hidden=(8,)).double()
 
 
+@pytest.mark.slow
 def test_a_tilted_model_has_one_log_z_in_both_spaces():
     torch.manual_seed(0)
     flow = spline_flow(2, transforms=1, hidden=(8,), passes=2).double()
