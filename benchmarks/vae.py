@@ -328,13 +328,13 @@ def section(name: str, part: Mapping[str, Any]) -> str:
             f"{part['acceptance']['LEBM']:.2f}. Processor seconds of training; those of the VAEBM come on top of the "
             "VAE's.",
             table(["draws", "FD", "seconds"], quality),
-            f"Log-likelihood of {low['rows']} held-out rows under the VAE, nats per row, from below: mean with its error "
-            "by the draws or chains, and by how much it is above the first line, with the error over rows.",
+            f"Log-likelihood of {low['rows']} held-out rows under the VAE, nats per row, from below: mean with its "
+            "error by the draws or chains, and by how much it is above the first line, with the error over rows.",
             table(["start: bound", "mean", "gain"], bounds),
             f"Of {both['rows']} rows that the VAE made, annealed from the prior and back: between "
             f"{Estimate(*both['below'])} and {Estimate(*both['above'])} on average (errors over rows), gap "
-            f"{Estimate(*both['gap'])}; bounds at 99% [{both['bounds'][0]:.2f}, {both['bounds'][1]:.2f}]. By importance "
-            f"weights of refined laws: {Estimate(*both['weighted'])}, which is "
+            f"{Estimate(*both['gap'])}; bounds at 99% [{both['bounds'][0]:.2f}, {both['bounds'][1]:.2f}]. By "
+            f"importance weights of refined laws: {Estimate(*both['weighted'])}, which is "
             f"{Estimate(*both['weighted less below'])} above the lower side.",
             f"log Z of the correction under the VAE: {Estimate(value, error)} by annealing over z and noise, bounds "
             f"[{lower:.2f}, {upper:.2f}] (effective size {constant['annealed ess']:.0f}; the upper one is as good as "
