@@ -496,3 +496,22 @@ def test_measures_of_generators(script):
     assert one["shares"] == pytest.approx(math.log(25.0))
     assert one["frechet"] > 100 * good["frechet"]
     assert one["energy"] > 100 * abs(good["energy"])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_autoencoders_are_drawn_and_bounded(script, tmp_path, monkeypatch, enlarged):
+    bench = script("vae")
+    monkeypatch.setattr(bench, "load", {"mnist": enlarged, "digits": load("digits")}.get)
+    first = bench.main(["--budget", "0.004", "--parts", "digits"])
+    parts = bench.main(["--budget", "0.004", "--parts", "mnist"])
+    assert parts["digits"] == json.loads(json.dumps(first["digits"])), "the first part is gone, or was run again"
+    for part in parts.values():
+        assert {"VAE", "VAEBM", "LEBM", "LEBM, without noise"} <= set(part["quality"])
+        told = [*part["quality"].values(), *part["likelihood"]["bounds"].values(), part["simulated"]["gap"]]
+        assert all(math.isfinite(v) for each in told for v in each)
+        assert part["normaliser"]["bracket"][2] < part["normaliser"]["bracket"][0]
+    assert "| VAEBM, without noise |" in (tmp_path / "vae.md").read_text()
+    assert (tmp_path / "vae-mnist.png").stat().st_size < 300_000
+    other = bench.main(["--budget", "0.003", "--parts", "digits"])
+    assert set(other) == {"digits"}, "parts of another budget were mixed in"

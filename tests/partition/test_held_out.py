@@ -173,8 +173,8 @@ def test_broken_twin_forward_weights_are_caught(monkeypatch):
 
 
 def test_broken_twin_without_the_row_s_own_energy_is_caught(monkeypatch):
-    right = held_out._summary
-    monkeypatch.setattr(held_out, "_summary", lambda own, back, c: right(own.mean().expand_as(own), back, c))
+    right = held_out.summarised
+    monkeypatch.setattr(held_out, "summarised", lambda own, back, c: right(own.mean().expand_as(own), back, c))
     with pytest.raises(AssertionError, match="missed"):
         assert_law()
 

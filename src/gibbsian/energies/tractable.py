@@ -390,6 +390,8 @@ def require_support(x: Tensor, energy: Energy, what: str) -> None:
     inside = energy.support.check(x)
     if not bool(inside.all()):
         outside = int((~inside.reshape(x.shape[0], -1).all(1)).sum())
+        bits = energy.support is constraints.boolean
+        remedy = " Grey values become bits by load(..., binarise=0.5), or x.gt(threshold).float()." if bits else ""
         raise DomainError(
-            f"{outside} of {x.shape[0]} rows of {what} lie outside the energy's domain, {energy.support}."
+            f"{outside} of {x.shape[0]} rows of {what} lie outside the energy's domain, {energy.support}.{remedy}"
         )

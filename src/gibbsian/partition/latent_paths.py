@@ -78,23 +78,24 @@ class Start(NamedTuple):
         return Start(energy, own, Gaussian(loc=like.new_zeros(own.event_shape)))
 
     @torch.no_grad()
-    def law(self, x: Tensor, chains: int) -> tuple[Tensor, Tensor]:
-        """Means and log-scales, ``(n * chains, *latent)`` each."""
-        if isinstance(self.proposal, Gaussian):
-            n, loc, scale = len(x) * chains, self.proposal.loc, self.proposal.scale
-            return loc.expand(n, *loc.shape), scale.log().expand(n, *loc.shape)
-        mean, log_scale = self.proposal.law(x)
-        return mean.repeat_interleave(chains, 0), log_scale.repeat_interleave(chains, 0)
+    def law(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log-scales of rows, ``(n, *latent)`` each."""
+        if isinstance(self.proposal, GaussianProposal):
+            return self.proposal.law(x)
+        loc, scale = self.proposal.loc, self.proposal.scale
+        return loc.expand(len(x), *loc.shape), scale.log().expand(len(x), *loc.shape)
 
-    def path(self, x: Tensor, chains: int) -> Path:
-        """From N(0, I) to the posteriors."""
-        posterior = self.energy.posterior(x.repeat_interleave(chains, 0))
-        return geometric(self.base, Standardised(posterior, *self.law(x, chains)))
+    def path(self, x: Tensor, chains: int, picked: Tensor | None = None) -> Path:
+        """From N(0, I) to the posteriors of rows, or of those that are picked; so many chains of each."""
+        mean, log_scale = self.law(x)
+        index = torch.arange(len(x), device=x.device) if picked is None else picked
+        index = index.repeat_interleave(chains)
+        return geometric(self.base, Standardised(self.energy.posterior(x[index]), mean[index], log_scale[index]))
 
     def standard(self, x: Tensor, z: Tensor, chains: int) -> Tensor:
         """Where given z are, in units of the start, ``(n * chains, *latent)``."""
-        mean, log_scale = self.law(x, chains)
-        return (z.repeat_interleave(chains, 0) - mean) * (-log_scale).exp()
+        mean, log_scale = self.law(x)
+        return ((z - mean) * (-log_scale).exp()).repeat_interleave(chains, 0)
 
 
 @torch.no_grad()
@@ -132,7 +133,7 @@ def latent_schedule(
         raise OptionError(f"temperatures counts increments of beta, 2 or more; got {temperatures}.")
     law = Start.of(energy, start)
     picked = torch.randperm(len(x), generator=rng, device=x.device)[:PILOT_ROWS]
-    path = law.path(x[picked], PILOT_CHAINS)
+    path = law.path(x, PILOT_CHAINS, picked)
     at = law.base.sample(len(picked) * PILOT_CHAINS, rng)
     moving = with_tensor_settings(kernel or HMC(0.1, leapfrog=5), at)
     adapted = has_step_size(moving)
