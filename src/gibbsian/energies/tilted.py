@@ -38,8 +38,8 @@ from gibbsian.errors import ArgumentTypeError, DivergenceError, OptionError
 TRIES = 10_000
 """Draws of the flow per exact draw of a tilted model, at most."""
 
-CHUNK = 1 << 14
-"""Draws of the flow at once."""
+FEWEST, CHUNK = 256, 1 << 14
+"""Draws of the flow at once, at least and at most."""
 
 
 class Tilted(Energy):
@@ -102,11 +102,12 @@ class Tilted(Energy):
         kept: list[Tensor] = []
         found = tried = 0
         while found < n:
-            x = self.base.sample(CHUNK, rng)
+            size = min(CHUNK, max(FEWEST, 4 * (n - found)))
+            x = self.base.sample(size, rng)
             log_accept = -self.tilt(x, **{name: value.expand(len(x)) for name, value in context.items()}) - self.limit
             u = torch.rand(len(x), generator=rng, device=x.device, dtype=log_accept.dtype)
             kept.append(x[u.log() < log_accept])
-            found, tried = found + len(kept[-1]), tried + CHUNK
+            found, tried = found + len(kept[-1]), tried + size
             if tried > TRIES * max(found, 1):
                 raise DivergenceError(
                     f"Of {tried} draws of the flow {found} were accepted, too few to draw the tilted model from it. "

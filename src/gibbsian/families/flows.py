@@ -33,8 +33,8 @@ FLOW_HIDDEN = 64
 LEVELS = 1024
 """Different values of images that are taken for grey levels, at most."""
 
-WEIGHTED = 65_536
-"""Draws by which a correction's log Z is estimated."""
+WEIGHTED, COSTLY = 65_536, 4096
+"""Draws by which a correction's log Z is estimated: in a few dimensions, and in more than eight."""
 
 
 class Flows(Family):
@@ -178,8 +178,8 @@ class TiltedFlows(Family):
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """From weights of the flow's draws, which are bounded, and of exact ones."""
-        model_draws = self.draw(WEIGHTED // 16, rng)
-        return importance_sampling(self.energy, self.base, model_draws, rng=rng, draws=WEIGHTED)
+        draws = WEIGHTED if self.base.event_shape.numel() <= 8 else COSTLY
+        return importance_sampling(self.energy, self.base, self.draw(draws // 8, rng), rng=rng, draws=draws)
 
     @property
     def log_z_told(self) -> tuple[str, str]:

@@ -128,8 +128,8 @@ def reverse_kl_bound(
     log_w = log_importance_weights(energy, proposal, draws, rng=rng)
     if bad := int((~torch.isfinite(log_w)).sum()):
         raise DivergenceError(
-            f"{bad} of {draws} log-weights are not finite, so that their mean bounds nothing. Take a proposal that stays "
-            "where the energy is finite, or importance_sampling, in which such draws count as weight 0."
+            f"{bad} of {draws} log-weights are not finite, so that their mean bounds nothing. Take a proposal that "
+            "stays where the energy is finite, or importance_sampling, in which such draws count as weight 0."
         )
     return Estimate(float(log_w.mean()), float(log_w.std() / draws**0.5))
 
@@ -171,8 +171,9 @@ def _checked(energy: Energy, proposal: Tractable | GeneratorProposal, draws: int
     adopted = Energy.of(energy)
     common_event_shape((proposal, adopted))
     support = common_support((proposal, adopted))
-    if support.is_discrete and not same_support(proposal.support, support):
+    if (support.is_discrete or proposal.support.is_discrete) and not same_support(proposal.support, adopted.support):
         raise DomainError(
-            f"The proposal draws from {proposal.support} and the energy lives on {support}; choose one of its kind."
+            f"The proposal draws from {proposal.support} and the energy lives on {adopted.support}; choose one of its "
+            "kind."
         )
     return adopted
