@@ -329,13 +329,13 @@ class Counted:
 
 def picture(models: dict[str, Tilted], drawn: dict[str, dict[str, Tensor]]) -> None:
     """Densities of flow and tilted model beside the truth; and the funnel's first two coordinates under chains."""
-    figure = Figure(figsize=(9.0, 7.2), layout="constrained")
     columns = [*models, *drawn]
     if not columns:
         return
+    figure = Figure(figsize=(2.3 * len(columns), 6.9), layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for j, (name, model) in enumerate(models.items()):
-        reach = 4.5
+        reach = 2.6 if name == "two-moons" else 4.5
         line = torch.linspace(-reach, reach, 160)
         grid = torch.cartesian_prod(line, line)
         for i, (title, energy) in enumerate((("truth", PLANE[name]()), ("flow", model.base), ("tilted", model))):
