@@ -159,15 +159,16 @@ MOONS = TwoMoons()
 
 @pytest.mark.slow
 def test_flow_contrastive_estimation_end_to_end():
-    """Likelihood of held-out moons between bounds, above that of the flow that was trained alone as long."""
+    """Likelihood of held-out moons between bounds, above that of the flow by likelihood, by more than the bracket."""
     data, held = MOONS.sample(2000, seeded(0)), MOONS.sample(4000, seeded(1))
     torch.manual_seed(0)
     flow = spline_flow(2, transforms=1, hidden=(16,), passes=2).calibrate(data)
     fit(flow, data, MaximumLikelihood(), rng=seeded(2), steps=300, learning_rate=1e-2)
     alone = float(flow.log_prob(held).mean().detach())
-    energy = MLP(2, hidden=(64, 64), frequencies=2) + gb.Gaussian(loc=data.mean(0), scale=1.5 * data.std(0))
+    # The energy starts at the flow, which then goes on learning as its adversary.
+    energy = tilted(flow, MLP(2, hidden=(64, 64), frequencies=2))
     objective = FlowContrastiveEstimation(copy.deepcopy(flow), lead=0.52)
-    run = fit(energy, data, objective, rng=seeded(3), steps=500, batch_size=256, learning_rate=5e-3)
+    run = fit(energy, data, objective, rng=seeded(3), steps=700, batch_size=256, learning_rate=1e-2)
     assert run.events == []
     learned = objective.flow
     moved = neural_transport(energy, learned)
