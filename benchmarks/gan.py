@@ -260,8 +260,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def tiles(x: Tensor, side: int = 6) -> Tensor:
-    """Put standardised digits side by side."""
-    return x[: side * side].view(side, side, 8, 8).permute(0, 2, 1, 3).reshape(8 * side, 8 * side)
+    """Put standardised digits side by side, with a gap between them."""
+    framed = torch.nn.functional.pad(x[: side * side].view(side, side, 8, 8), (1, 1, 1, 1), value=1.6)
+    return framed.permute(0, 2, 1, 3).reshape(10 * side, 10 * side)
 
 
 def picture(points: dict[str, dict[str, Tensor]]) -> None:

@@ -476,7 +476,7 @@ def test_corrected_generators_are_judged(script, tmp_path, monkeypatch):
         assert list(row["ways"]) == list(bench.WAYS)
         assert all(math.isfinite(way[key]) for way in row["ways"].values() for key in bench.MEASURES)
         assert all(0.0 < way["acceptance"] <= 1.0 for way in row["ways"].values())
-        assert row["floor"]["quality"] > row["ways"]["generator"]["quality"]
+        assert row["floor"]["energy"] < row["ways"]["generator"]["energy"]
     told = (tmp_path / "gan.md").read_text()
     assert "| MH-GAN |" in told
     assert "* rejection: better in" in told
