@@ -72,8 +72,8 @@ class Plan:
 
 
 PLANS = {
-    "digits": Plan((128, 128), (2000, 1500, 600), 300, 500, 100, 5000, 100),
-    "mnist": Plan((256, 256), (4000, 1200, 500), 800, 1000, 60, 5000, 150),
+    "digits": Plan((128, 128), (1500, 600, 300), 300, 500, 48, 2000, 50),
+    "mnist": Plan((256, 256), (2000, 300, 200), 400, 1000, 24, 2000, 60),
 }
 WALK = gb.HMC(0.2, leapfrog=5)
 """How chains over z and noise move; the base is standard normal."""
@@ -282,6 +282,7 @@ def run(name: str, options: Options) -> dict[str, Any]:
         floor = images.shown(images.train[picked])
         sets = shown | {"training rows (floor)": floor, "Gaussian": gaussian_draws(floor, n, rng)}
         quality = {kind: judge.distance(x) for kind, x in sets.items()}
+    print({kind: f"{Estimate(*distance)}" for kind, distance in quality.items()}, flush=True)
     rows = images.held_out[torch.randperm(len(images.held_out), generator=rng)[: options.scaled(plan.rows, 4)]]
     with spent(seconds, "bounds"):
         bounds = bound(model, rows, plan, options)
