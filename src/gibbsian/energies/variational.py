@@ -99,8 +99,8 @@ def lebm(
 ) -> LatentEnergy:
     r"""Build a decoder whose prior is an energy: :math:`p(z) \propto e^{-f(z)} N(z; 0, I)`, with f a network.
 
-    `Learning latent space energy-based prior model (Pang et al., 2020) <https://arxiv.org/abs/2006.08205>`_. It needs no
-    encoder: `LatentPriorLikelihood` runs chains over z given x, and x is drawn from chains on the prior,
+    `Learning latent space energy-based prior model (Pang et al., 2020) <https://arxiv.org/abs/2006.08205>`_. It needs
+    no encoder: `LatentPriorLikelihood` runs chains over z given x, and x is drawn from chains on the prior,
     ``model.energy.prior``. The decoder and the encoder of a trained `vae` are a good start, with shorter chains.
 
     Parameters
