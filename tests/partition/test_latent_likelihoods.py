@@ -203,6 +203,10 @@ def test_a_refined_proposal_is_the_best_normal_law_of_each_row():
     assert all(torch.equal(v, before[k]) for k, v in energy.state_dict().items())
     assert refined.energy is energy.energy
     assert all(p.grad is None for p in energy.parameters())
+    refined.chunk = 100
+    parts = evidence_lower_bound(refined, x, rng=seeded(2), draws=400)
+    assert parts.mean.value == pytest.approx(found.mean.value, abs=0.05)
+    assert parts.errors.shape == (24,)
     with pytest.raises(OptionError, match="refined for 24 rows and is called for 3"):
         refined(x[:3])
 

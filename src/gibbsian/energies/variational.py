@@ -80,15 +80,8 @@ def vae(
     """
     size = _latent_size(latent)
     likelihood = likelihood_of(shape, size, decoder, width, scale, learn_scale)
-    if encoder is None:
-        encoder = network(shape, 2 * size, width)
-    if not isinstance(encoder, nn.Module):
-        raise ArgumentTypeError(
-            f"encoder is a torch module from x to {2 * size} numbers, means and log-scales of z; got {encoder!r}."
-        )
-    return LatentEnergy(
-        Directed(Gaussian(size), likelihood), ImportanceLatents(GaussianProposal(encoder, size), draws, rng)
-    )
+    proposal = proposal_of(network(shape, 2 * size, width) if encoder is None else encoder, size)
+    return LatentEnergy(Directed(Gaussian(size), likelihood), ImportanceLatents(proposal, draws, rng))
 
 
 def lebm(
@@ -101,13 +94,14 @@ def lebm(
     decoder: str | Decoder = "gaussian",
     scale: float = 0.3,
     learn_scale: bool = False,
+    encoder: nn.Module | None = None,
     draws: int = 64,
 ) -> LatentEnergy:
     r"""Build a decoder whose prior is an energy: :math:`p(z) \propto e^{-f(z)} N(z; 0, I)`, with f a network.
 
-    `Learning latent space energy-based prior model (Pang et al., 2020) <https://arxiv.org/abs/2006.08205>`_. It has no
-    encoder: `LatentPriorLikelihood` runs chains over z given x, and x is drawn from chains on the prior,
-    ``model.energy.prior``.
+    `Learning latent space energy-based prior model (Pang et al., 2020) <https://arxiv.org/abs/2006.08205>`_. It needs
+    no encoder: `LatentPriorLikelihood` runs chains over z given x, and x is drawn from chains on the prior,
+    ``model.energy.prior``. The decoder and the encoder of a trained `vae` are a good start, with shorter chains.
 
     Parameters
     ----------
@@ -115,6 +109,8 @@ def lebm(
         As in `vae`.
     hidden
         Widths of the network of the prior.
+    encoder
+        Where chains over z given x start, as in `vae`; at the normal part of the prior when left out.
 
     Raises
     ------
@@ -124,7 +120,23 @@ def lebm(
     size = _latent_size(latent)
     likelihood = likelihood_of(shape, size, decoder, width, scale, learn_scale)
     prior = MLP(size, hidden) + Gaussian(size)
-    return LatentEnergy(Directed(prior, likelihood), ImportanceLatents(Gaussian(size), draws, rng))
+    proposal = Gaussian(size) if encoder is None else proposal_of(encoder, size)
+    return LatentEnergy(Directed(prior, likelihood), ImportanceLatents(proposal, draws, rng))
+
+
+def proposal_of(encoder: nn.Module, latent: int) -> GaussianProposal:
+    """Return the law of z given x that an encoder tells.
+
+    Raises
+    ------
+    ArgumentTypeError
+        If it is no module.
+    """
+    if not isinstance(encoder, nn.Module):
+        raise ArgumentTypeError(
+            f"encoder is a torch module from x to {2 * latent} numbers, means and log-scales of z; got {encoder!r}."
+        )
+    return GaussianProposal(encoder, latent)
 
 
 def likelihood_of(

@@ -38,7 +38,8 @@ class CorrectionLikelihood(Objective):
     Parameters
     ----------
     kernel
-        How chains move in the space of z and noise, where the base is standard normal.
+        How chains move in the space of z and noise, where the base is standard normal: ``HMC(0.2, leapfrog=5,
+        jitter=0.4)``, say. Without jitter a trajectory may be half a turn of some direction, whose size then stays.
     steps
         Of each drawn chain per call.
     buffer_size

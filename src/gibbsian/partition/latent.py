@@ -126,10 +126,11 @@ def evidence_lower_bound(energy: LatentEnergy, x: Tensor, *, rng: Generator, dra
     if draws < 2:
         raise OptionError(f"draws is 2 or more, for an error needs two weights; got {draws}.")
     parts = []
-    for rows in x.split(max(1, energy.chunk // draws)):
-        z, minus_log_q = latents.placed(rows, latents.fresh((len(rows), draws), rng), 1)
-        parts.append(energy.log_weights(rows, z, minus_log_q).double())
-    log_w = torch.cat(parts)
+    # In parts of the draws, not of the rows: a refined proposal is one of all rows.
+    for count in torch.arange(draws).split(max(1, energy.chunk // len(x))):
+        z, minus_log_q = latents.placed(x, latents.fresh((len(x), len(count)), rng), 1)
+        parts.append(energy.log_weights(x, z, minus_log_q).double())
+    log_w = torch.cat(parts, 1)
     return RowBounds(log_w.mean(1), log_w.std(1) / math.sqrt(draws))
 
 
