@@ -11,10 +11,10 @@ draws too few points to meet it. `FlowSampler.missed` looks for such mass from e
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Generator, Tensor
@@ -27,10 +27,12 @@ from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, Opt
 from gibbsian.kernels.base import Kernel, evaluate
 from gibbsian.partition.base import LogZ, effective_size, from_log_weights, warn_if_degenerate
 from gibbsian.partition.population import systematic
-from gibbsian.sampling import sample
 from gibbsian.samples import Samples
+from gibbsian.sampling import sample
 
-REMEDY = "The sampler has not learned the energy, or has collapsed to a part of it: train longer, or from a wider start."
+REMEDY = (
+    "The sampler has not learned the energy, or has collapsed to a part of it: train longer, or from a wider start."
+)
 
 
 class WeightedDraws(NamedTuple):
@@ -91,7 +93,6 @@ class LearnedSampler(ABC):
     def propose(self, n: int, rng: Generator) -> tuple[Tensor, Tensor]:
         """Draw ``n`` points and their log-weights, ``(n, *event)`` and ``(n,)`` in float64."""
 
-    @torch.no_grad()
     def weighted(self, n: int, rng: Generator, *, batch: int = 4096, confidence: float = 0.99) -> WeightedDraws:
         """Draw points with weights.
 
@@ -145,7 +146,7 @@ class LearnedSampler(ABC):
         return sample(self.energy, kernel, self.sample(n, rng), steps=steps, rng=rng, **options)
 
 
-def target_over_reals(energy: Any, proposal: Tractable, what: str, rng: Generator) -> Energy:
+def target_over_reals(energy: object, proposal: Tractable, what: str, rng: Generator) -> Energy:
     """Check that a sampler over the reals can be trained on an energy, and adopt it.
 
     Parameters
@@ -168,7 +169,7 @@ def target_over_reals(energy: Any, proposal: Tractable, what: str, rng: Generato
     """
     if not callable(energy):
         raise ArgumentTypeError(f"The energy is a function or module from (n, *event) to (n,); got {energy!r}.")
-    target = Energy.of(energy)
+    target = Energy.of(cast(Any, energy))
     if target.context:
         missing = ", ".join(f"{name}=..." for name in target.context)
         raise OptionError(f"The energy is conditional; fix its context before training: energy.given({missing}).")
@@ -176,9 +177,9 @@ def target_over_reals(energy: Any, proposal: Tractable, what: str, rng: Generato
     for place, support in (("energy", target.support), (what, proposal.support)):
         if not is_real(support):
             raise DomainError(
-                f"A learned sampler carries Gaussian noise over the reals, but the {place} lives on {support}. Discrete "
-                "states have kernels of their own (BlockGibbs, GibbsWithGradients); a box is mapped to the reals by "
-                "unconstrain(energy)."
+                f"A learned sampler carries Gaussian noise over the reals, but the {place} lives on {support}. "
+                "Discrete states have kernels of their own (BlockGibbs, GibbsWithGradients); a box is mapped to the "
+                "reals by unconstrain(energy)."
             )
     if target.event_shape is not None and target.event_shape != proposal.event_shape:
         raise ShapeError(
@@ -196,8 +197,8 @@ def target_over_reals(energy: Any, proposal: Tractable, what: str, rng: Generato
         raise ShapeError(f"The energy of {len(x)} points has shape ({len(x)},); it returned {tuple(value.shape)}.")
     if not bool(torch.isfinite(value).any()):
         raise DivergenceError(
-            f"The energy is infinite or NaN at all {len(x)} points of the {what}: there is nothing to learn from. Start "
-            "from a distribution that covers the energy's domain, or look for NaN in the energy."
+            f"The energy is infinite or NaN at all {len(x)} points of the {what}: there is nothing to learn from. "
+            "Start from a distribution that covers the energy's domain, or look for NaN in the energy."
         )
     return target
 
@@ -208,7 +209,7 @@ def record(step: int, log_w: Tensor, **told: Tensor | float) -> dict[str, float]
     n = log_w.numel()
     alive = bool(torch.isfinite(log_w).any())
     share = float(effective_size(log_w)) / n if alive else 0.0
-    value = float(torch.logsumexp(log_w, 0)) - torch.tensor(float(n)).log().item() if alive else -float("inf")
+    value = float(torch.logsumexp(log_w, 0)) - math.log(n) if alive else -math.inf
     return {"step": float(step), "ess": share, "log_z": value} | {k: float(v) for k, v in told.items()}
 
 
@@ -247,7 +248,7 @@ def require_positive(settings: object, names: tuple[str, ...]) -> None:
     """
     for name in names:
         value = getattr(settings, name)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 < value < float("inf"):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0.0 < value < math.inf:
             raise OptionError(f"{name} is a positive number; got {value!r}.")
 
 
@@ -273,16 +274,17 @@ class Optimiser:
         self.clip_norm = clip_norm
         self.adam = torch.optim.Adam(self.parameters, lr=learning_rate)
         warm = max(1, steps // 20)
-        rate: Callable[[int], float] = lambda t: min(1.0, (t + 1) / warm) * (  # noqa: E731
-            0.02 + 0.49 * (1.0 + float(torch.cos(torch.tensor(torch.pi * min(t / steps, 1.0)))))
-        )
+
+        def rate(t: int) -> float:
+            return min(1.0, (t + 1) / warm) * (0.02 + 0.49 * (1.0 + math.cos(math.pi * min(t / steps, 1.0))))
+
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, rate)
 
     def step(self, loss: Tensor) -> Tensor:
         """Follow a loss by one step; return the norm of its gradient, 0-d."""
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
-        # A gradient of zero leaves the weights almost where they are; no number takes the place of one that is none.
+        # The whole step is left out: only Adam's averages carry the weights on.
         sound = torch.isfinite(norm)
         factor = torch.where(sound, (self.clip_norm / norm.clamp(min=1e-12)).clamp(max=1.0), 0.0)
         for p, g in zip(self.parameters, grads):

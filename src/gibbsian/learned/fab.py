@@ -94,7 +94,9 @@ class FAB:
         if self.correction is not None:
             require_positive(self, ("correction",))
         if self.warm >= self.rounds:
-            raise OptionError(f"warm={self.warm} of rounds={self.rounds} rounds come before the first update: none is left.")
+            raise OptionError(
+                f"warm={self.warm} of rounds={self.rounds} rounds come before the first update: none is left."
+            )
 
     @property
     def length(self) -> int:
@@ -114,28 +116,29 @@ class FAB:
         settle(energy, flow, self.kernel, None)
         like = next(flow.parameters())
         buffer = PrioritisedBuffer(flow.event_shape, self.buffer * self.batch, like.dtype).to(like.device)
-        optimiser = Optimiser(flow.parameters(), self.learning_rate, (self.rounds - self.warm) * self.updates, self.clip_norm)
+        optimiser = Optimiser(
+            flow.parameters(), self.learning_rate, (self.rounds - self.warm) * self.updates, self.clip_norm
+        )
         path, bad = toward_least_variance(flow, energy), torch.zeros((), dtype=torch.int64, device=like.device)
         log_h = initial_log_step(self.kernel, like)
-        history = []
+        history: list[dict[str, float]] = []
         for i in range(self.rounds):
             start = flow.sample(self.batch, rng)
+            log_w = None
             if i % every == 0 or i == self.rounds - 1:
-                told = record(i, -energy(start).detach() - flow.log_prob(start).detach())
+                log_w = -energy(start).detach() - flow.log_prob(start).detach()
             found = self.anneal(path, start, log_h, rng)
             if log_h is not None:
+                # Fast at first, from a guess that may be orders of magnitude off.
                 log_h = log_h + (0.1 + 2.0 / (1.0 + 0.2 * i)) * (found.acceptance.mean() - self.aim)
             with torch.no_grad():
                 bad += buffer.add(found.x, found.log_weights, flow.log_prob(found.x))
             loss = self.update(flow, buffer, optimiser, rng) if i >= self.warm else torch.full((), math.nan)
-            if i % every == 0 or i == self.rounds - 1:
-                if not bool(torch.isfinite(buffer.log_weights).any()):
-                    raise DivergenceError(
-                        f"After {i + 1} rounds no chain has reached a point with a finite energy. Start from a flow that "
-                        "covers the energy's domain."
-                    )
+            if log_w is not None:
+                _require_points(buffer, i + 1)
                 annealed = record(i, found.log_weights)["ess"]
-                history.append(told | {"annealed_ess": annealed, "acceptance": float(found.acceptance.mean()), "loss": float(loss)})
+                accepted = found.acceptance.mean()
+                history.append(record(i, log_w, annealed_ess=annealed, acceptance=accepted, loss=loss))
             report(1)
         return history, int(bad), self.rounds * self.batch
 
@@ -199,6 +202,14 @@ def alpha_two_loss(log_q: Tensor, drawn: Drawn, limit: float | None = None) -> T
     c = (c if limit is None else c.clamp(max=limit)).to(log_q.dtype)
     sound = torch.isfinite(log_q.detach())
     return -torch.where(sound, c * log_q, 0.0).sum() / log_q.numel()
+
+
+def _require_points(buffer: PrioritisedBuffer, rounds: int) -> None:
+    if not bool(torch.isfinite(buffer.log_weights).any()):
+        raise DivergenceError(
+            f"After {rounds} rounds no chain has reached a point with a finite energy. Start from a flow that covers "
+            "the energy's domain."
+        )
 
 
 def initial_log_step(kernel: Kernel, like: Tensor) -> Tensor | None:

@@ -150,8 +150,8 @@ def fit_flow(
     if missed > COLLAPSED:
         warnings.warn(
             f"The flow has collapsed: {missed:.0%} of the mass that annealing from the untrained flow found lies where "
-            f"the trained one has less than one in {math.exp(LACKING):.0f} of what it should. Its draws and log Z leave "
-            "that out. Train by FAB, with more temperatures, or start from a wider flow.",
+            f"the trained one has less than one in {math.exp(LACKING):.0f} of what it should. Its draws and log Z "
+            "leave that out. Train by FAB, with more temperatures, or start from a wider flow.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -85,8 +85,8 @@ class ReverseKL:
             if i % every == 0 or i == self.steps - 1:
                 if not bool(sound.any()):
                     raise DivergenceError(
-                        f"At step {i} the energy is not finite at any of {self.batch} draws of the flow. Start from a flow "
-                        "that covers the energy's domain, or lower the learning rate."
+                        f"At step {i} the energy is not finite at any of {self.batch} draws of the flow. Start from a "
+                        "flow that covers the energy's domain, or lower the learning rate."
                     )
                 gap = torch.where(sound, (log_q + value).detach(), 0.0).sum() / sound.sum()
                 history.append(record(i, torch.where(sound, -(log_q + value).detach(), -torch.inf), loss=gap))
