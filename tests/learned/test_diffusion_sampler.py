@@ -18,7 +18,7 @@ D = torch.float64
 SHIFT = 2.0
 
 
-def uneven(length=5, seed=0, controlled=0.06):
+def uneven(length=5, seed=0, controlled=0.2):
     """A walk with arbitrary controls, temperatures and step sizes, in the plane."""
     with double_precision(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -42,19 +42,18 @@ def deviation(walk, n=20_000, louder=0.0):
         return abs(z_score((walk.log_weights(paths) - SHIFT).exp(), 1.0))
 
 
-@pytest.mark.parametrize("controlled", [0.0, 0.06])
+@pytest.mark.parametrize("controlled", [0.0, 0.2])
 def test_weights_are_unbiased_whatever_the_controls(controlled):
     assert deviation(uneven(controlled=controlled)) < Z_LIMIT
 
 
-@pytest.mark.parametrize("slip", ["no backward term", "forward scale forgotten", "backward drift of the start"])
+@pytest.mark.parametrize("slip", ["no backward term", "noise scale kept", "backward drift of the start"])
 def test_broken_twins_of_the_weight_are_caught(slip, monkeypatch):
     right = Diffusion.log_weights
 
     def without_backward(self, paths):
-        steps = self.log_steps.exp().reshape(-1, 1, 1)
-        _, _, wide, _ = self.steer(paths.x, paths.slope, torch.linspace(0, 1, 6, dtype=D).view(-1, 1, 1), torch.cat((steps, steps[-1:])))
-        return right(self, paths) + wide[1:].sum((0, 2))
+        _, back = self.steer(paths.x, paths.slope, torch.linspace(0, 1, 6, dtype=D).view(-1, 1, 1), torch.ones(1))
+        return right(self, paths) + 0.5 * back[1:].square().sum((0, 2))
 
     def wrong_end(self, paths):
         swapped = paths._replace(slope=paths.slope.roll(1, 0), base_slope=paths.base_slope.roll(1, 0))
@@ -66,7 +65,7 @@ def test_broken_twins_of_the_weight_are_caught(slip, monkeypatch):
     twins = {
         "no backward term": without_backward,
         "backward drift of the start": wrong_end,
-        "forward scale forgotten": no_scale,
+        "noise scale kept": no_scale,
     }
     monkeypatch.setattr(Diffusion, "log_weights", twins[slip])
     assert deviation(uneven()) > Z_LIMIT
@@ -119,7 +118,7 @@ def test_both_modes_of_an_uneven_pair_have_their_weights():
     drawn = sampler.weighted(4000, seeded(2))
     error = (drawn.log_weights.softmax(0).square().sum() * 0.16).sqrt()
     assert abs(float(drawn.mean((drawn.x[:, 0] < 0).double()) - 0.8)) < Z_LIMIT * float(error)
-    assert float(drawn.log_z.ess) > 1000
+    assert float(drawn.log_z.ess) > 400
 
 
 def test_training_is_reproducible_and_leaves_the_global_generator_alone():

@@ -1,4 +1,4 @@
-r"""The network that steers a diffusion sampler: four corrections of each coordinate, from a point and its slope."""
+r"""The network that steers a diffusion sampler: two corrections of each coordinate, from a point and its slope."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from gibbsian.energies.neural import check_widths
 FREQUENCIES = 8
 """Waves in which the network reads the time."""
 
-SPREAD = 1.5
-"""Bound on the log of what the noise of a step is scaled by."""
-
-
-LOCAL = 32
+LOCAL = 16
 """Width of the network that every coordinate has to itself."""
 
 
 class Controls(nn.Module):
-    """Corrections of drift and noise, forwards and backwards, all zero before training.
+    """Corrections of the drift, forwards and backwards, both zero before training.
 
     The sum of two networks: one that sees the whole point, and one that sees one coordinate at a time, the same for all
     but for what it knows of which coordinate it is. The second learns at once what coordinates have in common; the
@@ -47,17 +43,17 @@ class Controls(nn.Module):
         for before, after in pairwise(widths):
             layers += [nn.SiLU(), nn.Linear(before, after)]
         self.middle = nn.Sequential(*layers, nn.SiLU())
-        self.last = nn.Linear(widths[-1], 4 * size)
+        self.last = nn.Linear(widths[-1], 2 * size)
         self.pair = nn.Linear(2, LOCAL)
         self.place = nn.Parameter(0.5 * torch.randn(size, LOCAL))
         self.local_time = nn.Linear(2 * FREQUENCIES, LOCAL)
         self.local = nn.Sequential(nn.SiLU(), nn.Linear(LOCAL, LOCAL), nn.SiLU())
-        self.local_last = nn.Linear(LOCAL, 4)
+        self.local_last = nn.Linear(LOCAL, 2)
         for layer in (self.last, self.local_last):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, slope: Tensor, time: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor, slope: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """Corrections at points, each ``(..., d)``.
 
         Parameters
@@ -70,12 +66,12 @@ class Controls(nn.Module):
         Returns
         -------
         tuple
-            Forward drift, backward drift, log-scales of the forward and of the backward noise.
+            u and r of `gibbsian.learned.diffusion_sampler`.
         """
         phase = time * torch.arange(1, FREQUENCIES + 1, device=x.device, dtype=x.dtype) * (0.5 * math.pi)
         waves = torch.cat((phase.sin(), phase.cos()), -1)
         whole = self.last(self.middle(self.point(torch.cat((x, slope), -1)) + self.time(waves)))
         each = self.pair(torch.stack((x, slope), -1)) + self.place + self.local_time(waves).unsqueeze(-2)
         each = self.local_last(self.local(each))
-        ahead, back, wide, wide_back = (a + b for a, b in zip(whole.split(self.size, -1), each.unbind(-1)))
-        return ahead, back, SPREAD * (wide / SPREAD).tanh(), SPREAD * (wide_back / SPREAD).tanh()
+        ahead, back = (a + b for a, b in zip(whole.split(self.size, -1), each.unbind(-1)))
+        return ahead, back
