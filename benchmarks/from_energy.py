@@ -329,9 +329,9 @@ def report(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     note = (
         "Energies are points at which the target was evaluated, with or without its gradient, tuning and training "
         "included; FAB sets how many, and the others come as near as their steps allow, CMCD within the rounds that "
-        "its processor time allows. ess is of the weighted draws; of tempering, of the share that mixes worst. A mode is "
-        "found when it has at least half its weight, and the worst weight is the largest error of a mode's weight (of "
-        "an eighth of the first coordinate's law, for the funnel). FAB's share of missed mass is that of "
+        "its processor time allows. ess is of the weighted draws; of tempering, of the share that mixes worst. A mode "
+        "is found when it has at least half its weight, and the worst weight is the largest error of a mode's weight "
+        "(of an eighth of the first coordinate's law, for the funnel). FAB's share of missed mass is that of "
         "`FlowSampler.missed`. One seed; settings were chosen on others. The flow of the wells couples halves of all "
         "32 coordinates; that of the funnel is affine and autoregressive from the first coordinate on, as it is."
     )

@@ -420,3 +420,13 @@ def test_the_default_score_is_chosen(script, monkeypatch, enlarged, tmp_path):
     assert {len(each) for each in found.values()} == {(len(choice.KINDS) - 1) * len(choice.MODELS) + 1}
     assert all(0.0 <= v <= 1.0 for each in found.values() for kinds in each.values() for v in kinds.values())
     assert "| energies, Mahalanobis |" in (tmp_path / "ood_choice.md").read_text()
+
+
+@pytest.mark.slow
+def test_samplers_learned_from_an_energy_are_compared(script, tmp_path):
+    pytest.importorskip("zuko")
+    rows = script("from_energy").main(["--parts", "funnel", "--budget", "0.01"])
+    assert [row["method"] for row in rows] == ["FAB", "CMCD", "tempering", "SMC"]
+    assert all(math.isfinite(row["error"]) and row["energies"] > 0 for row in rows)
+    assert "Funnel, 10-d: SMC" in (tmp_path / "from_energy.md").read_text()
+    assert (tmp_path / "from_energy-funnel.png").stat().st_size < 200_000

