@@ -515,3 +515,13 @@ def test_autoencoders_are_drawn_and_bounded(script, tmp_path, monkeypatch, enlar
     assert (tmp_path / "vae-mnist.png").stat().st_size < 300_000
     other = bench.main(["--budget", "0.003", "--parts", "digits"])
     assert set(other) == {"digits"}, "parts of another budget were mixed in"
+
+
+@pytest.mark.slow
+def test_samplers_learned_from_an_energy_are_compared(script, tmp_path):
+    pytest.importorskip("zuko")
+    rows = script("from_energy").main(["--parts", "funnel", "--budget", "0.01"])
+    assert [row["method"] for row in rows] == ["FAB", "CMCD", "tempering", "SMC"]
+    assert all(math.isfinite(row["error"]) and row["energies"] > 0 for row in rows)
+    assert "Funnel, 10-d: SMC" in (tmp_path / "from_energy.md").read_text()
+    assert (tmp_path / "from_energy-funnel.png").stat().st_size < 200_000

@@ -23,6 +23,7 @@ LAYERS = (
     {"short_run"},
     {"objectives", "partition", "adaptation", "annealing", "ladders"},
     {"warmup", "microcanonical_adaptation", "path_adaptation", "detection"},
+    {"learned"},
     {"bridges"},
     {"training"},
     {"recipes"},

@@ -17,7 +17,7 @@ from above.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -161,7 +161,41 @@ def log_weights(
     compile: bool = False,
     backwards: bool = False,
 ) -> Tensor:
-    r"""Carry chains along the path and return :math:`\log w`, ``(n,)``, in float64.
+    r"""Carry chains along the path and return :math:`\log w`, ``(n,)``, in float64; see `carry` for the arguments."""
+    return carry(path, schedule, kernel, start, rng=rng, steps=steps, compile=compile, backwards=backwards).log_weights
+
+
+class Carried(NamedTuple):
+    r"""Chains that were carried along a path, by `carry`.
+
+    Attributes
+    ----------
+    x
+        Where they ended, ``(n, *event)``: moved at the last inner temperature, and weighed at the end of the path.
+    log_weights
+        :math:`\log w`, ``(n,)``, in float64.
+    acceptance
+        Mean acceptance of each chain's moves, ``(n,)``; NaN where there was no inner temperature.
+    """
+
+    x: Tensor
+    log_weights: Tensor
+    acceptance: Tensor
+
+
+@torch.no_grad()
+def carry(
+    path: Path,
+    schedule: Schedule,
+    kernel: Kernel,
+    start: Tensor,
+    *,
+    rng: Generator,
+    steps: int = 1,
+    compile: bool = False,
+    backwards: bool = False,
+) -> Carried:
+    r"""Carry chains along the path: where they end, and their weights.
 
     Parameters
     ----------
@@ -192,7 +226,7 @@ def log_weights(
     if sizes is not None:
         settings = [with_step_size(moving, h) for h in sizes.to(start)]
     state = moving.init(path(betas[0]), start)
-    gained = torch.zeros(start.shape[0], dtype=torch.float64, device=start.device)
+    gained = torch.zeros((2, start.shape[0]), dtype=torch.float64, device=start.device)
     size = max(1, GRADIENTS_PER_BLOCK // (1 + steps * kernel.gradients))
     inner = betas.numel() - 2
     fixed = not getattr(kernel, "dynamic", False)
@@ -206,7 +240,8 @@ def log_weights(
             state, gained = run(energies, kernels, state, moving.noise(state, count * steps, rng), gained)
         i += count
     last = path(betas[-1])(state.x)
-    return sign * (gained + (state.energy - last).double())
+    log_w = sign * (gained[0] + (state.energy - last).double())
+    return Carried(state.x, log_w, gained[1] / (inner * steps))
 
 
 def _energies(path: Path, betas: Tensor, together: bool) -> list[Any]:
@@ -222,17 +257,22 @@ def _energies(path: Path, betas: Tensor, together: bool) -> list[Any]:
 def anneal_block(
     energies: Sequence[Energy], kernels: Sequence[Kernel], state: State, noise: tuple[Tensor, ...], gained: Tensor
 ) -> tuple[State, Tensor]:
-    """Pass through some temperatures: weigh on arrival, then move; a pure function, compiled or not."""
+    """Pass through some temperatures: weigh on arrival, then move; a pure function, compiled or not.
+
+    ``gained`` holds the sums of log-weights and of acceptances, ``(2, n)``.
+    """
     steps = noise[0].shape[0] // len(energies)
     for i, (energy, kernel) in enumerate(zip(energies, kernels)):
         # The state holds the energy at the last temperature, and is evaluated once at this one: that is the weight.
         # A kernel may carry over what does not depend on the temperature.
         arrive = getattr(kernel, "arrive", None) if i else None
         arrived = kernel.init(energy, state.x) if arrive is None else arrive(energy, state, energies[i - 1])
-        gained = gained + (state.energy - arrived.energy).double()
+        weight, accepted = (state.energy - arrived.energy).double(), torch.zeros_like(gained[1])
         state = arrived
         for j in range(i * steps, (i + 1) * steps):
-            state, _ = kernel.step(energy, state, tuple(z[j] for z in noise))
+            state, info = kernel.step(energy, state, tuple(z[j] for z in noise))
+            accepted = accepted + info.acceptance
+        gained = gained + torch.stack((weight, accepted))
     return state, gained
 
 
