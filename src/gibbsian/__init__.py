@@ -12,19 +12,22 @@ from gibbsian.applications.guidance import guided, guided_by_label, scale_from_w
 from gibbsian.applications.normalisable import check_normalisable
 from gibbsian.applications.terms import SummedScore, windowed
 from gibbsian.bridges.denoisers import DenoiserMLP, DenoiserUNet
+from gibbsian.bridges.discriminators import calibrate_discriminator
 from gibbsian.bridges.flow_likelihood import bits_per_dim, flow_log_prob
+from gibbsian.bridges.gans import GanDraws, ddls, metropolis_hastings, rejection
 from gibbsian.bridges.reverse import Ancestral, Heun, Multistep, PredictorCorrector, reverse
 from gibbsian.bridges.scores import score_of
+from gibbsian.bridges.transport import TransportFit, fit_transport, sample_transported
 from gibbsian.buffers import ReplayBuffer
 from gibbsian.data import Dataset, Scaling, datasets, load
 from gibbsian.detection.calibration import Calibration, calibrate
 from gibbsian.detection.classifiers import LogSumExp, MaxProbability
 from gibbsian.detection.features import gaussian_mixture, mahalanobis, nearest_neighbours
-from gibbsian.detection.levels import LevelFeatures, level_ladder, level_score
+from gibbsian.detection.levels import LevelFeatures, LevelScore, level_ladder, level_score
 from gibbsian.detection.scores import Disagreement, EnergyScore, GradientNorm, Typicality, disagreement, typicality
 from gibbsian.detection.typicality import batch_typicality
 from gibbsian.diagnostics.chains import chain_mean, chain_sd, effective_sample_size, grid_total_variation, split_r_hat
-from gibbsian.diagnostics.detection import auroc, average_precision, false_positive_rate
+from gibbsian.diagnostics.detection import Separation, auroc, average_precision, false_positive_rate, separation
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.mixing import energy_bfmi, round_trips
 from gibbsian.diagnostics.quantiles import chain_quantile, quantile_effective_sample_size, tail_effective_sample_size
@@ -45,9 +48,10 @@ from gibbsian.energies.convolutional import ConvolutionalRBM
 from gibbsian.energies.decoders import BernoulliDecoder, Directed, GaussianDecoder
 from gibbsian.energies.deep import DeepBoltzmannMachine
 from gibbsian.energies.directional import VonMises, VonMisesFisher
+from gibbsian.energies.discriminators import Discriminator, latent_energy
 from gibbsian.energies.domains import Sphere, Torus
 from gibbsian.energies.fields import FieldEnergy
-from gibbsian.energies.flows import Flow, spline_flow
+from gibbsian.energies.flows import Flow, inverse_autoregressive_flow, spline_flow
 from gibbsian.energies.gauges import (
     average_product_correction,
     contact_scores,
@@ -55,29 +59,38 @@ from gibbsian.energies.gauges import (
     lattice_gas_gauge,
     zero_sum_gauge,
 )
+from gibbsian.energies.generator_proposals import GeneratorProposal
+from gibbsian.energies.generators import GeneratorNetwork
 from gibbsian.energies.independent_units import IndependentUnits
 from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.joint_points import JointEvent
+from gibbsian.energies.labels import LabelEmbedding
 from gibbsian.energies.latent import LatentEnergy
 from gibbsian.energies.latents import GaussianProposal, ImportanceLatents, ListedLatents
 from gibbsian.energies.mean_field import MeanFieldEnergy, mean_field
 from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
+from gibbsian.energies.networks import Dense, Downsampling, Upsampling
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
 from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
+from gibbsian.energies.reconstruction import ReconstructionEnergy
 from gibbsian.energies.recovery import RecoveryEnergy
+from gibbsian.energies.reparametrised import VAEBM, Reparametrised, reparametrised
 from gibbsian.energies.rescaled import rescaled
 from gibbsian.energies.schedules import Cosine, Tabulated, VarianceExploding, VariancePreserving
 from gibbsian.energies.sparse_couplings import SparseCouplings
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.telescope import Telescope, geometric_alphas
+from gibbsian.energies.tilted import Tilted, tilted
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
 from gibbsian.energies.transformed import unconstrain
+from gibbsian.energies.transport import Transported, neural_transport
 from gibbsian.energies.unet import NoiseConditionalUNet
 from gibbsian.energies.units import BernoulliUnits, CategoricalUnits, SpinUnits
+from gibbsian.energies.variational import lebm, vae
 from gibbsian.kernels.barker import Barker
 from gibbsian.kernels.base import Info, Kernel, State, evaluate
 from gibbsian.kernels.checkerboard import CheckerboardGibbs
@@ -87,6 +100,7 @@ from gibbsian.kernels.dynamic_hmc import DynamicHMC
 from gibbsian.kernels.gibbs import BlockGibbs, SingleSiteGibbs
 from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.hmc import HMC
+from gibbsian.kernels.independent import IndependentMH
 from gibbsian.kernels.langevin import MALA, ULA
 from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.kernels.microcanonical import MCLMC, AdjustedMCLMC
@@ -104,8 +118,17 @@ from gibbsian.kernels.tempering import ParallelTempering
 from gibbsian.kernels.transport import TransportLangevin
 from gibbsian.kernels.underdamped import Underdamped
 from gibbsian.ladders import TunedLadder, tune_ladder
+from gibbsian.learned.base import WeightedDraws
+from gibbsian.learned.diffusion_sampler import CMCD, DiffusionSampler, fit_diffusion
+from gibbsian.learned.fab import FAB
+from gibbsian.learned.flow_sampler import FlowSampler, fit_flow
+from gibbsian.learned.prioritised import PrioritisedBuffer
+from gibbsian.learned.reverse_kl import ReverseKL
 from gibbsian.microcanonical_adaptation import tune_mclmc
 from gibbsian.models import Model, load_model, save_model
+from gibbsian.objectives.adversarial import Adversarial, EnergyBasedGAN
+from gibbsian.objectives.amortised import CooperativeLearning
+from gibbsian.objectives.amortised_divergence import EntropyRegularised, GeneratorKL
 from gibbsian.objectives.augment import AdditiveNoise, HorizontalFlip, InTurn, Shift
 from gibbsian.objectives.base import Batch, Loss, Objective, Ramp, WeightedSum
 from gibbsian.objectives.centring import Centred
@@ -113,6 +136,7 @@ from gibbsian.objectives.combination import Phases
 from gibbsian.objectives.concrete_score import ConcreteScoreMatching
 from gibbsian.objectives.conditional_noise import BitFlips, ClassChanges, ConditionalNCE, GaussianPerturbation
 from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentContrastiveDivergence
+from gibbsian.objectives.correction import CorrectionLikelihood
 from gibbsian.objectives.denoising import (
     DenoisingScoreMatching,
     EDMWeight,
@@ -120,6 +144,7 @@ from gibbsian.objectives.denoising import (
     LogUniform,
     MultiLevelDenoising,
 )
+from gibbsian.objectives.dequantised import Dequantised
 from gibbsian.objectives.energy_bounded import EnergyBounded
 from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
 from gibbsian.objectives.entropy import nearest_neighbour_entropy
@@ -129,16 +154,20 @@ from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
 from gibbsian.objectives.joint import JointEnergyModel
 from gibbsian.objectives.label_dropping import LabelDropping
 from gibbsian.objectives.latent import CompleteData, LatentPriorLikelihood
+from gibbsian.objectives.maximum_likelihood import MaximumLikelihood
 from gibbsian.objectives.mean_field import MeanFieldPCD
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
+from gibbsian.objectives.parts import OfPart
 from gibbsian.objectives.probability_flow import MinimumProbabilityFlow
 from gibbsian.objectives.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from gibbsian.objectives.recovery_likelihood import RecoveryLikelihood
 from gibbsian.objectives.sampler_gradient import SamplerKL
 from gibbsian.objectives.score_matching import FiniteDifferenceScoreMatching, ScoreMatching, SlicedScoreMatching
+from gibbsian.objectives.sleep import SleepPhase
 from gibbsian.objectives.starts import Starts
 from gibbsian.objectives.telescoping import TelescopingRatios
 from gibbsian.objectives.transport import EnergyMatching, TransportMatching
+from gibbsian.objectives.variational import EvidenceLowerBound, ImportanceWeightedBound
 from gibbsian.partition.annealed import ais, reverse_ais
 from gibbsian.partition.base import LogZ
 from gibbsian.partition.belief import belief_bound
@@ -148,10 +177,19 @@ from gibbsian.partition.deep import exact_deep_log_likelihood, variational_bound
 from gibbsian.partition.enumeration import enumeration
 from gibbsian.partition.exact import quadrature
 from gibbsian.partition.held_out import HeldOut, raise_lower_bound
+from gibbsian.partition.importance import importance_sampling, reverse_kl_bound
 from gibbsian.partition.integration import Integrated, thermodynamic_integration
+from gibbsian.partition.latent import (
+    RowBounds,
+    SimulatedBracket,
+    evidence_lower_bound,
+    latent_log_likelihood,
+    simulated_bracket,
+)
 from gibbsian.partition.lattices import kaufman, transfer_matrix
 from gibbsian.partition.multistate import Multistate, bridge, mbar
 from gibbsian.partition.paths import geometric, noise_levels
+from gibbsian.partition.refinement import refine_posterior, refine_proposal
 from gibbsian.partition.smc import Particles, smc
 from gibbsian.partition.trajectory import trajectory
 from gibbsian.path_adaptation import tune_path
@@ -160,6 +198,7 @@ from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 from gibbsian.short_run import ShortRun, continue_chains
 from gibbsian.training.fit import Fit, fit
+from gibbsian.training.generators import fit_generator
 from gibbsian.training.greedy import pretrain, train_belief_network
 from gibbsian.training.settings import TrainingSettings
 from gibbsian.warmup import warm_up
@@ -199,7 +238,9 @@ def __getattr__(name: str) -> Any:
 
 __all__ = [
     "CD",
+    "CMCD",
     "EBM",
+    "FAB",
     "HMC",
     "JEM",
     "MALA",
@@ -213,8 +254,10 @@ __all__ = [
     "SGLD",
     "SVGD",
     "ULA",
+    "VAEBM",
     "AdditiveNoise",
     "AdjustedMCLMC",
+    "Adversarial",
     "Ancestral",
     "Annealing",
     "Barker",
@@ -240,6 +283,8 @@ __all__ = [
     "ContrastiveDivergence",
     "ConvEnergy",
     "ConvolutionalRBM",
+    "CooperativeLearning",
+    "CorrectionLikelihood",
     "Cosine",
     "CyclicalSGLD",
     "Dataset",
@@ -249,41 +294,56 @@ __all__ = [
     "DenoiserMLP",
     "DenoiserUNet",
     "DenoisingScoreMatching",
+    "Dense",
+    "Dequantised",
     "Detector",
+    "DiffusionSampler",
     "Directed",
     "Disagreement",
     "DiscreteLangevin",
+    "Discriminator",
     "DoubleWell",
+    "Downsampling",
     "DynamicHMC",
     "EDMWeight",
     "EightGaussians",
     "Energy",
+    "EnergyBasedGAN",
     "EnergyBounded",
     "EnergyDiscrepancy",
     "EnergyMatching",
     "EnergyScore",
+    "EntropyRegularised",
     "EquilibriumMatching",
     "Estimate",
+    "EvidenceLowerBound",
     "ExactLikelihood",
     "FieldEnergy",
     "FiniteDifferenceScoreMatching",
     "Fit",
     "Flow",
     "FlowContrastiveEstimation",
+    "FlowSampler",
     "Funnel",
+    "GanDraws",
     "Gaussian",
     "GaussianDecoder",
     "GaussianMixture",
     "GaussianPerturbation",
     "GaussianProposal",
     "GaussianUnits",
+    "GeneratorKL",
+    "GeneratorNetwork",
+    "GeneratorProposal",
     "GibbsWithGradients",
     "GradientNorm",
     "HeldOut",
     "Heun",
     "HorizontalFlip",
     "ImportanceLatents",
+    "ImportanceWeightedBound",
     "InTurn",
+    "IndependentMH",
     "IndependentUnits",
     "Info",
     "Integrated",
@@ -293,10 +353,12 @@ __all__ = [
     "JointEvent",
     "Kernel",
     "LabelDropping",
+    "LabelEmbedding",
     "LatentEnergy",
     "LatentPriorLikelihood",
     "Lattice",
     "LevelFeatures",
+    "LevelScore",
     "ListedLatents",
     "LogNormal",
     "LogSumExp",
@@ -306,6 +368,7 @@ __all__ = [
     "MachineRungs",
     "ManyWell",
     "MaxProbability",
+    "MaximumLikelihood",
     "MeanFieldEnergy",
     "MeanFieldPCD",
     "MinibatchEnergy",
@@ -318,6 +381,7 @@ __all__ = [
     "NoiseConditionalUNet",
     "NoiseContrastiveEstimation",
     "Objective",
+    "OfPart",
     "ParallelTempering",
     "Particles",
     "PathAuxiliary",
@@ -328,6 +392,7 @@ __all__ = [
     "PooledUnits",
     "Potts",
     "PredictorCorrector",
+    "PrioritisedBuffer",
     "PseudoLikelihood",
     "RBMGibbs",
     "RBMTransformer",
@@ -337,20 +402,27 @@ __all__ = [
     "RatioMatching",
     "ReLUUnits",
     "Recipe",
+    "ReconstructionEnergy",
     "RecoveryEnergy",
     "RecoveryLikelihood",
     "Reflected",
+    "Reparametrised",
     "ReplayBuffer",
     "ResidualEnergy",
+    "ReverseKL",
     "Ring",
     "Rosenbrock",
+    "RowBounds",
     "SamplerKL",
     "Samples",
     "Scaling",
     "ScoreMatching",
+    "Separation",
     "Shift",
     "ShortRun",
+    "SimulatedBracket",
     "SingleSiteGibbs",
+    "SleepPhase",
     "SlicedScoreMatching",
     "SparseCouplings",
     "Sphere",
@@ -365,21 +437,26 @@ __all__ = [
     "Telescope",
     "TelescopingRatios",
     "TemperedTransitions",
+    "Tilted",
     "Torus",
     "Tractable",
     "TrainingSettings",
+    "TransportFit",
     "TransportLangevin",
     "TransportMatching",
+    "Transported",
     "Tuned",
     "TunedLadder",
     "TwoMoons",
     "Typicality",
     "Underdamped",
     "Uniform",
+    "Upsampling",
     "VarianceExploding",
     "VariancePreserving",
     "VonMises",
     "VonMisesFisher",
+    "WeightedDraws",
     "WeightedSum",
     "Wrapped",
     "ais",
@@ -396,6 +473,7 @@ __all__ = [
     "bracket",
     "bridge",
     "calibrate",
+    "calibrate_discriminator",
     "chain_mean",
     "chain_quantile",
     "chain_sd",
@@ -408,6 +486,7 @@ __all__ = [
     "continue_chains",
     "coupling_norms",
     "datasets",
+    "ddls",
     "descend",
     "detector_of",
     "disagreement",
@@ -416,12 +495,17 @@ __all__ = [
     "energy_distance",
     "enumeration",
     "evaluate",
+    "evidence_lower_bound",
     "exact_deep_log_likelihood",
     "exact_log_likelihood",
     "exact_log_z",
     "false_positive_rate",
     "find_mode",
     "fit",
+    "fit_diffusion",
+    "fit_flow",
+    "fit_generator",
+    "fit_transport",
     "flow_log_prob",
     "frechet_distance",
     "gaussian_mixture",
@@ -430,10 +514,15 @@ __all__ = [
     "grid_total_variation",
     "guided",
     "guided_by_label",
+    "importance_sampling",
+    "inverse_autoregressive_flow",
     "kaufman",
     "kernel_mmd",
     "label_log_probs",
+    "latent_energy",
+    "latent_log_likelihood",
     "lattice_gas_gauge",
+    "lebm",
     "level_ladder",
     "level_score",
     "load",
@@ -443,9 +532,11 @@ __all__ = [
     "mbar",
     "mean_field",
     "memorisation",
+    "metropolis_hastings",
     "mixture",
     "nearest_neighbour_entropy",
     "nearest_neighbours",
+    "neural_transport",
     "noise_levels",
     "pretrain",
     "quadrature",
@@ -453,21 +544,30 @@ __all__ = [
     "raise_lower_bound",
     "rank_figure",
     "rbm_path",
+    "refine_posterior",
+    "refine_proposal",
+    "rejection",
+    "reparametrised",
     "rescaled",
     "reverse",
     "reverse_ais",
+    "reverse_kl_bound",
     "round_trips",
     "sample",
+    "sample_transported",
     "save_kernel",
     "save_model",
     "scale_from_weight",
     "score_of",
+    "separation",
+    "simulated_bracket",
     "sliced_wasserstein",
     "smc",
     "spline_flow",
     "split_r_hat",
     "tail_effective_sample_size",
     "thermodynamic_integration",
+    "tilted",
     "trace_figure",
     "train_belief_network",
     "trajectory",
@@ -478,6 +578,7 @@ __all__ = [
     "tune_path",
     "typicality",
     "unconstrain",
+    "vae",
     "variational_bound",
     "warm_up",
     "windowed",

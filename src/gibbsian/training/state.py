@@ -207,12 +207,15 @@ def optimizer_of(
 
 
 def rate_factors(named: Mapping[str, Tensor], objective: nn.Module) -> list[float]:
-    """Say what the learning rate of each parameter is multiplied by: 1 for the energy's, the innermost objective's."""
+    """Say what the learning rate of each parameter is multiplied by: what the innermost objective that holds it says.
+
+    A generator may be part of the module that is fitted, too, to be saved with it.
+    """
     factors: dict[int, float] = {}
     for module in objective.modules():
         if isinstance(module, Objective):
             factors |= {id(p): module.learning_rate_factor for p in module.parameters()}
-    return [factors.get(id(p), 1.0) if name.startswith("objective.") else 1.0 for name, p in named.items()]
+    return [factors.get(id(p), 1.0) for p in named.values()]
 
 
 class Order:
