@@ -109,6 +109,7 @@ def test_both_networks_learn_and_in_turn(name):
     first = {k.split(".")[0] for k in learned(10)}
     second = {k.split(".")[0] for k in learned(5)}
     parts = {"tilted-flow": ({"base"}, {"net"}), "vae-ebm": ({"vae"}, {"correction"})}
+    parts["latent-ebm"] = ({"vae"}, {"vae", "net"})
     if name in parts:
         assert (first, second) == parts[name]
     else:

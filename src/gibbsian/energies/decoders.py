@@ -121,7 +121,7 @@ class GaussianDecoder(Decoder):
 
     def extra_repr(self) -> str:
         """Shape and scale."""
-        return f"{tuple(self.event_shape)}, scale={float(self.log_scale.exp()):.4g}"
+        return f"{tuple(self.event_shape)}, scale={float(self.log_scale.detach().exp()):.4g}"
 
 
 class BernoulliDecoder(Decoder):

@@ -9,23 +9,23 @@ from torch import Generator, Tensor
 
 from gibbsian.adaptation import tune
 from gibbsian.energies.base import Energy
-from gibbsian.energies.decoders import Directed
+from gibbsian.energies.decoders import BernoulliDecoder, Decoder, Directed, GaussianDecoder
 from gibbsian.energies.latent import LatentEnergy
-from gibbsian.energies.neural import MLP, ConvEnergy
+from gibbsian.energies.networks import Dense
+from gibbsian.energies.neural import MLP
 from gibbsian.energies.reparametrised import VAEBM, Reparametrised
 from gibbsian.energies.tractable import Gaussian, Tractable
-from gibbsian.energies.variational import lebm, vae
+from gibbsian.energies.variational import vae
 from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, Family, Progress
 from gibbsian.families.flows import first_steps
 from gibbsian.kernels.hmc import HMC
-from gibbsian.kernels.langevin import MALA, ULA
+from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.base import Objective
 from gibbsian.objectives.combination import Phases
-from gibbsian.objectives.contrastive import ContrastiveDivergence
+from gibbsian.objectives.contrastive import PersistentContrastiveDivergence
 from gibbsian.objectives.correction import CorrectionLikelihood
 from gibbsian.objectives.latent import LatentPriorLikelihood
 from gibbsian.objectives.parts import OfPart
-from gibbsian.objectives.starts import Starts
 from gibbsian.objectives.variational import EvidenceLowerBound
 from gibbsian.partition.base import LogZ, exactly
 from gibbsian.partition.bracket import bracket
@@ -35,8 +35,14 @@ from gibbsian.sampling import sample
 
 ESTIMATED = "Energies of rows are estimates by draws of the encoder, too large on average."
 
-LEAPFROG = 5
-"""Of the chains over latents that draws are made of."""
+LEAPFROG, JITTER = 5, 0.4
+"""Of Hamiltonian chains over latents: trajectories of one length would go in circles where the law is normal."""
+
+PRIOR_WIDTH, PRIOR_STEP = 128, 0.1
+"""Width of the layers of a prior's energy, and the step of its chains."""
+
+ENCODED = 16
+"""Draws of the encoder by which the energy of a row is estimated."""
 
 
 class _Decoded(Family):
@@ -121,11 +127,7 @@ class CorrectedAutoencoders(_Decoded):
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build the autoencoder and its correction."""
-        if len(recipe.shape) == 3:
-            net: Energy = ConvEnergy(recipe.shape, (32, 64))
-        else:
-            net = MLP(recipe.shape, (recipe.width,) * recipe.depth)
-        model = VAEBM(build_vae(recipe), net)
+        model = VAEBM(build_vae(recipe), MLP(recipe.shape, hidden_of(recipe)))
         model.vae.requires_grad_(True)  # it learns first
         return model
 
@@ -137,7 +139,7 @@ class CorrectedAutoencoders(_Decoded):
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
         """The autoencoder by its bound, and then the correction by chains over latents and noise."""
         chains = CorrectionLikelihood(
-            ULA(recipe.step_size),
+            HMC(recipe.step_size, leapfrog=LEAPFROG, jitter=JITTER),
             cast(VAEBM, energy).base,
             recipe.chain_steps,
             recipe.buffer_size,
@@ -177,10 +179,8 @@ class LatentPriors(_Decoded):
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
-        """Build decoder and prior."""
-        own = generator_of(recipe)
-        sizes = {"width": recipe.width, "scale": recipe.decoder_scale, "decoder": decoder_of(recipe)}
-        return lebm(recipe.shape, recipe.latent, rng=own, **sizes)
+        """Build the autoencoder and the energy of its latents."""
+        return LatentPrior(build_vae(recipe), MLP(recipe.latent, (PRIOR_WIDTH,) * 2))
 
     @classmethod
     def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
@@ -188,25 +188,34 @@ class LatentPriors(_Decoded):
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
-        """Short chains over latents, given data and of the prior."""
+        """The autoencoder by its bound, and then decoder and prior by chains over latents, given data and without."""
         normal = Gaussian(recipe.latent)
-        prior = ContrastiveDivergence(ULA(0.08), 60, starts=Starts(noise=1.0), base=normal)
-        return LatentPriorLikelihood(prior, ULA(recipe.step_size), recipe.chain_steps, normal)
+        prior = PersistentContrastiveDivergence(
+            MALA(PRIOR_STEP), normal, recipe.chain_steps, recipe.buffer_size, recipe.restart
+        )
+        both = LatentPriorLikelihood(prior, MALA(recipe.step_size), recipe.chain_steps)
+        first = OfPart(EvidenceLowerBound(), "vae")
+        return Phases([(first_steps(recipe), first), (None, OfPart(both, "model"))])
+
+    @property
+    def prior(self) -> Energy:
+        """The energy of latents."""
+        return directed(cast(LatentPrior, self.energy).model).prior
 
     def latents(self, n: int, rng: Generator, progress: Progress | None = None) -> Tensor:
         """Where chains on the prior end."""
         start = Gaussian(self.recipe.latent).sample(n, rng)
-        return latent_chains(directed(self.energy).prior, start, self.recipe.sample_steps, rng, progress)
+        return latent_chains(self.prior, start, self.recipe.sample_steps, rng, progress)
 
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Chains on the prior, decoded."""
-        return decoded(directed(self.energy), self.latents(n, rng, progress), self.recipe.denoise, rng)
+        model = directed(cast(LatentPrior, self.energy).model)
+        return decoded(model, self.latents(n, rng, progress), self.recipe.denoise, rng)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """That of the prior, by annealing: the likelihood is normalised."""
         draws = self.latents(chains or 256, rng)
-        prior = directed(self.energy).prior
-        return bracket(prior, Gaussian(self.recipe.latent), draws, rng=rng, temperatures=temperatures)
+        return bracket(self.prior, Gaussian(self.recipe.latent), draws, rng=rng, temperatures=temperatures)
 
     @property
     def log_z_told(self) -> tuple[str, str]:
@@ -214,20 +223,54 @@ class LatentPriors(_Decoded):
         return f"{ANNEALED}, of the prior over latents", f"{OWN_DRAWS} {ESTIMATED}"
 
 
+class LatentPrior(Energy):
+    """An autoencoder whose latents have an energy beside their normal law, as one module to train and to save.
+
+    Attributes
+    ----------
+    vae
+        With the normal law alone, which a bound can fit.
+    net
+        What the energy of latents adds.
+    """
+
+    def __init__(self, vae: LatentEnergy, net: Energy) -> None:
+        super().__init__()
+        self.vae, self.net = vae, net
+        self.event_shape, self.support = vae.event_shape, vae.support
+        own = directed(vae)
+        # Made of the same parts; in a tuple, for a module held twice would be saved twice.
+        self._model = (LatentEnergy(Directed(net + own.prior, own.likelihood), vae.latents),)
+
+    @property
+    def model(self) -> LatentEnergy:
+        """The whole, with the energy of latents."""
+        return self._model[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Free energy of each row, ``(n,)``."""
+        return self.model(x)
+
+    def extra_repr(self) -> str:
+        """The whole."""
+        return f"{self.model!r}"
+
+
 def build_vae(recipe: Recipe) -> LatentEnergy:
-    """Build an autoencoder by the recipe."""
-    sizes = {"width": recipe.width, "scale": recipe.decoder_scale, "decoder": decoder_of(recipe)}
-    return vae(recipe.shape, recipe.latent, rng=generator_of(recipe), **sizes)
+    """Build an autoencoder by the recipe, of dense networks, whose decoder's noise is learned."""
+    shape, hidden, size = tuple(recipe.shape), hidden_of(recipe), recipe.latent
+    net, encoder = Dense(size, shape, hidden), Dense(shape, 2 * size, hidden)
+    if recipe.kind == "binary":
+        decoder: Decoder = BernoulliDecoder(net, shape, latent=size)
+    else:
+        decoder = GaussianDecoder(net, shape, recipe.decoder_scale, learn_scale=True, latent=size)
+    rng = Generator().manual_seed(recipe.seed)
+    return vae(shape, size, rng=rng, decoder=decoder, encoder=encoder, draws=ENCODED)
 
 
-def decoder_of(recipe: Recipe) -> str:
-    """Name the likelihood: bits for bits, normal noise otherwise."""
-    return "bernoulli" if recipe.kind == "binary" else "gaussian"
-
-
-def generator_of(recipe: Recipe) -> Generator:
-    """Make the generator of the draws that an energy keeps."""
-    return Generator().manual_seed(recipe.seed)
+def hidden_of(recipe: Recipe) -> tuple[int, ...]:
+    """Widths of the networks' hidden layers."""
+    return (recipe.width,) * recipe.depth
 
 
 def directed(energy: Energy) -> Directed:
@@ -244,5 +287,5 @@ def decoded(model: Directed, z: Tensor, means: bool, rng: Generator) -> Tensor:
 
 def latent_chains(energy: Energy, start: Tensor, steps: int, rng: Generator, progress: Progress | None) -> Tensor:
     """Run Hamiltonian chains in a latent space, where the base is standard normal."""
-    tuned = tune(energy, HMC(0.2, leapfrog=LEAPFROG), start[:512], rng=rng, steps=100)
+    tuned = tune(energy, HMC(0.2, leapfrog=LEAPFROG, jitter=JITTER), start[:512], rng=rng, steps=100)
     return sample(energy, tuned.kernel, start, steps=steps, rng=rng, progress=progress or False).x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 
 from torch import Generator, nn
 
@@ -23,7 +24,7 @@ class OfPart(Objective):
     objective
         What fits the part.
     part
-        Where the part is in the energy, as ``energy.get_submodule`` finds it; the whole energy when left out.
+        Where the part is in the energy, names with dots between them; the whole energy when left out.
     held
         Another part, whose parameters get no gradient meanwhile.
 
@@ -65,7 +66,7 @@ def part_of(energy: nn.Module, name: str) -> Energy:
         If there is none, or it is no energy.
     """
     try:
-        found = energy.get_submodule(name)
+        found = attrgetter(name)(energy) if name else energy
     except AttributeError as error:
         raise OptionError(f"{energy!r} has no part {name!r}: {error}") from error
     if not isinstance(found, Energy):

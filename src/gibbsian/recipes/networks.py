@@ -21,13 +21,13 @@ def several_networks(energy: str, kind: DataKind, d: int) -> tuple[dict[str, Any
         if kind == "image":
             recipe["generator_width"] = 32
         return recipe, training | {"betas": (0.5, 0.99), "ema_decay": 0.99, "learning_rate": 5e-4}
-    latent = 16 if d > 16 else max(2, d)
-    recipe |= {"width": 32 if kind == "image" else 128, "latent": latent, "sample_steps": 100}
-    recipe["decoder_scale"] = 0.3 if kind == "image" else 0.2
+    recipe |= {"width": 128 if d <= 64 else 256, "depth": 2, "latent": 16 if d > 16 else max(2, d // 2)}
+    recipe |= {"sample_steps": 100, "decoder_scale": 0.5, "chain_steps": 10, "buffer_size": 1000}
+    training |= {"batch_size": 128, "ema_decay": 0.99}
     if energy == "vae-ebm":
-        recipe |= {"depth": 2, "step_size": 0.01, "chain_steps": 10, "buffer_size": 1024, "energy_penalty": 0.01}
+        recipe |= {"step_size": 0.2, "chain_steps": 2, "first_phase": 0.7}
     if energy == "latent-ebm":
-        recipe |= {"step_size": 0.01, "chain_steps": 20}
+        recipe |= {"step_size": 0.01, "first_phase": 0.8}
     return recipe, training
 
 

@@ -29,6 +29,7 @@ from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import energy_distance
 from gibbsian.energies.base import Energy
 from gibbsian.energies.score import Score
+from gibbsian.objectives.parts import OfPart, part_of
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
 
@@ -91,16 +92,23 @@ def buffers(objective: nn.Module) -> list[tuple[ReplayBuffer, float, AsData | No
     """
     found: dict[int, tuple[ReplayBuffer, float, AsData | None]] = {}
 
-    def visit(module: nn.Module, as_data: AsData | None) -> None:
-        as_data = getattr(module, "as_data", as_data)
+    def visit(module: nn.Module, as_data: AsData | None, part: str = "") -> None:
+        if (own := getattr(module, "as_data", None)) is not None:
+            as_data = seen_through(own, part)
+        part = module.part if isinstance(module, OfPart) else part
         buffer = getattr(module, "buffer", None)
         if isinstance(buffer, ReplayBuffer):
             found.setdefault(id(buffer), (buffer, float(getattr(module, "data_noise", 0.0)), as_data))
         for child in module.children():
-            visit(child, as_data)
+            visit(child, as_data, part)
 
     visit(objective, None)
     return list(found.values())
+
+
+def seen_through(as_data: AsData, part: str) -> AsData:
+    """Make data of chains of an objective that fits a part of the energy."""
+    return lambda energy, chains, rng: as_data(part_of(energy, part), chains, rng)
 
 
 def without_noise(state: TrainingState, buffer: ReplayBuffer, n: int, noise: float, rng: Generator) -> Tensor:
