@@ -351,7 +351,7 @@ def draw(name: str, problem: Problem, points: dict[str, Tensor], rows: list[dict
     for axes, (method, x) in zip(panels, points.items()):
         title = "exact"
         if method in told:
-            title = f"{method}: log Z off by {told[method]['error']:+.3f} ± {told[method]['stderr']:.3f}"
+            title = f"{method}\nlog Z off by {told[method]['error']:+.3f} ± {told[method]['stderr']:.3f}"
         axes.set_title(title, fontsize=8.5)
         axes.tick_params(labelsize=7)
         if name == "wells":

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import gibbsian
-from gibbsian import Model, cli, recipes
+from gibbsian import Model, cli
+from gibbsian.recipes import defaults
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -50,13 +51,13 @@ def run_python(page, change=lambda source: source):
 @pytest.fixture
 def hurried(monkeypatch):
     """Recipes that train for a few steps only."""
-    defaults = recipes._defaults
+    chosen = defaults._defaults
 
     def few_steps(*arguments):
-        recipe, training = defaults(*arguments)
+        recipe, training = chosen(*arguments)
         return recipe, training | {"steps": BUDGET["steps"]}
 
-    monkeypatch.setattr(recipes, "_defaults", few_steps)
+    monkeypatch.setattr(defaults, "_defaults", few_steps)
 
 
 @pages_with("python")

@@ -50,7 +50,7 @@ class Flows(Family):
     @classmethod
     def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
         """Scale the flow's coordinates by the data's."""
-        cast(Flow, energy).calibrate(data)
+        calibrated(cast(Flow, energy), recipe, data)
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
@@ -126,7 +126,7 @@ class TiltedFlows(Family):
     @classmethod
     def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
         """Scale the flow's coordinates by the data's."""
-        cast(Tilted, energy).base.calibrate(data)
+        calibrated(cast(Tilted, energy).base, recipe, data)
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
@@ -193,6 +193,11 @@ def build_flow(recipe: Recipe) -> Flow:
     if d <= 8:
         return spline_flow(recipe.shape, hidden=(FLOW_HIDDEN,) * 2)
     return spline_flow(recipe.shape, 4, hidden=(2 * FLOW_HIDDEN,) * 2, passes=2)
+
+
+def calibrated(flow: Flow, recipe: Recipe, data: Tensor) -> None:
+    """Scale a flow's coordinates by the data's, with their noise: a pixel may be constant without."""
+    flow.calibrate(dequantised(data, Generator().manual_seed(recipe.seed))[0])
 
 
 def lattice_step(x: Tensor) -> float | None:
