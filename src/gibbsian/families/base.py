@@ -20,6 +20,9 @@ from gibbsian.samples import Samples
 
 ROWS_AT_ONCE = 8192
 
+SMALL_IMAGE = 256
+"""Pixels up to which networks are dense."""
+
 Progress = Callable[[int], object]
 
 ANNEALED = "annealed importance sampling, forward and reverse"
@@ -113,6 +116,11 @@ class Family(ABC):
 def is_plane(recipe: Recipe) -> bool:
     """Whether rows are one or two real numbers, over which an integral is a sum over a grid."""
     return recipe.shape in ((1,), (2,)) and recipe.kind != "binary"
+
+
+def is_large_image(recipe: Recipe) -> bool:
+    """Whether rows are pictures of so many pixels that convolutions pay; on small ones they take ten times as long."""
+    return len(recipe.shape) == 3 and torch.Size(recipe.shape).numel() > SMALL_IMAGE
 
 
 def grid_of(density: Energy, points: int = 400):  # noqa: ANN201

@@ -13,7 +13,7 @@ from gibbsian.energies.flows import Flow, spline_flow
 from gibbsian.energies.neural import MLP, ConvEnergy
 from gibbsian.energies.tilted import Tilted, tilted
 from gibbsian.energies.tractable import Tractable
-from gibbsian.families.base import Family, Progress
+from gibbsian.families.base import Family, Progress, is_large_image
 from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.base import Objective
 from gibbsian.objectives.combination import Phases
@@ -115,7 +115,7 @@ class TiltedFlows(Family):
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build the flow and the correction, which starts as none."""
-        if len(recipe.shape) == 3:
+        if is_large_image(recipe):
             net: Energy = ConvEnergy(recipe.shape, (32, 64))
         else:
             net = MLP(recipe.shape, (recipe.width,) * recipe.depth, recipe.frequencies)

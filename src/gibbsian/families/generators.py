@@ -11,11 +11,20 @@ from gibbsian.annealing import denoised
 from gibbsian.bridges.gans import ddls
 from gibbsian.energies.base import Energy
 from gibbsian.energies.generators import GeneratorNetwork, WithGenerator
-from gibbsian.energies.networks import network
+from gibbsian.energies.networks import Dense, Upsampling
 from gibbsian.energies.neural import MLP, ConvEnergy
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import OptionError
-from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, Family, Progress, grid_of, is_plane
+from gibbsian.families.base import (
+    ANNEALED,
+    OWN_DRAWS,
+    ROWS_AT_ONCE,
+    Family,
+    Progress,
+    grid_of,
+    is_large_image,
+    is_plane,
+)
 from gibbsian.families.networks import build_base, build_kernel, tuned_chains
 from gibbsian.objectives.adversarial import Adversarial
 from gibbsian.objectives.amortised import CooperativeLearning
@@ -199,10 +208,12 @@ class Gans(Family):
 
 def build_generator(recipe: Recipe) -> GeneratorNetwork:
     """Build a generator of rows from normal latents."""
-    return GeneratorNetwork(network(recipe.latent, recipe.shape, recipe.generator_width), recipe.shape, recipe.latent)
+    latent, shape, width = recipe.latent, recipe.shape, recipe.generator_width
+    net = Upsampling(latent, shape, width) if is_large_image(recipe) else Dense(latent, shape, (width, width))
+    return GeneratorNetwork(net, shape, latent)
 
 
 def _network(recipe: Recipe) -> Energy:
-    if len(recipe.shape) == 3:
+    if is_large_image(recipe):
         return ConvEnergy(recipe.shape, (recipe.width, 2 * recipe.width))
     return MLP(recipe.shape, (recipe.width,) * recipe.depth, recipe.frequencies)

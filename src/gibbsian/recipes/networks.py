@@ -17,9 +17,9 @@ def several_networks(energy: str, kind: DataKind, d: int) -> tuple[dict[str, Any
     if energy == "cooperative":
         return recipe | _cooperative(kind, d), training
     if energy == "gan":
-        recipe |= {"width": 128 if kind != "image" else 32, "depth": 2, "generator_width": 128, "sample_steps": 200}
-        if kind == "image":
-            recipe["generator_width"] = 32
+        large = kind == "image" and d > 256
+        recipe |= {"width": 32 if large else 128, "depth": 2, "generator_width": 32 if large else 128}
+        recipe["sample_steps"] = 200
         return recipe, training | {"betas": (0.5, 0.99), "ema_decay": 0.99, "learning_rate": 5e-4}
     recipe |= {"width": 128 if d <= 64 else 256, "depth": 2, "latent": 16 if d > 16 else max(2, d // 2)}
     recipe |= {"sample_steps": 100, "decoder_scale": 0.5, "chain_steps": 10, "buffer_size": 1000}
@@ -35,7 +35,9 @@ def _cooperative(kind: DataKind, d: int) -> dict[str, Any]:
     recipe = {"width": 128, "depth": 2, "generator_width": 128, "chain_steps": 10, "sample_steps": 100}
     if kind == "image":
         noise = 0.25 if d <= 256 else 0.5
-        recipe |= {"width": 32, "generator_width": 32, "kernel": "ula", "step_size": 0.32 * noise**2}
+        if d > 256:
+            recipe |= {"width": 32, "generator_width": 32}
+        recipe |= {"kernel": "ula", "step_size": 0.32 * noise**2}
         recipe |= {"data_noise": noise, "base_fitted": True, "denoise": True}
         return recipe
     return recipe | {"latent": max(4, d), "step_size": 0.02}
