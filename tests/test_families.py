@@ -209,7 +209,7 @@ def test_bits_are_for_models_of_bits():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_command_line_trains_and_reports(name, tmp_path, capsys):
     folder = tmp_path / "run"
-    words = ["train", "moons", "--model", name, "--steps", "20", "--sample-steps", "5", "--out", str(folder)]
+    words = ["train", "two-moons", "--model", name, "--steps", "20", "--sample-steps", "5", "--out", str(folder)]
     main([*words, "--batch-size", "64", "--chain-steps", "2", "--buffer-size", "128"])
     assert "saved" in capsys.readouterr().out.lower() or (folder / "report.html").exists()
     saved = json.loads((folder / "evaluation.json").read_text())
