@@ -15,8 +15,8 @@ and on rows that the VAE made, both sides. Bounds of the correction's normaliser
 
 All settings were chosen with seed 7, by draws' distances to the same held-out rows; the recorded run has seed 0. Steps
 of training are what a few minutes allow, and none of the models is at its best; the LEBM from nothing is far from it on
-MNIST (with seed 7, other kernels and noises gave distances of 360 and 700 there, in as many steps). The parts take about 2 and 4 minutes of
-one processor. MNIST is read from the folder in GIBBSIAN_DATA.
+MNIST (with seed 7, other kernels and noises gave distances of 360 and 700 there, in as many steps). The parts take
+about 2 and 4 minutes of one processor. MNIST is read from the folder in GIBBSIAN_DATA.
 
     GIBBSIAN_DATA=data python benchmarks/vae.py --threads 1
     python benchmarks/vae.py --parts digits --budget 0.01
