@@ -83,14 +83,14 @@ PLANS = {
         5,
     ),
     "mnist": Plan(
-        60_000,
-        lambda shape, labels: gb.NoiseConditionalUNet(shape, 24, fade=1.0, classes=labels),
-        (8000, 3000),
+        10_000,
+        lambda shape, labels: gb.NoiseConditionalUNet(shape, 24, classes=labels),
+        (3200, 1300),
         64,
-        100,
-        32,
-        32,
-        5,
+        60,
+        24,
+        24,
+        3,
     ),
 }
 
