@@ -505,7 +505,7 @@ def test_what_is_asked_of_corrected_generators(script):
     def row(seed, covered, after, frechet):
         before = {"quality": 0.5, "covered": covered, "shares": 0.1, "frechet": 2.0, "energy": 0.2}
         better = {"quality": 0.9, "covered": after, "shares": 0.05, "frechet": frechet, "energy": 0.1}
-        ways = {name: better for name in bench.WAYS} | {"generator": before}
+        ways = dict.fromkeys(bench.WAYS, better) | {"generator": before}
         return {"seed": seed, "ways": ways, "floor": {"covered": 10}}
 
     fine = bench.verdict([row(0, 10, 10, 1.0), row(1, 8, 9, 1.0)])
