@@ -279,6 +279,16 @@ def told(rows: list[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
+def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Mean and standard error over seeds of every measure, by way."""
+    if len(rows) < 2:
+        return {}
+    own = {name: [row["ways"][name] for row in rows] for name in rows[0]["ways"]} | {
+        "floor": [r["floor"] for r in rows]
+    }
+    return {name: {key: list(over_seeds([v[key] for v in found])) for key in MEASURES} for name, found in own.items()}
+
+
 def shown(values: Sequence[float]) -> str:
     """Print a mean over seeds with its error, or one value."""
     if len(values) > 1:
@@ -364,6 +374,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             points.setdefault(part, drawn)
     total = time.process_time() - began
     record = circumstances(options.seeds, options.threads) | {"budget": options.budget, "cpu": total, "rows": rows}
+    record["means"] = {part: means([row for row in rows if row["part"] == part]) for part in options.parts}
     sections = [
         f"Grid: 25 Gaussians {SPACING:g} apart with standard deviation {SPREAD}; high quality is within {NEAR:g} of "
         "these of a mode. Digits: 8 x 8 pixels; high quality is a probability of one class above "
