@@ -136,6 +136,12 @@ def best_stretch(module: nn.Module, stretches: int, train: Callable[[int], None]
     return at
 
 
+def likelihood_of(rows: Rows) -> gb.Objective:
+    """Maximum likelihood, of grey values with noise."""
+    plain = MaximumLikelihood()
+    return plain if rows.dequantise is None else gb.Augmented(plain, gb.UniformNoise(rows.dequantise))
+
+
 def trained_flow(rows: Rows, setting: Setting, budget: float, seed: int) -> tuple[Flow, int]:
     """A flow by maximum likelihood."""
     with torch.random.fork_rng():
@@ -148,7 +154,7 @@ def trained_flow(rows: Rows, setting: Setting, budget: float, seed: int) -> tupl
     options |= {"ema_decay": 0.98, "weight_decay": setting.weight_decay}
 
     def train(i: int) -> None:
-        gb.fit(flow, rows.train, MaximumLikelihood(rows.dequantise), rng=generator(seed, 2, i), **options)
+        gb.fit(flow, rows.train, likelihood_of(rows), rng=generator(seed, 2, i), **options)
 
     return flow, best_stretch(flow, setting.stretches, train, lambda: mean_energy(flow, rows.aside))
 
@@ -168,7 +174,7 @@ def trained_tilt(flow: Flow, rows: Rows, setting: Setting, budget: float, seed: 
         rng = generator(seed, 3, i)
         x = rows.train
         if rows.dequantise is not None:
-            x = torch.cat([x + rows.dequantise * (torch.rand(x.shape, generator=rng) - 0.5) for _ in range(8)])
+            x = torch.cat([gb.UniformNoise(rows.dequantise)(x, rng) for _ in range(8)])
         gb.fit(model, x, objective, rng=rng, **options)
 
     def loss() -> float:

@@ -103,21 +103,15 @@ class Noisy(nn.Module):
         return self.net(z[:, : self.latent])
 
 
-class OnNoisyRows(gb.Objective):
-    """Another objective, on data with fresh noise."""
-
-    def __init__(self, objective: gb.Objective, scale: float) -> None:
-        super().__init__()
-        self.objective, self.scale = objective, scale
-
-    def forward(self, energy: gb.Energy, batch: gb.Batch, rng: torch.Generator) -> gb.Loss:
-        """The inner loss."""
-        return self.objective(energy, gb.Batch(blurred(batch.x, self.scale, rng)), rng)
-
-
 def blurred(x: Tensor, scale: float, rng: torch.Generator) -> Tensor:
-    """Add normal noise."""
-    return x + scale * torch.randn(x.shape, generator=rng) if scale else x
+    """Add normal noise, if any."""
+    return gb.AdditiveNoise(scale)(x, rng) if scale else x
+
+
+def game(network: GeneratorNetwork, r1: float, scale: float) -> gb.Objective:
+    """Adversarial training, on data with fresh noise."""
+    plain = Adversarial(network, r1)
+    return gb.Augmented(plain, gb.AdditiveNoise(scale)) if scale else plain
 
 
 def modes() -> Tensor:
@@ -203,13 +197,18 @@ def trained(case: Case, seed: int) -> tuple[gb.Energy, GeneratorNetwork, dict[st
     energy = gb.MLP(size, case.widths, frequencies=case.frequencies)
     common_settings = {"batch_size": case.batch, "betas": (0.5, 0.99), "learning_rate": case.rate, "health": False}
     with Stopwatch() as both:
-        game = OnNoisyRows(Adversarial(network, case.r1), case.noise[0])
-        gb.fit(energy, case.train, game, rng=rng, steps=case.steps, **common_settings)
+        gb.fit(energy, case.train, game(network, case.r1, case.noise[0]), rng=rng, steps=case.steps, **common_settings)
     network.requires_grad_(False)
     made.scale = case.noise[1]
     with Stopwatch() as alone:
-        game = OnNoisyRows(Adversarial(network, case.r1_alone), case.noise[1])
-        gb.fit(energy, case.train, game, rng=rng, steps=case.steps_alone, **common_settings)
+        gb.fit(
+            energy,
+            case.train,
+            game(network, case.r1_alone, case.noise[1]),
+            rng=rng,
+            steps=case.steps_alone,
+            **common_settings,
+        )
     return energy.requires_grad_(False), network, {"game": both.cpu, "alone": alone.cpu}
 
 

@@ -12,6 +12,7 @@ import torch
 import gibbsian as gb
 from gibbsian.composing import Composite, composite, draw
 from gibbsian.data.scaling import Scaling, identity_scaling
+from gibbsian.energies.generators import WithGenerator
 from gibbsian.errors import DataError, OptionError, ShapeError
 from gibbsian.expressions import parse
 from gibbsian.models import Model
@@ -237,3 +238,11 @@ def test_units_of_one_model_are_its_own():
     assert of("a").unit(Model(gb.Gaussian(2), Recipe(energy="mlp", objective="pcd"), identity_scaling((2,)))) == (
         pytest.approx(1.0)
     )
+
+
+def test_a_discriminator_is_no_density_to_compose():
+    generator = gb.GeneratorNetwork(gb.Dense(2, 2, (4,)), 2, 2)
+    gan = Model(WithGenerator(gb.MLP(2, (4,)), generator), Recipe(energy="gan", objective="adversarial"), UNITS["a"])
+    found = Composite(parse("a * b"), {"a": gaussian("a"), "b": gan}, EXTRA)
+    with pytest.raises(OptionError, match="b is a gan, whose discriminator is no density"):
+        data_energy(found, POINTS)

@@ -19,10 +19,8 @@ from gibbsian.energies.networks import Dense
 from gibbsian.energies.neural import MLP
 from gibbsian.energies.tractable import Gaussian
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
-from gibbsian.families.flows import lattice_step
-from gibbsian.objectives.dequantised import Dequantised
+from gibbsian.families.flows import grey_noise
 from gibbsian.objectives.exact import ExactLikelihood
-from gibbsian.objectives.maximum_likelihood import MaximumLikelihood
 from gibbsian.objectives.parts import OfPart
 from gibbsian.recipes import choose
 
@@ -131,9 +129,10 @@ def test_a_flow_of_grey_values_is_one_of_their_cells():
     rows = rows_of("image", 400)
     scaling = range_scaling(0.0, 16.0, (1, 8, 8))
     z = scaling.forward(rows)
-    assert lattice_step(z) == pytest.approx(2.0 / 16.0)
-    assert lattice_step(torch.randn(50, 1, 8, 8)) is None
-    assert lattice_step(torch.zeros(50, 1, 8, 8)) is None
+    assert grey_noise(z).width == pytest.approx(2.0 / 16.0)
+    assert grey_noise(torch.randn(50, 1, 8, 8)) is None
+    assert grey_noise(torch.zeros(50, 1, 8, 8)) is None
+    assert grey_noise(torch.zeros(50, 3)) is None
     model = train("flow", "image")
     blurred, told = model.family.blurred(z, generator())
     assert "uniform noise" in told
@@ -141,19 +140,19 @@ def test_a_flow_of_grey_values_is_one_of_their_cells():
     assert float((blurred - z).std()) == pytest.approx(2.0 / 16.0 / 12**0.5, rel=0.02)
 
 
-def test_dequantised_is_the_objective_on_noisy_rows():
-    base = Gaussian(2, scale=1.5)
-    x = torch.randint(0, 3, (4000, 2), generator=generator()).float()
-    loss = Dequantised(MaximumLikelihood(), 1.0)(base, Batch(x), generator(1)).value
-    plain = MaximumLikelihood()(
-        base, Batch(x + 1e-3 * torch.randn(x.shape, generator=generator(2))), generator(1)
-    ).value
-    # Uniform noise adds its variance, 1/12 for each number, over twice that of the density.
-    assert float(loss - plain) == pytest.approx(2.0 / 12.0 / (2.0 * 1.5**2), abs=0.02)
-    with pytest.raises(OptionError, match="positive distance"):
-        Dequantised(MaximumLikelihood(), 0.0)
-    with pytest.raises(ArgumentTypeError, match="objective"):
-        Dequantised(base, 1.0)
+def test_a_cooperative_energy_of_images_is_one_of_rows_with_noise():
+    """Its chains and base have the noise that draws lose again, so that the data must have it in training."""
+    recipe = choose("image", (1, 8, 8), 400, SMALL | {"energy": "cooperative"})
+    assert recipe.data_noise
+    x = torch.full((64, 1, 8, 8), 5.0)
+    energy = initial_weights(recipe, x)
+    seen = []
+    energy.energy.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].detach()))
+    build_objective(recipe, x, energy)(energy, Batch(x), generator())
+    # Rows of data are those about 5; the spread of their 4096 numbers is known to 1%.
+    rows = torch.cat([points[points.flatten(1).mean(1) > 4.0] for points in seen])
+    assert len(rows) == 64
+    assert float(rows.std()) == pytest.approx(recipe.data_noise, rel=0.05)
 
 
 class Pair(Energy):

@@ -129,7 +129,8 @@ from gibbsian.models import Model, load_model, save_model
 from gibbsian.objectives.adversarial import Adversarial, EnergyBasedGAN
 from gibbsian.objectives.amortised import CooperativeLearning
 from gibbsian.objectives.amortised_divergence import EntropyRegularised, GeneratorKL
-from gibbsian.objectives.augment import AdditiveNoise, HorizontalFlip, InTurn, Shift
+from gibbsian.objectives.augment import AdditiveNoise, HorizontalFlip, InTurn, Shift, UniformNoise
+from gibbsian.objectives.augmented import Augmented
 from gibbsian.objectives.base import Batch, Loss, Objective, Ramp, WeightedSum
 from gibbsian.objectives.centring import Centred
 from gibbsian.objectives.combination import Phases
@@ -144,7 +145,6 @@ from gibbsian.objectives.denoising import (
     LogUniform,
     MultiLevelDenoising,
 )
-from gibbsian.objectives.dequantised import Dequantised
 from gibbsian.objectives.energy_bounded import EnergyBounded
 from gibbsian.objectives.energy_discrepancy import EnergyDiscrepancy
 from gibbsian.objectives.entropy import nearest_neighbour_entropy
@@ -260,6 +260,7 @@ __all__ = [
     "Adversarial",
     "Ancestral",
     "Annealing",
+    "Augmented",
     "Barker",
     "Batch",
     "Bernoulli",
@@ -295,7 +296,6 @@ __all__ = [
     "DenoiserUNet",
     "DenoisingScoreMatching",
     "Dense",
-    "Dequantised",
     "Detector",
     "DiffusionSampler",
     "Directed",
@@ -451,6 +451,7 @@ __all__ = [
     "Typicality",
     "Underdamped",
     "Uniform",
+    "UniformNoise",
     "Upsampling",
     "VarianceExploding",
     "VariancePreserving",

@@ -97,6 +97,11 @@ class Composite:
     def model(self, run: Run) -> Model:
         """The model that the formula names, of the one class where it names a label."""
         model = self.models[run.folder]
+        if not model.family.of_rows:
+            raise OptionError(
+                f"{run.folder} is a {model.recipe.energy}, whose discriminator is no density of rows and cannot be "
+                "multiplied or mixed with others. Compose models that have a density: any other of gibbsian train."
+            )
         return model if run.label is None else of_label(model, label_codes(model, [run.label])[0])
 
     def of(self, run: Run) -> Energy:

@@ -308,7 +308,7 @@ def chain_summary(model: Model, samples: Tensor, rng: Generator, notes: list[str
 
     Of draws that are exact they would tell nothing.
     """
-    if model.family.exact_draws or not model.family.row_chains:
+    if model.family.exact_draws or not model.family.of_rows:
         return {}
     try:
         if model.recipe.noise_conditional:

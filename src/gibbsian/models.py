@@ -20,7 +20,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import ModelFileError, OptionError, StorageError
-from gibbsian.families.base import ROWS_AT_ONCE, Family, grid_of, is_plane
+from gibbsian.families.base import ROWS_AT_ONCE, Family, Walk, grid_of, is_plane
 from gibbsian.files import replace_file
 from gibbsian.partition.base import LogZ
 from gibbsian.recipes import Recipe
@@ -144,7 +144,7 @@ class Model:
         progress
             Called with the number of steps made.
         """
-        return self.family.chains(n, rng, steps, thin, start, progress)
+        return self.family.chains(n, rng, Walk(steps, thin, start, progress))
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """Estimate log Z of `density`, in model units.

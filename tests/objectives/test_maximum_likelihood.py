@@ -15,6 +15,8 @@ from gibbsian.energies.neural import MLP
 from gibbsian.energies.toys import TwoMoons
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
+from gibbsian.objectives.augment import UniformNoise
+from gibbsian.objectives.augmented import Augmented
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
 from gibbsian.objectives.maximum_likelihood import MaximumLikelihood
@@ -63,7 +65,7 @@ def check_noise() -> None:
     """The mean energy of a standard normal over cells of width w about x is x^2/2 + w^2/24, and a constant."""
     w, n = 1.2, 100_000
     x = torch.full((n, 1), 0.7, dtype=D)
-    objective, flow = MaximumLikelihood(dequantise=w), Flow(Normal(1))
+    objective, flow = Augmented(MaximumLikelihood(), UniformNoise(w)), Flow(Normal(1))
     found = float(objective(flow, Batch(x), seeded()).metrics["nll"])
     expected = 0.5 * 0.7**2 + w**2 / 24 + 0.5 * math.log(2 * math.pi)
     # The energy's standard deviation over a cell is below 0.3.
@@ -85,13 +87,21 @@ def test_noise_bounds_the_probabilities_of_values():
     x = torch.multinomial(p, 3000, replacement=True, generator=seeded()).float().unsqueeze(1)
     torch.manual_seed(0)
     flow = spline_flow(1, transforms=2, bins=16).calibrate(x)
-    fit(flow, x, MaximumLikelihood(dequantise=1.0), rng=seeded(), steps=600, learning_rate=1e-2, batch_size=256)
+    fit(
+        flow,
+        x,
+        Augmented(MaximumLikelihood(), UniformNoise(1.0)),
+        rng=seeded(),
+        steps=600,
+        learning_rate=1e-2,
+        batch_size=256,
+    )
     frequencies = torch.stack([(x == k).float().mean() for k in range(3)])
     entropy = -float((frequencies * frequencies.log()).sum())
     cells = torch.linspace(-0.5, 2.5, 3001)[:-1].unsqueeze(1) + 0.0005
     mass = (-flow(cells)).exp().detach().view(3, 1000).mean(1)
     assert float((mass - frequencies).abs().max()) < 0.05
-    nll = float(MaximumLikelihood(dequantise=1.0)(flow, Batch(x), seeded(1)).metrics["nll"])
+    nll = float(Augmented(MaximumLikelihood(), UniformNoise(1.0))(flow, Batch(x), seeded(1)).metrics["nll"])
     assert entropy - 0.02 < nll < entropy + 0.25
 
 
@@ -129,8 +139,8 @@ def test_bits_with_an_energy_on_bits_are_welcome():
     coins = Coins()
     fit(coins, x, MaximumLikelihood(), rng=seeded(), steps=300, learning_rate=5e-2, batch_size=400, ema_decay=0.0)
     torch.testing.assert_close(coins.logits.detach().sigmoid(), x.mean(0), rtol=0, atol=0.01)
-    with pytest.raises(DomainError, match="noise would lead off"):
-        MaximumLikelihood(dequantise=1.0)(coins, Batch(x), seeded())
+    with pytest.raises(DomainError, match="lie outside the energy's domain"):
+        Augmented(MaximumLikelihood(), UniformNoise(1.0))(coins, Batch(x), seeded())
 
 
 def greys(levels, n=400, d=3):
@@ -150,13 +160,13 @@ DISCRETE = {
 def test_a_flow_on_discrete_data_is_refused(case):
     torch.manual_seed(0)
     flow, x = spline_flow(3, transforms=1, hidden=(8,)), DISCRETE[case]
-    with pytest.raises(DomainError, match=r"of 3 coordinates of the data are discrete.*dequantise=step"):
+    with pytest.raises(DomainError, match=r"of 3 coordinates of the data are discrete.*UniformNoise\(step\)"):
         fit(flow, x, MaximumLikelihood(), rng=seeded(), steps=2)
     if float(x.std(0).min()) > 0:
         flow.calibrate(x)
         with pytest.raises(DomainError, match="are discrete"):
             fit(MLP(3, hidden=(8,)) + gb.Gaussian(3), x, FlowContrastiveEstimation(flow), rng=seeded(), steps=2)
-        fit(flow, x, MaximumLikelihood(dequantise=0.1), rng=seeded(), steps=2)
+        fit(flow, x, Augmented(MaximumLikelihood(), UniformNoise(0.1)), rng=seeded(), steps=2)
 
 
 def test_rounded_measurements_are_not_discrete():
@@ -172,5 +182,9 @@ def test_what_does_not_fit_is_refused():
         MaximumLikelihood()(spline_flow(2), Batch(x.long()), seeded())
     for step in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(OptionError, match="positive step"):
-            MaximumLikelihood(dequantise=step)
-    assert "dequantise=0.5" in repr(MaximumLikelihood(0.5))
+            UniformNoise(step)
+    assert "width=0.5" in repr(Augmented(MaximumLikelihood(), UniformNoise(0.5)))
+    with pytest.raises(ArgumentTypeError, match="before an objective sees them"):
+        Augmented(MLP(2), UniformNoise(0.5))
+    with pytest.raises(ArgumentTypeError, match="function"):
+        Augmented(MaximumLikelihood(), UniformNoise)

@@ -16,7 +16,7 @@ from gibbsian.energies.neural import MLP
 from gibbsian.energies.reparametrised import VAEBM, Reparametrised
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.energies.variational import vae
-from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, Family, Progress
+from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, USUAL, PlainFamily, Progress, Walk, walked
 from gibbsian.families.flows import first_steps
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA
@@ -45,13 +45,12 @@ ENCODED = 16
 """Draws of the encoder by which the energy of a row is estimated."""
 
 
-class _Decoded(Family):
+class _Decoded(PlainFamily):
     """What models with a decoder share: points are made of latent ones. Abstract."""
 
-    @property
-    def unlabelled(self) -> Energy:
-        """The energy of rows."""
-        return self.energy
+    @classmethod
+    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
+        """Leave it as it was built."""
 
     @property
     def density(self) -> Energy:
@@ -63,28 +62,11 @@ class _Decoded(Family):
         """A Gaussian of the recipe's scale; draws do not start there."""
         return Gaussian(self.recipe.shape, scale=self.recipe.base_scale)
 
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Rows as they are."""
-        return x, ""
-
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """Langevin chains on the energy of rows, from the model's draws."""
-        start = self.draw(n, rng) if start is None else start
-        kernel = tune(self.density, MALA(self.recipe.step_size), start[:64], rng=rng, steps=100).kernel
-        steps = self.recipe.sample_steps if steps is None else steps
-        return sample(self.density, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """As `chains`."""
-        return self.chains(n, rng, steps, thin)
+        start = self.draw(n, rng) if walk.start is None else walk.start
+        # An energy of a row costs many passes of the decoder.
+        return walked(self.density, start, self.recipe, rng, walk, tuned=64)
 
 
 class Autoencoders(_Decoded):
@@ -96,10 +78,6 @@ class Autoencoders(_Decoded):
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build encoder and decoder."""
         return build_vae(recipe)
-
-    @classmethod
-    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
-        """Leave it as it was built."""
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
@@ -130,10 +108,6 @@ class CorrectedAutoencoders(_Decoded):
         model = VAEBM(build_vae(recipe), MLP(recipe.shape, hidden_of(recipe)))
         model.vae.requires_grad_(True)  # it learns first
         return model
-
-    @classmethod
-    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
-        """Leave it as it was built."""
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
@@ -181,10 +155,6 @@ class LatentPriors(_Decoded):
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build the autoencoder and the energy of its latents."""
         return LatentPrior(build_vae(recipe), MLP(recipe.latent, (PRIOR_WIDTH,) * 2))
-
-    @classmethod
-    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
-        """Leave it as it was built."""
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
+from gibbsian.adaptation import tune
 from gibbsian.energies.base import Energy
+from gibbsian.energies.neural import MLP, ConvEnergy
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError
+from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.base import Objective
 from gibbsian.partition.base import LogZ
+from gibbsian.partition.bracket import bracket
 from gibbsian.partition.exact import quadrature
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
+from gibbsian.sampling import sample
 
 ROWS_AT_ONCE = 8192
 
@@ -24,6 +30,33 @@ SMALL_IMAGE = 256
 """Pixels up to which networks are dense."""
 
 Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How chains of a family are run; see `gibbsian.models.Model.chains`.
+
+    Attributes
+    ----------
+    steps
+        After tuning; the recipe's when ``None``.
+    thin
+        Keep every ``thin``-th position.
+    start
+        Positions in model units; the family's own when ``None``.
+    progress
+        Called with the number of steps made.
+    """
+
+    steps: int | None = None
+    thin: int | None = None
+    start: Tensor | None = None
+    progress: Progress | None = None
+
+
+USUAL = Walk()
+"""As the recipe says."""
+
 
 ANNEALED = "annealed importance sampling, forward and reverse"
 OWN_DRAWS = "The upper bound takes the model's own draws for exact ones."
@@ -40,11 +73,10 @@ class Family(ABC):
         How it was made.
     """
 
-    has_levels = False
     exact_draws = False
     """Whether draws are independent and exactly the density's, so that chains tell nothing."""
-    row_chains = True
-    """Whether chains walk over rows."""
+    of_rows = True
+    """Whether `density` is one of rows, over which chains walk and which has a log Z."""
 
     def __init__(self, energy: Energy, recipe: Recipe) -> None:
         self.energy, self.recipe = energy, recipe
@@ -88,20 +120,15 @@ class Family(ABC):
         """Draw ``n`` rows: of the density at the noise level ``sigma``, or of the data when ``None``."""
 
     @abstractmethod
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
-        """Run chains on `density`, which end as its draws; see `gibbsian.models.Model.chains`."""
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
+        """Run chains on `density`, which end as its draws."""
 
     @abstractmethod
     def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """Run chains that leave `density` invariant, from the model's own draws."""
+        """Run chains that leave `density` invariant, from the model's own draws.
+
+        ``steps`` counts those after the draws, where these are not the ends of chains already.
+        """
 
     @abstractmethod
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
@@ -111,6 +138,50 @@ class Family(ABC):
     @abstractmethod
     def log_z_told(self) -> tuple[str, str]:
         """How `log_z` is found, and what to keep in mind of it."""
+
+
+class PlainFamily(Family):
+    """What families share whose rows have neither labels nor noise levels. Abstract."""
+
+    @property
+    def unlabelled(self) -> Energy:
+        """The energy of rows."""
+        return self.density
+
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Rows as they are."""
+        return x, ""
+
+    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
+        """As `chains`, whose ends are the draws."""
+        return self.chains(n, rng, Walk(thin=thin))
+
+
+def annealed_log_z(family: Family, rng: Generator, temperatures: int | None, chains: int | None) -> LogZ:
+    """Find log Z of a family's density on a grid, or by annealing from its base and back from its chains."""
+    if is_plane(family.recipe):
+        return grid_of(family.density).log_z
+    draws = family.chains(chains or 256, rng).x
+    return bracket(family.density, family.base, draws, rng=rng, temperatures=temperatures)
+
+
+def annealed_told(recipe: Recipe) -> tuple[str, str]:
+    """Tell how `annealed_log_z` finds it."""
+    return ("quadrature", "") if is_plane(recipe) else (ANNEALED, OWN_DRAWS)
+
+
+def walked(energy: Energy, start: Tensor, recipe: Recipe, rng: Generator, walk: Walk, tuned: int = 512) -> Samples:
+    """Run MALA from points that are close to the density, with a step size that the first of them tune."""
+    kernel = tune(energy, MALA(recipe.step_size), start[:tuned], rng=rng, steps=100).kernel
+    steps = recipe.sample_steps if walk.steps is None else walk.steps
+    return sample(energy, kernel, start, steps=steps, thin=walk.thin, rng=rng, progress=walk.progress or False)
+
+
+def plain_network(recipe: Recipe) -> Energy:
+    """Build the network of an energy that stands beside others: dense on tables and small images."""
+    if is_large_image(recipe):
+        return ConvEnergy(recipe.shape, (recipe.width, 2 * recipe.width))
+    return MLP(recipe.shape, (recipe.width,) * recipe.depth, recipe.frequencies)
 
 
 def is_plane(recipe: Recipe) -> bool:

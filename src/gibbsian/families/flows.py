@@ -7,17 +7,15 @@ from typing import cast
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.adaptation import tune
 from gibbsian.energies.base import Energy
 from gibbsian.energies.flows import Flow, spline_flow
-from gibbsian.energies.neural import MLP, ConvEnergy
 from gibbsian.energies.tilted import Tilted, tilted
 from gibbsian.energies.tractable import Tractable
-from gibbsian.families.base import Family, Progress, is_large_image
-from gibbsian.kernels.langevin import MALA
+from gibbsian.families.base import USUAL, Family, Progress, Walk, plain_network, walked
+from gibbsian.objectives.augment import UniformNoise
+from gibbsian.objectives.augmented import Augmented
 from gibbsian.objectives.base import Objective
 from gibbsian.objectives.combination import Phases
-from gibbsian.objectives.dequantised import Dequantised, spread
 from gibbsian.objectives.maximum_likelihood import MaximumLikelihood
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
 from gibbsian.objectives.parts import OfPart
@@ -25,7 +23,6 @@ from gibbsian.partition.base import LogZ, exactly
 from gibbsian.partition.importance import importance_sampling
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
-from gibbsian.sampling import sample
 
 FLOW_HIDDEN = 64
 """Units of each layer of the networks of a flow in few dimensions; twice as many in more than eight."""
@@ -37,10 +34,38 @@ WEIGHTED, COSTLY = 65_536, 4096
 """Draws by which a correction's log Z is estimated: in a few dimensions, and in more than eight."""
 
 
-class Flows(Family):
-    """``flow``."""
+class _OnFlows(Family):
+    """What models on flows share: exact draws, and grey values with noise. Abstract."""
 
     exact_draws = True
+
+    @property
+    def unlabelled(self) -> Energy:
+        """The energy."""
+        return self.energy
+
+    @property
+    def density(self) -> Energy:
+        """The energy."""
+        return self.energy
+
+    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
+        """Grey values with uniform noise of one step."""
+        noise = grey_noise(x)
+        return (x, "") if noise is None else (noise(x, rng), "grey values with uniform noise of one step")
+
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
+        """Langevin chains from exact draws."""
+        start = self.draw(n, rng) if walk.start is None else walk.start
+        return walked(self.energy, start, self.recipe, rng, walk)
+
+    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
+        """As `chains`."""
+        return self.chains(n, rng, Walk(steps, thin))
+
+
+class Flows(_OnFlows):
+    """``flow``."""
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
@@ -55,47 +80,16 @@ class Flows(Family):
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
         """Maximum likelihood."""
-        return Dequantised(MaximumLikelihood(), step) if (step := lattice_step(data)) else MaximumLikelihood()
-
-    @property
-    def unlabelled(self) -> Energy:
-        """The flow."""
-        return self.energy
-
-    @property
-    def density(self) -> Energy:
-        """The flow."""
-        return self.energy
+        return with_noise(MaximumLikelihood(), data)
 
     @property
     def base(self) -> Tractable:
         """The flow."""
         return cast(Flow, self.energy)
 
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Grey values with uniform noise of one step."""
-        return dequantised(x, rng)
-
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Draw from the flow."""
         return self.base.sample(n, rng)
-
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
-        """Langevin chains from the flow's draws."""
-        start = self.base.sample(n, rng) if start is None else start
-        return walked(self.density, start, self.recipe, rng, steps, thin, progress)
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """As `chains`."""
-        return self.chains(n, rng, steps, thin)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """0: a flow is normalised."""
@@ -107,19 +101,13 @@ class Flows(Family):
         return "the flow, which is normalised", ""
 
 
-class TiltedFlows(Family):
+class TiltedFlows(_OnFlows):
     """``tilted-flow``."""
-
-    exact_draws = True
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build the flow and the correction, which starts as none."""
-        if is_large_image(recipe):
-            net: Energy = ConvEnergy(recipe.shape, (32, 64))
-        else:
-            net = MLP(recipe.shape, (recipe.width,) * recipe.depth, recipe.frequencies)
-        model = tilted(build_flow(recipe), net, recipe.tilt_limit)
+        model = tilted(build_flow(recipe), plain_network(recipe), recipe.tilt_limit)
         model.base.requires_grad_(True)  # it learns first
         return model
 
@@ -134,47 +122,16 @@ class TiltedFlows(Family):
         flow = OfPart(MaximumLikelihood(), "base")
         noise = OfPart(NoiseContrastiveEstimation(cast(Tilted, energy).base, recipe.noise_ratio), held="base")
         both = Phases([(first_steps(recipe), flow), (None, noise)])
-        return Dequantised(both, step) if (step := lattice_step(data)) else both
-
-    @property
-    def unlabelled(self) -> Energy:
-        """The model."""
-        return self.energy
-
-    @property
-    def density(self) -> Energy:
-        """The model."""
-        return self.energy
+        return with_noise(both, data)
 
     @property
     def base(self) -> Tractable:
         """The flow."""
         return cast(Tilted, self.energy).base
 
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Grey values with uniform noise of one step."""
-        return dequantised(x, rng)
-
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Draw exactly, by rejection from the flow."""
         return cast(Tilted, self.energy).sample(n, rng)
-
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
-        """Langevin chains from exact draws."""
-        start = self.draw(n, rng) if start is None else start
-        return walked(self.density, start, self.recipe, rng, steps, thin, progress)
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """As `chains`."""
-        return self.chains(n, rng, steps, thin)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """From weights of the flow's draws, which are bounded, and of exact ones."""
@@ -197,46 +154,28 @@ def build_flow(recipe: Recipe) -> Flow:
 
 def calibrated(flow: Flow, recipe: Recipe, data: Tensor) -> None:
     """Scale a flow's coordinates by the data's, with their noise: a pixel may be constant without."""
-    flow.calibrate(dequantised(data, Generator().manual_seed(recipe.seed))[0])
+    noise = grey_noise(data)
+    flow.calibrate(data if noise is None else noise(data, Generator().manual_seed(recipe.seed)))
 
 
-def lattice_step(x: Tensor) -> float | None:
-    """Step between the values of images ``(n, channels, height, width)`` with few different ones; ``None`` for others.
+def grey_noise(x: Tensor) -> UniformNoise | None:
+    """Noise of one step for images ``(n, channels, height, width)`` whose values come in steps; ``None`` for others.
 
     Values of tables that repeat are no grey values: maximum likelihood refuses them by name.
     """
-    if x.ndim != 4:
-        return None
-    values = x.unique()
+    values = x.unique() if x.ndim == 4 else x[:0]
     if not 1 < len(values) <= LEVELS:
         return None
     # The median, as float32 rounds the steps.
-    return float(values.diff().median())
+    return UniformNoise(float(values.diff().median()))
 
 
-def dequantised(x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-    """Spread grey values over their cells."""
-    step = lattice_step(x)
-    if step is None:
-        return x, ""
-    return spread(x, step, rng), "grey values with uniform noise of one step"
+def with_noise(objective: Objective, data: Tensor) -> Objective:
+    """Let an objective see grey values with noise."""
+    noise = grey_noise(data)
+    return objective if noise is None else Augmented(objective, noise)
 
 
 def first_steps(recipe: Recipe) -> int:
     """Steps of the first phase of training."""
     return max(1, round(recipe.first_phase * recipe.training.steps))
-
-
-def walked(
-    energy: Energy,
-    start: Tensor,
-    recipe: Recipe,
-    rng: Generator,
-    steps: int | None,
-    thin: int | None,
-    progress: Progress | None,
-) -> Samples:
-    """Run MALA with a tuned step size, from points that are close to the density."""
-    kernel = tune(energy, MALA(recipe.step_size), start[:512], rng=rng, steps=100).kernel
-    steps = recipe.sample_steps if steps is None else steps
-    return sample(energy, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NoReturn, cast
 
 import torch
@@ -12,41 +13,56 @@ from gibbsian.bridges.gans import ddls
 from gibbsian.energies.base import Energy
 from gibbsian.energies.generators import GeneratorNetwork, WithGenerator
 from gibbsian.energies.networks import Dense, Upsampling
-from gibbsian.energies.neural import MLP, ConvEnergy
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import OptionError
 from gibbsian.families.base import (
-    ANNEALED,
-    OWN_DRAWS,
     ROWS_AT_ONCE,
-    Family,
+    USUAL,
+    PlainFamily,
     Progress,
-    grid_of,
+    Walk,
+    annealed_log_z,
+    annealed_told,
     is_large_image,
-    is_plane,
+    plain_network,
 )
 from gibbsian.families.networks import build_base, build_kernel, tuned_chains
 from gibbsian.objectives.adversarial import Adversarial
 from gibbsian.objectives.amortised import CooperativeLearning
+from gibbsian.objectives.augment import AdditiveNoise
+from gibbsian.objectives.augmented import Augmented
 from gibbsian.objectives.base import Objective
 from gibbsian.objectives.parts import OfPart
 from gibbsian.partition.base import LogZ
-from gibbsian.partition.bracket import bracket
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 
 
-class Cooperative(Family):
+class _WithGenerator(PlainFamily):
+    """What models share that are an energy and a generator. Abstract."""
+
+    @classmethod
+    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
+        """Leave both as they were built."""
+
+    @property
+    def density(self) -> Energy:
+        """The energy without its generator."""
+        return self.both.energy
+
+    @property
+    def both(self) -> WithGenerator:
+        """The energy and its generator."""
+        return cast(WithGenerator, self.energy)
+
+
+class Cooperative(_WithGenerator):
     """``cooperative``."""
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build energy and generator."""
-        return WithGenerator(_network(recipe) + build_base(recipe, data), build_generator(recipe))
-
-    @classmethod
-    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
-        """Leave both as they were built."""
+        return WithGenerator(plain_network(recipe) + build_base(recipe, data), build_generator(recipe))
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
@@ -55,26 +71,12 @@ class Cooperative(Family):
             cast(WithGenerator, energy).generator,
             build_kernel(recipe),
             recipe.chain_steps,
-            recipe.data_noise or recipe.generator_noise,
+            noise_of(recipe),
             energy_penalty=recipe.energy_penalty,
             learning_rate_factor=recipe.generator_rate,
         )
-        return OfPart(learning, "energy")
-
-    @property
-    def generator(self) -> GeneratorNetwork:
-        """What proposes."""
-        return cast(WithGenerator, self.energy).generator
-
-    @property
-    def unlabelled(self) -> Energy:
-        """The energy without its generator."""
-        return cast(WithGenerator, self.energy).energy
-
-    @property
-    def density(self) -> Energy:
-        """The energy without its generator."""
-        return self.unlabelled
+        fitted = OfPart(learning, "energy")
+        return Augmented(fitted, AdditiveNoise(recipe.data_noise)) if recipe.data_noise else fitted
 
     @property
     def base(self) -> Tractable:
@@ -84,63 +86,39 @@ class Cooperative(Family):
     def proposals(self, n: int, rng: Generator) -> Tensor:
         """Draw from the generator with its noise."""
         with torch.no_grad():
-            x = self.generator.sample(n, rng)
-        return x + (self.recipe.data_noise or self.recipe.generator_noise) * torch.randn(x.shape, generator=rng)
-
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Rows as they are."""
-        return x, ""
+            return AdditiveNoise(noise_of(self.recipe))(self.both.generator.sample(n, rng), rng)
 
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """The generator's draws, refined by chains as in training."""
-        x = self.chains(n, rng, progress=progress).x
+        x = self.chains(n, rng, Walk(progress=progress)).x
         if not (self.recipe.denoise and self.recipe.data_noise):
             return x
         return torch.cat([denoised(self.density, part, self.recipe.data_noise) for part in x.split(ROWS_AT_ONCE)])
 
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """Chains from the generator's draws."""
-        start = self.proposals(n, rng) if start is None else start
-        return tuned_chains(self.density, self.base, self.recipe, n, rng, steps, thin, start, progress)
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """As `chains`."""
-        return self.chains(n, rng, steps, thin)
+        start = self.proposals(n, rng) if walk.start is None else walk.start
+        return tuned_chains(self.density, self.base, self.recipe, n, rng, replace(walk, start=start))
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """On a grid, or by annealing from the base and back."""
-        if is_plane(self.recipe):
-            return grid_of(self.density).log_z
-        draws = self.chains(chains or 256, rng).x
-        return bracket(self.density, self.base, draws, rng=rng, temperatures=temperatures)
+        return annealed_log_z(self, rng, temperatures, chains)
 
     @property
     def log_z_told(self) -> tuple[str, str]:
         """Quadrature or annealing."""
-        return ("quadrature", "") if is_plane(self.recipe) else (ANNEALED, OWN_DRAWS)
+        return annealed_told(self.recipe)
 
 
-class Gans(Family):
+class Gans(_WithGenerator):
     """``gan``."""
 
-    row_chains = False
+    of_rows = False
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
         """Build discriminator and generator."""
-        return WithGenerator(_network(recipe), build_generator(recipe))
-
-    @classmethod
-    def prepare(cls, recipe: Recipe, energy: Energy, data: Tensor) -> None:
-        """Leave both as they were built."""
+        return WithGenerator(plain_network(recipe), build_generator(recipe))
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
@@ -148,45 +126,18 @@ class Gans(Family):
         return OfPart(Adversarial(cast(WithGenerator, energy).generator, recipe.slope_penalty), "energy")
 
     @property
-    def unlabelled(self) -> Energy:
-        """Minus the discriminator's logit."""
-        return cast(WithGenerator, self.energy).energy
-
-    @property
-    def density(self) -> Energy:
-        """Minus the discriminator's logit: by it rows are scored, but it is a density over latents alone."""
-        return self.unlabelled
-
-    @property
     def base(self) -> Tractable:
         """A Gaussian of the recipe's scale; draws do not start there."""
         return Gaussian(self.recipe.shape, scale=self.recipe.base_scale)
 
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Rows as they are."""
-        return x, ""
-
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Langevin chains over latents, driven by the discriminator."""
-        model = cast(WithGenerator, self.energy)
-        made = ddls(model.energy, model.generator, n, rng=rng, steps=self.recipe.sample_steps)
+        made = ddls(self.both.energy, self.both.generator, n, rng=rng, steps=self.recipe.sample_steps)
         if progress is not None:
             progress(self.recipe.sample_steps)
         return made.x
 
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
-        """There are none over rows."""
-        self._refuse()
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """There are none over rows."""
         self._refuse()
 
@@ -206,14 +157,13 @@ class Gans(Family):
         )
 
 
+def noise_of(recipe: Recipe) -> float:
+    """Noise on a cooperative generator's draws: as much as on the data, or its own where these have none."""
+    return recipe.data_noise or recipe.generator_noise
+
+
 def build_generator(recipe: Recipe) -> GeneratorNetwork:
     """Build a generator of rows from normal latents."""
     latent, shape, width = recipe.latent, recipe.shape, recipe.generator_width
     net = Upsampling(latent, shape, width) if is_large_image(recipe) else Dense(latent, shape, (width, width))
     return GeneratorNetwork(net, shape, latent)
-
-
-def _network(recipe: Recipe) -> Energy:
-    if is_large_image(recipe):
-        return ConvEnergy(recipe.shape, (recipe.width, 2 * recipe.width))
-    return MLP(recipe.shape, (recipe.width,) * recipe.depth, recipe.frequencies)

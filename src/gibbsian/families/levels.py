@@ -13,7 +13,7 @@ from gibbsian.energies.base import Energy, mixture
 from gibbsian.energies.noise import NoiseConditional, NoiseConditionalEnergy
 from gibbsian.energies.tractable import Tractable
 from gibbsian.energies.unet import NoiseConditionalUNet
-from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, Family, Progress, grid_of, is_plane
+from gibbsian.families.base import ROWS_AT_ONCE, USUAL, Family, Progress, Walk, annealed_told, grid_of, is_plane
 from gibbsian.families.networks import tuned_chains
 from gibbsian.kernels.hmc import HMC
 from gibbsian.objectives.base import Objective
@@ -29,8 +29,6 @@ from gibbsian.sampling import sample
 
 class Levels(Family):
     """``noise-conditional`` and ``unet``."""
-
-    has_levels = True
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
@@ -99,17 +97,9 @@ class Levels(Family):
         parts = [anneal(energy, part, annealing, rng=rng, progress=progress) for part in start.split(ROWS_AT_ONCE)]
         return torch.cat(parts)
 
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """Chains at the level ``sigma_density``, from resampled draws of the base."""
-        return tuned_chains(self.density, self.base, self.recipe, n, rng, steps, thin, start, progress)
+        return tuned_chains(self.density, self.base, self.recipe, n, rng, walk)
 
     def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
         """Chains at the level ``sigma_density`` from draws that walked down to it."""
@@ -131,7 +121,7 @@ class Levels(Family):
     @property
     def log_z_told(self) -> tuple[str, str]:
         """Quadrature or annealing."""
-        return ("quadrature", "") if is_plane(self.recipe) else (ANNEALED, OWN_DRAWS)
+        return annealed_told(self.recipe)
 
 
 def build_annealing(recipe: Recipe) -> Annealing:

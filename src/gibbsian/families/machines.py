@@ -14,7 +14,7 @@ from gibbsian.energies.independent_units import IndependentUnits
 from gibbsian.energies.real_units import GaussianUnits
 from gibbsian.energies.tractable import Tractable
 from gibbsian.energies.units import BernoulliUnits, Units
-from gibbsian.families.base import ANNEALED, OWN_DRAWS, Family, Progress, grid_of, is_plane
+from gibbsian.families.base import USUAL, PlainFamily, Progress, Walk, annealed_told, grid_of, is_plane
 from gibbsian.families.networks import persistent
 from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.objectives.base import Objective
@@ -38,7 +38,7 @@ PARTICLES = 256
 """Particles at least that are carried to a machine, from which draws are taken."""
 
 
-class Machines(Family):
+class Machines(PlainFamily):
     """``rbm``."""
 
     @classmethod
@@ -69,11 +69,6 @@ class Machines(Family):
         return cast(RBM, self.energy)
 
     @property
-    def unlabelled(self) -> Energy:
-        """The machine."""
-        return self.energy
-
-    @property
     def density(self) -> Energy:
         """The machine."""
         return self.energy
@@ -83,32 +78,16 @@ class Machines(Family):
         """Independent units with the data's means, which a centred machine keeps."""
         return machine_base(self.recipe, self.machine)
 
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Rows as they are."""
-        return x, ""
-
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Where chains end."""
-        return self.chains(n, rng, progress=progress).x
+        return self.chains(n, rng, Walk(progress=progress)).x
 
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """Gibbs chains from particles that were carried to the machine from its base."""
-        if start is None:
-            start = carried(self.machine, self.base, n, rng)
-        steps = self.recipe.sample_steps if steps is None else steps
-        return sample(self.energy, RBMGibbs(), start, steps=steps, thin=thin, rng=rng, progress=progress or False)
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """As `chains`."""
-        return self.chains(n, rng, thin=thin)
+        start = carried(self.machine, self.base, n, rng) if walk.start is None else walk.start
+        steps = self.recipe.sample_steps if walk.steps is None else walk.steps
+        progress = walk.progress or False
+        return sample(self.energy, RBMGibbs(), start, steps=steps, thin=walk.thin, rng=rng, progress=progress)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """A sum over the smaller layer, an integral, or annealing along machines."""
@@ -127,7 +106,7 @@ class Machines(Family):
         """A sum, quadrature, or annealing."""
         if self.is_summed:
             return "the sum over all states of the smaller layer", ""
-        return ("quadrature", "") if is_plane(self.recipe) else (ANNEALED, OWN_DRAWS)
+        return annealed_told(self.recipe)
 
     @property
     def is_summed(self) -> bool:

@@ -15,13 +15,13 @@ from gibbsian.energies.targets import GaussianMixture
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import OptionError
 from gibbsian.families.base import (
-    ANNEALED,
-    OWN_DRAWS,
     ROWS_AT_ONCE,
-    Family,
+    USUAL,
+    PlainFamily,
     Progress,
-    grid_of,
-    is_plane,
+    Walk,
+    annealed_log_z,
+    annealed_told,
     resampled,
 )
 from gibbsian.kernels.base import Kernel
@@ -36,7 +36,6 @@ from gibbsian.objectives.exact import ExactLikelihood
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation, RankingNCE
 from gibbsian.objectives.score_matching import ScoreMatching, SlicedScoreMatching
 from gibbsian.partition.base import LogZ
-from gibbsian.partition.bracket import bracket
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
@@ -45,7 +44,7 @@ TAIL = 3.0
 """How much wider the wide part of the noise is."""
 
 
-class Networks(Family):
+class Networks(PlainFamily):
     """``mlp``, ``convolutional`` and ``residual``."""
 
     @classmethod
@@ -68,11 +67,6 @@ class Networks(Family):
         return persistent(recipe, kernel, build_base(recipe, data))
 
     @property
-    def unlabelled(self) -> Energy:
-        """The energy; it has no labels."""
-        return self.energy
-
-    @property
     def density(self) -> Energy:
         """The energy."""
         return self.energy
@@ -84,44 +78,25 @@ class Networks(Family):
             return build_noise(self.recipe)
         return next(part for part in self.energy.modules() if isinstance(part, Gaussian))
 
-    def blurred(self, x: Tensor, rng: Generator) -> tuple[Tensor, str]:
-        """Rows as they are."""
-        return x, ""
-
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
         """Run chains, and take out the noise that was added to the data in training."""
-        x = self.chains(n, rng, progress=progress).x
+        x = self.chains(n, rng, Walk(progress=progress)).x
         if not (self.recipe.denoise and self.recipe.objective == "pcd"):
             return x
         return torch.cat([denoised(self.density, part, self.recipe.data_noise) for part in x.split(ROWS_AT_ONCE)])
 
-    def chains(
-        self,
-        n: int,
-        rng: Generator,
-        steps: int | None = None,
-        thin: int | None = None,
-        start: Tensor | None = None,
-        progress: Progress | None = None,
-    ) -> Samples:
+    def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """Chains from resampled draws of the base, with a tuned step size."""
-        return tuned_chains(self.density, self.base, self.recipe, n, rng, steps, thin, start, progress)
-
-    def exact_chains(self, n: int, rng: Generator, steps: int, thin: int | None = None) -> Samples:
-        """As `chains`, whose kernels leave the density as it is."""
-        return self.chains(n, rng, thin=thin)
+        return tuned_chains(self.density, self.base, self.recipe, n, rng, walk)
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """On a grid, or by annealing from the base and back."""
-        if is_plane(self.recipe):
-            return grid_of(self.density).log_z
-        draws = self.exact_chains(chains or 256, rng, steps=50).x
-        return bracket(self.density, self.base, draws, rng=rng, temperatures=temperatures)
+        return annealed_log_z(self, rng, temperatures, chains)
 
     @property
     def log_z_told(self) -> tuple[str, str]:
         """Quadrature or annealing."""
-        return ("quadrature", "") if is_plane(self.recipe) else (ANNEALED, OWN_DRAWS)
+        return annealed_told(self.recipe)
 
 
 def build_network(recipe: Recipe) -> Energy:
@@ -219,26 +194,15 @@ def exact_noise(step_size: float, sigma: float) -> float | None:
     return (2.0 * step_size * (1.0 - step_size / (2.0 * sigma**2))) ** 0.5
 
 
-def tuned_chains(
-    energy: Energy,
-    base: Tractable,
-    recipe: Recipe,
-    n: int,
-    rng: Generator,
-    steps: int | None = None,
-    thin: int | None = None,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
-) -> Samples:
-    """Run the recipe's chains on an energy, from draws of a base resampled by their weights or from ``start``.
+def tuned_chains(energy: Energy, base: Tractable, recipe: Recipe, n: int, rng: Generator, walk: Walk) -> Samples:
+    """Run the recipe's chains on an energy, from draws of a base resampled by their weights unless told otherwise.
 
     Step sizes are tuned but for unadjusted chains, whose density depends on them.
     """
     kernel = build_kernel(recipe)
-    if start is None:
-        start = resampled(energy, base, n, rng)
-    steps = recipe.sample_steps if steps is None else steps
+    start = resampled(energy, base, n, rng) if walk.start is None else walk.start
+    steps = recipe.sample_steps if walk.steps is None else walk.steps
     if not isinstance(kernel, ULA):
         # A step size needs no more chains than these to be known to a per cent.
         kernel = tune(energy, kernel, start[:512], rng=rng, steps=min(200, max(100, steps))).kernel
-    return sample(energy, kernel, start, steps=steps, thin=thin, rng=rng, progress=progress or False)
+    return sample(energy, kernel, start, steps=steps, thin=walk.thin, rng=rng, progress=walk.progress or False)

@@ -127,6 +127,32 @@ class AdditiveNoise:
 
 
 @dataclass(frozen=True)
+class UniformNoise:
+    """Add uniform noise to every coordinate, half of it below and half above.
+
+    Parameters
+    ----------
+    width
+        From the lowest to the highest, in units of x; of values that come in steps, one step.
+
+    Raises
+    ------
+    OptionError
+        If it is not positive.
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.width < float("inf"):
+            raise OptionError(f"width is the positive step of the data's values; got {self.width}.")
+
+    def __call__(self, x: Tensor, rng: Generator) -> Tensor:
+        """Move points ``(n, *event)``."""
+        return x + self.width * (torch.rand(x.shape, generator=rng, dtype=x.dtype, device=x.device) - 0.5)
+
+
+@dataclass(frozen=True)
 class InTurn:
     """Several moves, one after the other.
 

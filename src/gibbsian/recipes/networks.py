@@ -11,13 +11,14 @@ def several_networks(energy: str, kind: DataKind, d: int) -> tuple[dict[str, Any
     """Fields of the recipe and of the training settings, for rows of d numbers."""
     training: dict[str, Any] = {"steps": 3000, "batch_size": 256, "learning_rate": 1e-3, "ema_decay": 0.995}
     recipe: dict[str, Any] = {"energy": energy, "denoise": kind == "image"}
+    large = kind == "image" and d > 256  # networks are convolutional, and width counts feature maps
     if energy in ("flow", "tilted-flow"):
-        recipe |= {"width": 128, "depth": 2, "sample_steps": 100, "step_size": 0.02, "denoise": False}
+        recipe |= {"width": 32 if large else 128, "depth": 2}
+        recipe |= {"sample_steps": 100, "step_size": 0.02, "denoise": False}
         return recipe, training | {"final_learning_rate_factor": 0.0}
     if energy == "cooperative":
         return recipe | _cooperative(kind, d), training
     if energy == "gan":
-        large = kind == "image" and d > 256
         recipe |= {"width": 32 if large else 128, "depth": 2, "generator_width": 32 if large else 128}
         recipe["sample_steps"] = 200
         return recipe, training | {"betas": (0.5, 0.99), "ema_decay": 0.99, "learning_rate": 5e-4}
