@@ -31,6 +31,7 @@ LAYERS = (
     {"building"},
     {"models"},
     {"estimator", "transformer", "report", "applications", "flow_evaluation"},
+    {"molecules", "sequences"},
     {"labelled"},
     {"evaluation", "options", "expressions"},
     {"reporting"},

@@ -15,6 +15,7 @@ import tyro
 
 from gibbsian.commands.asking import compose, datasets, sample, score
 from gibbsian.commands.making import evaluate, report, train
+from gibbsian.commands.protein import PROTEIN_COMMANDS
 from gibbsian.errors import GibbsianError, TrainingInterrupted
 from gibbsian.options import DataOptions, override_class, spell_out
 
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
+    if arguments[:1] == ["protein"]:
+        _dispatch_protein(arguments[1:])
+        return
     overrides = override_class()
     options = dataclasses.make_dataclass(
         "Options",
@@ -86,12 +90,27 @@ def _dispatch(arguments: list[str]) -> None:
         "evaluate": evaluate,
         "report": report,
         "datasets": datasets,
+        "protein": protein,
     }
     tyro.extras.subcommand_cli_from_dict(
         commands,
         prog="gibbsian",
         description="Energy-based models: from data to a model you can trust.",
         args=spell_out(arguments, overrides),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def protein() -> None:
+    """Molecules and protein families: gibbsian protein --help."""
+
+
+def _dispatch_protein(arguments: list[str]) -> None:
+    tyro.extras.subcommand_cli_from_dict(
+        PROTEIN_COMMANDS,
+        prog="gibbsian protein",
+        description="Energy landscapes of molecules' conformations and of protein families' sequences.",
+        args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
