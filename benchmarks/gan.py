@@ -45,7 +45,7 @@ SPACING, SPREAD, NEAR = 2.0, 0.05, 4.0
 GREY, SURE, VALIDATION = 16, 0.95, 300
 """Of digits: the brightest level, the classifier's probability of a draw of high quality, and rows to calibrate on."""
 
-R1_DIGITS, NOISE = (0.2, 0.02), (0.3, 0.4)
+R1_DIGITS, NOISE = (((0.2, 0.0), 0.02, False)), (0.3, 0.4)
 """Penalties of the game and of the discriminator alone; and the noise in both, of pixels from -1 to 1."""
 
 WAYS = {
@@ -73,8 +73,9 @@ class Case:
     latent: int
     widths: tuple[int, ...]
     frequencies: int
-    r1: float
+    penalties: tuple[float, float]
     r1_alone: float
+    relativistic: bool
     steps: int
     steps_alone: int
     batch: int
@@ -108,9 +109,9 @@ def blurred(x: Tensor, scale: float, rng: torch.Generator) -> Tensor:
     return gb.AdditiveNoise(scale)(x, rng) if scale else x
 
 
-def game(network: GeneratorNetwork, r1: float, scale: float) -> gb.Objective:
+def game(network: GeneratorNetwork, penalties: tuple[float, float], relativistic: bool, scale: float) -> gb.Objective:
     """Adversarial training, on data with fresh noise."""
-    plain = Adversarial(network, r1)
+    plain = Adversarial(network, *penalties, relativistic=relativistic)
     return gb.Augmented(plain, gb.AdditiveNoise(scale)) if scale else plain
 
 
@@ -146,8 +147,8 @@ def grid(seed: int, budget: float) -> Case:
 
     steps = [max(2, round(budget * n)) for n in (3000, 1500)]
     draws = max(100, round(min(1.0, budget) * 5000))
-    return Case(rows[:20_000], rows[20_000:], 2, (128, 128, 128), 3, 0.01, 0.001, *steps, 256, 1e-3, draws, 100, 0.9,
-                (0.0, 0.0), False, judge)  # fmt: skip
+    return Case(rows[:20_000], rows[20_000:], 8, (128, 128, 128), 3, (0.05, 0.05), 0.001, True, *steps, 256, 1e-3,
+                draws, 100, 0.9, (0.0, 0.0), False, judge)  # fmt: skip
 
 
 def digits(seed: int, budget: float) -> Case:
@@ -197,14 +198,21 @@ def trained(case: Case, seed: int) -> tuple[gb.Energy, GeneratorNetwork, dict[st
     energy = gb.MLP(size, case.widths, frequencies=case.frequencies)
     common_settings = {"batch_size": case.batch, "betas": (0.5, 0.99), "learning_rate": case.rate, "health": False}
     with Stopwatch() as both:
-        gb.fit(energy, case.train, game(network, case.r1, case.noise[0]), rng=rng, steps=case.steps, **common_settings)
+        gb.fit(
+            energy,
+            case.train,
+            game(network, case.penalties, case.relativistic, case.noise[0]),
+            rng=rng,
+            steps=case.steps,
+            **common_settings,
+        )
     network.requires_grad_(False)
     made.scale = case.noise[1]
     with Stopwatch() as alone:
         gb.fit(
             energy,
             case.train,
-            game(network, case.r1_alone, case.noise[1]),
+            game(network, (case.r1_alone, 0.0), False, case.noise[1]),
             rng=rng,
             steps=case.steps_alone,
             **common_settings,

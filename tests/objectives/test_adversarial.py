@@ -82,6 +82,16 @@ def logistic(energy, generator, r1=0.0, r2=0.0):
     return loss, expectation(softplus(-of_draws), LATENT)
 
 
+def paired(energy, generator, r1=0.0, r2=0.0):
+    """Both losses of the game over pairs of a row and a draw, by quadrature over both."""
+    nodes, weights = NODES[::10], 10 * STEP
+    of_data, of_draws = -energy(nodes), -energy(generator(nodes))
+    joint = weights**2 * torch.outer((-DATA(nodes)).exp(), (-LATENT(nodes)).exp())
+    gap = of_data[:, None] - of_draws[None, :]
+    plain, penalised = (logistic(energy, generator, *r)[0] for r in ((0.0, 0.0), (r1, r2)))
+    return (joint * softplus(-gap)).sum() + penalised - plain, (joint * softplus(gap)).sum()
+
+
 def hinged(energy, generator, margin):
     of_draws = energy(generator(NODES))
     loss = expectation(energy(NODES), DATA) + expectation((margin - of_draws).relu(), LATENT)
@@ -115,6 +125,13 @@ def check_game(make, exact, energy=None) -> None:
 @pytest.mark.parametrize("options", [{}, {"r1": 0.3}, {"r1": 0.0, "r2": 0.4}], ids=["default", "r1", "r2"])
 def test_the_gradients_are_those_of_the_logistic_game(options):
     check_game(lambda g: Adversarial(g, **options), lambda e, g: logistic(e, g, **({"r1": 0.1} | options)))
+
+
+def test_the_gradients_are_those_of_the_relativistic_game():
+    options = {"r1": 0.3, "r2": 0.2}
+    check_game(lambda g: Adversarial(g, **options, relativistic=True), lambda e, g: paired(e, g, **options))
+    with pytest.raises(AssertionError, match="missed"):
+        check_game(lambda g: Adversarial(g, **options), lambda e, g: paired(e, g, **options))
 
 
 def test_the_gradients_are_those_of_the_game_with_a_margin():

@@ -6,6 +6,7 @@ from torch import nn
 from training_cases import QUIET
 
 import gibbsian as gb
+from gibbsian.buffers import ReplayBuffer
 from gibbsian.energies.generators import GeneratorNetwork
 from gibbsian.energies.networks import Dense
 from gibbsian.errors import DivergenceError, OptionError
@@ -146,6 +147,42 @@ def test_a_generator_without_entropy_collapses_and_one_with_it_does_not():
         fallen = run(EntropyRegularised(network(), 0.1, 4, 0.0, gradient_penalty=0.0), steps=120, learning_rate=1e-2)
     assert [e["kind"] for e in fallen.events if e["event"] == "verdict"] == ["collapsed"]
     assert "collapsed onto few points" in repr(fallen)
+
+
+class FallingBuffer(Objective):
+    """A replay buffer whose chains first stand on data with noise, and then nearly all on one of eight modes."""
+
+    data_noise = 0.3
+
+    def __init__(self, fall):
+        super().__init__()
+        self.buffer, self.fall, self.calls = ReplayBuffer(gb.Gaussian(2, scale=2.0), 64, 0.0), fall, 0
+
+    def forward(self, energy, batch, rng):
+        self.calls += 1
+        slots = self.buffer.draw(64, rng, {}, batch.x)
+        where = batch.x if self.calls < self.fall else batch.x[:1].expand_as(batch.x)
+        noise = self.data_noise if self.calls < self.fall else 0.03
+        self.buffer.write(slots, where + noise * torch.randn(where.shape, generator=rng), 1)
+        return Loss(energy(batch.x).mean(), {})
+
+
+def test_a_buffer_whose_chains_fall_onto_few_points_is_told_from_one_that_is_only_blurred_as_the_data():
+    with pytest.raises(DivergenceError, match=r"buffer\.coverage was .*buffer's chains fell onto few points"):
+        run(FallingBuffer(25), max_rollbacks=1)
+    kept = run(FallingBuffer(1000))
+    assert kept.events == []
+    covered = [record["buffer.coverage"] for record in kept.history]
+    assert min(covered) > 0.85
+    assert min(record["buffer.entropy_gap"] for record in kept.history) > -0.25
+
+
+def test_buffers_of_bits_have_no_distances():
+    rbm = gb.RBM(6, 4)
+    bits = (torch.rand((64, 6), generator=seeded(0)) < 0.5).float()
+    objective = gb.PersistentContrastiveDivergence(gb.BlockGibbs(), gb.Bernoulli(torch.zeros(6)), buffer_size=64)
+    kept = gb.fit(rbm, bits, objective, rng=seeded(1), steps=4, batch_size=32, log_every=2)
+    assert not any("coverage" in name for record in kept.history for name in record)
 
 
 @pytest.mark.parametrize(("name", "value"), [("coverage_limit", 1.5), ("entropy_limit", -0.1)])

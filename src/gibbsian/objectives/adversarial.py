@@ -5,6 +5,10 @@ With the discriminator's logit d = -E and the generator's draws G(z), the logist
 .. math:: L_d = \mathbb{E}_{data}\, s(-d(x)) + \mathbb{E}_z\, s(d(G(z))), \qquad
           L_G = \mathbb{E}_z\, s(-d(G(z))), \qquad s(t) = \log(1 + e^t),
 
+the relativistic game, of pairs of a row and a draw, in which constants of the logit do not count,
+
+.. math:: L_d = \mathbb{E}\, s\big(d(G(z)) - d(x)\big), \qquad L_G = \mathbb{E}\, s\big(d(x) - d(G(z))\big),
+
 and the game of an energy-based GAN, with a margin m,
 
 .. math:: L_d = \mathbb{E}_{data}\, E(x) + \mathbb{E}_z\, [m - E(G(z))]_+, \qquad L_G = \mathbb{E}_z\, E(G(z)).
@@ -29,11 +33,8 @@ from gibbsian.errors import DomainError, OptionError
 from gibbsian.objectives.amortised import GeneratorObjective
 from gibbsian.objectives.base import Batch, Loss, check_one_per_row
 from gibbsian.objectives.checks import check_at_least, check_count
-from gibbsian.objectives.diversity import diversity
+from gibbsian.objectives.diversity import COMPARED, diversity
 from gibbsian.objectives.noise_contrastive import accuracy, energies
-
-COMPARED = 256
-"""Rows whose diversity is looked at: all distances between them are taken."""
 
 
 class Adversarial(GeneratorObjective):
@@ -52,6 +53,11 @@ class Adversarial(GeneratorObjective):
     ----------
     generator
         Learns beside the energy, and is kept as ``objective.generator``. The energy must not contain it.
+    relativistic
+        Play the game of pairs, `The relativistic discriminator (Jolicoeur-Martineau, 2018)
+        <https://arxiv.org/abs/1807.00734>`_. With both penalties, of equal weight, its generator leaves out fewer
+        modes: `The GAN is dead; long live the GAN! (Huang et al., 2024) <https://arxiv.org/abs/2501.05441>`_. The logit
+        is then a log-ratio up to a constant; train the discriminator alone without the option to find that.
     r1, r2
         Weights of the penalties at data and at draws, in squared units of x. A penalty blurs the logit: the smaller,
         the sharper, and the less steady.
@@ -74,12 +80,13 @@ class Adversarial(GeneratorObjective):
         r1: float = 0.1,
         r2: float = 0.0,
         *,
+        relativistic: bool = False,
         every: int = 1,
         learning_rate_factor: float = 1.0,
     ) -> None:
         super().__init__(generator, 0.0, learning_rate_factor)
         check_at_least(("r1", r1, 0.0), ("r2", r2, 0.0))
-        self.r1, self.r2 = float(r1), float(r2)
+        self.r1, self.r2, self.relativistic = float(r1), float(r2), relativistic
         self.every = check_count("every", every, "the steps of the discriminator per step of the generator")
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
@@ -102,7 +109,10 @@ class Adversarial(GeneratorObjective):
         x, drawn, fake = _points(self, batch, moves, rng, slopes=self.r1 > 0)
         values = check_one_per_row(energy(torch.cat((x, drawn))), 2 * n)
         of_data, of_draws = -values[:n], -values[n:]
-        loss = softplus(-of_data).mean() + softplus(of_draws).mean()
+        if self.relativistic:
+            loss, own = softplus(of_draws - of_data).mean(), softplus(of_data - of_draws).mean()
+        else:
+            loss, own = softplus(-of_data).mean() + softplus(of_draws).mean(), softplus(-of_draws).mean()
         metrics = energies(values, n) | {"accuracy": accuracy(of_data.detach(), of_draws.detach())}
         metrics["discriminator_loss"] = loss.detach()
         for name, weight, logits, at in (("r1", self.r1, of_data, x), ("r2", self.r2, of_draws, drawn)):
@@ -110,15 +120,14 @@ class Adversarial(GeneratorObjective):
                 (slope,) = torch.autograd.grad(logits.sum(), at, create_graph=True)
                 squared = slope.flatten(1).square().sum(1).mean()
                 loss, metrics[name] = loss + 0.5 * weight * squared, squared.detach()
-        own = softplus(-of_draws).mean()
         metrics |= {"generator_loss": own.detach()} | diversity(drawn[:COMPARED], x[:COMPARED])
         return Loss(loss + _followed(own, drawn, fake) if moves else loss, metrics)
 
     def extra_repr(self) -> str:
         """The settings."""
         return (
-            f"{self.generator!r}, r1={self.r1}, r2={self.r2}, every={self.every}, learning_rate_factor="
-            f"{self.learning_rate_factor}"
+            f"{self.generator!r}, r1={self.r1}, r2={self.r2}, relativistic={self.relativistic}, every={self.every}, "
+            f"learning_rate_factor={self.learning_rate_factor}"
         )
 
 

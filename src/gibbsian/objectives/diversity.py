@@ -18,6 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+COMPARED = 256
+"""Rows that are looked at, of a batch: all distances between them are taken."""
+
 NEIGHBOURS = 5
 """k: draws of the data's law then cover 0.97 of the rows."""
 

@@ -36,7 +36,7 @@ from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import Order, TrainingState
-from gibbsian.training.verdict import TOLD, chain_distance, verdicts, warn
+from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,7 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
         "step": state.step,
         **mean_metrics(state.pending, state.broken),
         **({} if spread is None else {"energy_std": spread}),
+        **(buffer_diversity(state) if settings.health else {}),
         "learning_rate": settings.learning_rate_at(state.step - 1, state.rollbacks),
         "seconds": seconds,
         "steps_per_second": steps / since,

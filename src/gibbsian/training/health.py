@@ -26,9 +26,10 @@ at every record (non-finite numbers as soon as they are seen):
 ``edge``
     Exact likelihood whose model has mass at the edge of its box, and more beyond it.
 ``collapsed``
-    A generator whose draws cover less than ``coverage_limit`` of the data *and* lie closer together than these, by more
-    than ``entropy_limit`` nats per coordinate: mode collapse. Draws of a generator that has not learned yet are such,
-    too, so that it counts from when they once were not; at the end of a run it is told in any case.
+    A generator, or a replay buffer of real states, whose draws cover less than ``coverage_limit`` of the data *and* lie
+    closer together than these, by more than ``entropy_limit`` nats per coordinate: mode collapse. Draws of a generator
+    that has not learned yet are such, too, so that it counts from when they once were not; at the end of a run it is
+    told in any case.
 ``unlike``
     A run whose chains, at its end, are farther from the data than a Gaussian would be: it was useless. This is
     not a stop but a verdict, see `gibbsian.training.verdict`.
@@ -79,6 +80,8 @@ _REMEDY = {
     "edge": "Widen low and high (or margin), or add a Gaussian to the energy so that its mass stays inside.",
     "collapsed": "The generator's draws fell onto few points (mode collapse): lower its learning_rate_factor, raise "
     "its scale or entropy_weight, refine by more or longer chain steps, or give its network more latents.",
+    "collapsed_buffer": "The buffer's chains fell onto few points (mode collapse): restart more of them, run more or "
+    "longer chain steps, lower learning_rate, or use a kernel that crosses between modes, such as ParallelTempering.",
     "unlike": "Train for more steps, raise learning_rate, or use more chain steps or another step_size.",
     "saturated": "The chains are pressed against the box: use a smaller step_size, lower learning_rate, or penalise "
     "large energies.",
@@ -231,8 +234,11 @@ class Health:
         if value >= limit:
             self.covered.add(name)
             return None
-        gap = record.get(name.removesuffix("coverage") + "entropy_gap", math.nan)
-        return Alarm("collapsed", record["step"], name, value, limit, _REMEDY["collapsed"]) if gap < closer else None
+        whose = name.removesuffix("coverage")
+        if not record.get(f"{whose}entropy_gap", math.nan) < closer:
+            return None
+        remedy = _REMEDY["collapsed_buffer" if whose.startswith("buffer") else "collapsed"]
+        return Alarm("collapsed", record["step"], name, value, limit, remedy)
 
     def _stalled(self, record: Mapping[str, Any]) -> Alarm | None:
         if self.moved:

@@ -29,6 +29,7 @@ from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.two_sample import energy_distance
 from gibbsian.energies.base import Energy
 from gibbsian.energies.score import Score
+from gibbsian.objectives.diversity import COMPARED, diversity
 from gibbsian.objectives.parts import OfPart, part_of
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
@@ -45,7 +46,7 @@ FEWEST = 16
 TOLD = {
     "unlike": "chains unlike the data",
     "gap": "a runaway at its end",
-    "collapsed": "a generator collapsed onto few points",
+    "collapsed": "draws collapsed onto few points",
 }
 """Each verdict in a few words."""
 
@@ -82,6 +83,40 @@ def chain_distance(state: TrainingState) -> Estimate | None:
         distance = energy_distance(chains, rows)
         found.append(Estimate(distance.value / unit, distance.stderr / unit))
     return max(found, default=None, key=lambda estimate: estimate.value)
+
+
+def buffer_diversity(state: TrainingState) -> dict[str, float]:
+    """Coverage and entropy gap of the chains in each replay buffer, of real states, against the rows of reference.
+
+    Parameters
+    ----------
+    state
+        Of a run; its generator is not touched.
+
+    Returns
+    -------
+    dict of str to float
+        ``buffer.coverage`` and ``buffer.entropy_gap``, of a second buffer ``buffer2.coverage`` and so on; nothing of
+        buffers without chains or of discrete states.
+    """
+    found: dict[str, float] = {}
+    if isinstance(state.energy, Score) or state.energy.support.is_discrete:
+        return found
+    data = state.reference.x
+    rng = torch.Generator(data.device).manual_seed(state.order_seed)
+    for place, (buffer, noise, as_data) in enumerate(buffers(state.objective), 1):
+        n = min(COMPARED, len(data), buffer.size)
+        if not buffer.filled:
+            continue
+        rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
+        chains = buffer.sample(n, rng)
+        if as_data is not None:
+            chains = as_data(state.energy, chains, rng)
+        elif noise:
+            rows = rows + noise * torch.randn(rows.shape, generator=rng, device=rows.device, dtype=rows.dtype)
+        told = diversity(chains, rows) if chains.shape == rows.shape else {}
+        found |= {f"buffer{'' if place == 1 else place}.{name}": float(value) for name, value in told.items()}
+    return found
 
 
 def buffers(objective: nn.Module) -> list[tuple[ReplayBuffer, float, AsData | None]]:
@@ -145,6 +180,6 @@ def warn(alarm: Alarm) -> None:
     what = {
         "unlike": "its chains are farther from the data than a Gaussian would be",
         "gap": "it was running away",
-        "collapsed": "its generator's draws lie on few points of the data",
+        "collapsed": "its draws lie on few points of the data",
     }[alarm.kind]
     warnings.warn(f"Training ended, but {what}: {alarm}. {alarm.remedy}", UserWarning, stacklevel=5)
