@@ -21,7 +21,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from gibbsian.bridges.gans import ddls, metropolis_hastings, rejection
 from gibbsian.data import load
 from gibbsian.diagnostics.two_sample import energy_distance, frechet_distance
 from gibbsian.energies.generators import GeneratorNetwork
-from gibbsian.energies.networks import Dense
+from gibbsian.energies.networks import Dense, NoisyNetwork
 from gibbsian.errors import DataError
 from gibbsian.objectives.adversarial import Adversarial
 from gibbsian.report.canvas import colour
@@ -45,7 +45,7 @@ SPACING, SPREAD, NEAR = 2.0, 0.05, 4.0
 GREY, SURE, VALIDATION = 16, 0.95, 300
 """Of digits: the brightest level, the classifier's probability of a draw of high quality, and rows to calibrate on."""
 
-R1_DIGITS, NOISE = (((0.2, 0.0), 0.02, False)), (0.3, 0.4)
+R1_DIGITS, NOISE = ((0.2, 0.2), 0.02, True), (0.3, 0.4)
 """Penalties of the game and of the discriminator alone; and the noise in both, of pixels from -1 to 1."""
 
 WAYS = {
@@ -86,22 +86,6 @@ class Case:
     noise: tuple[float, float]
     bounded: bool
     judge: Callable[[Tensor], dict[str, float]]
-
-
-class Noisy(nn.Module):
-    """A network of the first latents, plus noise, which are the rest."""
-
-    def __init__(self, net: nn.Module, latent: int, scale: float) -> None:
-        super().__init__()
-        self.net, self.latent, self.scale = net, latent, scale
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Points with noise, ``(n, latent + d) -> (n, d)``."""
-        return self.clean(z) + self.scale * z[:, self.latent :] if self.scale else self.net(z)
-
-    def clean(self, z: Tensor) -> Tensor:
-        """Points without."""
-        return self.net(z[:, : self.latent])
 
 
 def blurred(x: Tensor, scale: float, rng: torch.Generator) -> Tensor:
@@ -193,7 +177,9 @@ def trained(case: Case, seed: int) -> tuple[gb.Energy, GeneratorNetwork, dict[st
     rng, size = generator(seed, 2), case.train.shape[1]
     torch.manual_seed(seed)
     net = Dense(case.latent, size, case.widths)
-    made = Noisy(nn.Sequential(net, nn.Tanh()) if case.bounded else net, case.latent, case.noise[0])
+    made = nn.Sequential(net, nn.Tanh()) if case.bounded else net
+    if case.noise[0]:
+        made = NoisyNetwork(made, case.latent, case.noise[0])
     network = GeneratorNetwork(made, size, latent=case.latent + (size if case.noise[0] else 0))
     energy = gb.MLP(size, case.widths, frequencies=case.frequencies)
     common_settings = {"batch_size": case.batch, "betas": (0.5, 0.99), "learning_rate": case.rate, "health": False}
@@ -207,7 +193,8 @@ def trained(case: Case, seed: int) -> tuple[gb.Energy, GeneratorNetwork, dict[st
             **common_settings,
         )
     network.requires_grad_(False)
-    made.scale = case.noise[1]
+    if isinstance(made, NoisyNetwork):
+        made.scale = case.noise[1]
     with Stopwatch() as alone:
         gb.fit(
             energy,
@@ -244,7 +231,7 @@ def run(part: str, seed: int, budget: float) -> tuple[dict[str, Any], dict[str, 
         calibration = calibrate_discriminator(
             energy, network, blurred(case.validation, case.noise[1], generator(seed, 5)), rng=generator(seed, 4)
         )
-    clean = cast(Noisy, network.net).clean
+    clean = network.net.clean if isinstance(network.net, NoisyNetwork) else network.net
     with Stopwatch() as watch, torch.no_grad():
         plain = clean(network.latent.sample(case.draws, generator(seed, 3)))
     points = {"data": case.train[: case.draws], "generator": plain}

@@ -5,6 +5,7 @@ Rows of a batch never mix in them, so that every one of them may be part of an e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -52,6 +53,49 @@ class Dense(nn.Module):
     def extra_repr(self) -> str:
         """Both shapes."""
         return f"{tuple(self.inputs)} -> {tuple(self.outputs)}"
+
+
+class NoisyNetwork(nn.Module):
+    """A network of the first numbers of a row, plus normal noise of a given size, which the other numbers are.
+
+    A generator with one makes the draws that a discriminator sees when noise on data and draws keeps it from telling
+    them by what no generator can match, such as a lattice of values: `Towards principled methods for training
+    generative adversarial networks (Arjovsky and Bottou, 2017) <https://arxiv.org/abs/1701.04862>`_. Its latent vectors
+    are ``inputs`` numbers for the network and as many as a point has for the noise.
+
+    Parameters
+    ----------
+    net
+        From ``(n, inputs)`` to points.
+    inputs
+        How many numbers the network takes.
+    scale
+        Standard deviation of the noise; may be set anew between trainings.
+
+    Raises
+    ------
+    OptionError
+        If the scale is not positive and finite, or ``inputs`` no positive whole number.
+    """
+
+    def __init__(self, net: nn.Module, inputs: int, scale: float) -> None:
+        super().__init__()
+        if not 0.0 < scale < math.inf:
+            raise OptionError(f"scale is the positive standard deviation of the noise; got {scale}.")
+        self.net, self.inputs, self.scale = net, shape_of(inputs).numel(), float(scale)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Points with noise, ``(n, inputs + d) -> (n, *outputs)``."""
+        points = self.clean(z)
+        return points + self.scale * z[:, self.inputs :].reshape(points.shape)
+
+    def clean(self, z: Tensor) -> Tensor:
+        """Points without."""
+        return self.net(z[:, : self.inputs])
+
+    def extra_repr(self) -> str:
+        """The noise."""
+        return f"scale={self.scale:.4g}"
 
 
 class Upsampling(nn.Module):

@@ -16,8 +16,17 @@ from gibbsian.energies.neural import MLP
 from gibbsian.energies.reparametrised import VAEBM, Reparametrised
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.energies.variational import vae
-from gibbsian.families.base import ANNEALED, OWN_DRAWS, ROWS_AT_ONCE, USUAL, PlainFamily, Progress, Walk, walked
-from gibbsian.families.flows import first_steps
+from gibbsian.families.base import (
+    ANNEALED,
+    OWN_DRAWS,
+    ROWS_AT_ONCE,
+    USUAL,
+    PlainFamily,
+    Progress,
+    Walk,
+    first_steps,
+    walked,
+)
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.base import Objective

@@ -232,3 +232,8 @@ def resampled(energy: Energy, base: Tractable, n: int, rng: Generator, candidate
         raise DivergenceError("The energy is not finite at any draw of its base; the model is broken. Train it again.")
     chosen = torch.multinomial((log_w - log_w.max()).double().exp(), n, replacement=True, generator=rng)
     return x[chosen]
+
+
+def first_steps(recipe: Recipe) -> int:
+    """Steps of the first phase of training."""
+    return max(1, round(recipe.first_phase * recipe.training.steps))

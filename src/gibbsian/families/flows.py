@@ -11,7 +11,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.flows import Flow, spline_flow
 from gibbsian.energies.tilted import Tilted, tilted
 from gibbsian.energies.tractable import Tractable
-from gibbsian.families.base import USUAL, Family, Progress, Walk, plain_network, walked
+from gibbsian.families.base import USUAL, Family, Progress, Walk, first_steps, plain_network, walked
 from gibbsian.objectives.augment import UniformNoise
 from gibbsian.objectives.augmented import Augmented
 from gibbsian.objectives.base import Objective
@@ -174,8 +174,3 @@ def with_noise(objective: Objective, data: Tensor) -> Objective:
     """Let an objective see grey values with noise."""
     noise = grey_noise(data)
     return objective if noise is None else Augmented(objective, noise)
-
-
-def first_steps(recipe: Recipe) -> int:
-    """Steps of the first phase of training."""
-    return max(1, round(recipe.first_phase * recipe.training.steps))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NoReturn, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from gibbsian.annealing import denoised
 from gibbsian.bridges.gans import ddls
 from gibbsian.energies.base import Energy
 from gibbsian.energies.generators import GeneratorNetwork, WithGenerator
-from gibbsian.energies.networks import Dense, Upsampling
+from gibbsian.energies.networks import Dense, NoisyNetwork, Upsampling
 from gibbsian.energies.tractable import Gaussian, Tractable
 from gibbsian.errors import OptionError
 from gibbsian.families.base import (
@@ -23,6 +24,7 @@ from gibbsian.families.base import (
     Walk,
     annealed_log_z,
     annealed_told,
+    first_steps,
     is_large_image,
     plain_network,
 )
@@ -32,10 +34,14 @@ from gibbsian.objectives.amortised import CooperativeLearning
 from gibbsian.objectives.augment import AdditiveNoise
 from gibbsian.objectives.augmented import Augmented
 from gibbsian.objectives.base import Objective
+from gibbsian.objectives.combination import Phases
 from gibbsian.objectives.parts import OfPart
 from gibbsian.partition.base import LogZ
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
+
+ALONE = 0.1
+"""The slope penalty of a discriminator that is trained alone, over that of the game: the smaller, the sharper."""
 
 
 class _WithGenerator(PlainFamily):
@@ -117,13 +123,24 @@ class Gans(_WithGenerator):
 
     @classmethod
     def build(cls, recipe: Recipe, data: Tensor | None = None) -> Energy:
-        """Build discriminator and generator."""
-        return WithGenerator(plain_network(recipe), build_generator(recipe))
+        """Build discriminator and generator, whose points have the noise of the data and lie in the box of images."""
+        made = generator_network(recipe)
+        if recipe.is_image:
+            made = nn.Sequential(made, nn.Tanh())
+        if not recipe.data_noise:
+            return WithGenerator(plain_network(recipe), GeneratorNetwork(made, recipe.shape, recipe.latent))
+        noisy = NoisyNetwork(made, recipe.latent, recipe.data_noise)
+        generator = GeneratorNetwork(noisy, recipe.shape, recipe.latent + math.prod(recipe.shape))
+        return WithGenerator(plain_network(recipe), generator)
 
     @classmethod
     def objective(cls, recipe: Recipe, energy: Energy, data: Tensor) -> Objective:
-        """Adversarial training."""
-        return OfPart(Adversarial(cast(WithGenerator, energy).generator, recipe.slope_penalty), "energy")
+        """The relativistic game, and then the discriminator alone, which makes its logit the log-ratio."""
+        generator, penalty = cast(WithGenerator, energy).generator, recipe.slope_penalty
+        game = Adversarial(generator, penalty, penalty, relativistic=True)
+        alone = Adversarial(generator, ALONE * penalty, every=None)
+        fitted = OfPart(Phases([(first_steps(recipe), game), (None, alone)]), "energy")
+        return Augmented(fitted, AdditiveNoise(recipe.data_noise)) if recipe.data_noise else fitted
 
     @property
     def base(self) -> Tractable:
@@ -131,11 +148,15 @@ class Gans(_WithGenerator):
         return Gaussian(self.recipe.shape, scale=self.recipe.base_scale)
 
     def draw(self, n: int, rng: Generator, progress: Progress | None = None, sigma: float | None = None) -> Tensor:
-        """Langevin chains over latents, driven by the discriminator."""
+        """Langevin chains over latents, driven by the discriminator; without the noise."""
         made = ddls(self.both.energy, self.both.generator, n, rng=rng, steps=self.recipe.sample_steps)
         if progress is not None:
             progress(self.recipe.sample_steps)
-        return made.x
+        net = self.both.generator.net
+        if not isinstance(net, NoisyNetwork):
+            return made.x
+        with torch.no_grad():
+            return net.clean(made.z).reshape(made.x.shape)
 
     def chains(self, n: int, rng: Generator, walk: Walk = USUAL) -> Samples:
         """There are none over rows."""
@@ -164,6 +185,10 @@ def noise_of(recipe: Recipe) -> float:
 
 def build_generator(recipe: Recipe) -> GeneratorNetwork:
     """Build a generator of rows from normal latents."""
+    return GeneratorNetwork(generator_network(recipe), recipe.shape, recipe.latent)
+
+
+def generator_network(recipe: Recipe) -> nn.Module:
+    """Build its network."""
     latent, shape, width = recipe.latent, recipe.shape, recipe.generator_width
-    net = Upsampling(latent, shape, width) if is_large_image(recipe) else Dense(latent, shape, (width, width))
-    return GeneratorNetwork(net, shape, latent)
+    return Upsampling(latent, shape, width) if is_large_image(recipe) else Dense(latent, shape, (width, width))

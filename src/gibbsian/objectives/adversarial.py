@@ -46,7 +46,7 @@ class Adversarial(GeneratorObjective):
     (Mescheder et al., 2018) <https://arxiv.org/abs/1801.04406>`_, without which the two circle around one another.
 
     The discriminator then estimates :math:`\log p_{data} / p_g`, and better when the generator stands still: with
-    ``generator.requires_grad_(False)`` a second ``fit`` trains the discriminator alone. `latent_energy`, `rejection`
+    ``every=None`` a second ``fit`` trains the discriminator alone. `latent_energy`, `rejection`
     and `metropolis_hastings` draw from :math:`p_g e^d`. Betas of (0.5, 0.99) and more steps than usual suit a game.
 
     Parameters
@@ -62,7 +62,7 @@ class Adversarial(GeneratorObjective):
         Weights of the penalties at data and at draws, in squared units of x. A penalty blurs the logit: the smaller,
         the sharper, and the less steady.
     every
-        The generator moves at each so-manieth step, and the discriminator at all of them.
+        The generator moves at each so-manieth step, and the discriminator at all of them; ``None`` holds it still.
     learning_rate_factor
         The generator's learning rate over the discriminator's.
 
@@ -81,13 +81,13 @@ class Adversarial(GeneratorObjective):
         r2: float = 0.0,
         *,
         relativistic: bool = False,
-        every: int = 1,
+        every: int | None = 1,
         learning_rate_factor: float = 1.0,
     ) -> None:
         super().__init__(generator, 0.0, learning_rate_factor)
         check_at_least(("r1", r1, 0.0), ("r2", r2, 0.0))
         self.r1, self.r2, self.relativistic = float(r1), float(r2), relativistic
-        self.every = check_count("every", every, "the steps of the discriminator per step of the generator")
+        self.every = _turn(every, "discriminator")
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Draw from the generator, and classify.
@@ -151,7 +151,7 @@ class EnergyBasedGAN(GeneratorObjective):
     pull_away
         Weight of the pulling-away term; needs an energy with ``codes(x)``, as a `ReconstructionEnergy` has.
     every
-        The generator moves at each so-manieth step.
+        The generator moves at each so-manieth step; ``None`` holds it still.
     learning_rate_factor
         The generator's learning rate over the energy's.
 
@@ -169,7 +169,7 @@ class EnergyBasedGAN(GeneratorObjective):
         margin: float = 1.0,
         pull_away: float = 0.0,
         *,
-        every: int = 1,
+        every: int | None = 1,
         learning_rate_factor: float = 1.0,
     ) -> None:
         super().__init__(generator, 0.0, learning_rate_factor)
@@ -177,7 +177,7 @@ class EnergyBasedGAN(GeneratorObjective):
             raise OptionError(f"margin is a positive number of nats; got {margin}.")
         check_at_least(("pull_away", pull_away, 0.0))
         self.margin, self.pull_away = float(margin), float(pull_away)
-        self.every = check_count("every", every, "the steps of the energy per step of the generator")
+        self.every = _turn(every, "energy")
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Draw from the generator, and compare energies.
@@ -235,9 +235,16 @@ def pulling_away(codes: Tensor) -> Tensor:
     return (squared.sum() - squared.diagonal().sum()) / max(n * (n - 1), 1)
 
 
-def _moves(generator: GeneratorNetwork, call: int, every: int) -> bool:
-    """Whether the generator moves at a call: at its turn, unless all its weights are frozen."""
-    return call % every == 0 and any(p.requires_grad for p in generator.parameters())
+def _turn(every: int | None, whose: str) -> int | None:
+    """Check how often the generator moves."""
+    return (
+        every if every is None else check_count("every", every, f"the steps of the {whose} per step of the generator")
+    )
+
+
+def _moves(generator: GeneratorNetwork, call: int, every: int | None) -> bool:
+    """Whether the generator moves at a call: at its turn, unless it has none or all its weights are frozen."""
+    return every is not None and call % every == 0 and any(p.requires_grad for p in generator.parameters())
 
 
 def _points(

@@ -20,8 +20,10 @@ def several_networks(energy: str, kind: DataKind, d: int) -> tuple[dict[str, Any
         return recipe | _cooperative(kind, d), training
     if energy == "gan":
         recipe |= {"width": 32 if large else 128, "depth": 2, "generator_width": 32 if large else 128}
-        recipe["sample_steps"] = 200
-        return recipe, training | {"betas": (0.5, 0.99), "ema_decay": 0.99, "learning_rate": 5e-4}
+        recipe |= {"sample_steps": 100, "first_phase": 0.85, "slope_penalty": 0.2 if kind == "image" else 0.05}
+        if kind == "image":
+            recipe |= {"data_noise": 0.3, "width": 32 if large else 256, "generator_width": 32 if large else 256}
+        return recipe, training | {"betas": (0.5, 0.99), "ema_decay": 0.99, "steps": 6000, "batch_size": 64}
     recipe |= {"width": 128 if d <= 64 else 256, "depth": 2, "latent": 16 if d > 16 else max(2, d // 2)}
     recipe |= {"sample_steps": 100, "decoder_scale": 0.5, "chain_steps": 10, "buffer_size": 1000}
     training |= {"batch_size": 128, "ema_decay": 0.99}

@@ -151,7 +151,7 @@ class Recipe:
     buffer_size: int = _option(4096, "Chains in pcd's replay buffer.")
     restart: float = _option(0.05, "Part of pcd's chains that start anew at each round.")
     energy_penalty: float = _option(0.0, "Weight of the squared energies in cd and pcd.")
-    data_noise: float = _option(0.0, "Noise added to the data in pcd.")
+    data_noise: float = _option(0.0, "Noise added to the data in pcd, cooperative and gan.")
     levels: int = _option(16, "Noise levels that sampling walks down.")
     corrector_steps: int = _option(1, "Langevin steps at each of them.")
     denoise: bool = _option(False, "End draws by taking out the last noise: the lowest level's, or pcd's data_noise.")
@@ -160,10 +160,12 @@ class Recipe:
     generator_width: int = _option(32, "Feature maps or hidden units of the generator of cooperative and gan.")
     generator_noise: float = _option(0.1, "Noise on a cooperative generator's draws where data_noise is 0.")
     generator_rate: float = _option(1.0, "Learning rate of a cooperative generator over the energy's.")
-    slope_penalty: float = _option(0.1, "Weight of a gan's penalty on the discriminator's slope at data (R1).")
+    slope_penalty: float = _option(0.1, "Weight of a gan's penalties on the discriminator's slope, R1 and R2.")
     decoder_scale: float = _option(0.3, "Standard deviation of a row of real numbers given its latents.")
     first_phase: float = _option(
-        0.5, "Part of the steps that train the flow of a tilted-flow, or the autoencoder of a vae-ebm, before the rest."
+        0.5,
+        "Part of the steps that train the flow of a tilted-flow, the autoencoder of a vae-ebm, or both networks of a "
+        "gan, before the rest.",
     )
     tilt_limit: float = _option(5.0, "Nats that a tilted-flow raises the flow's density by, at most.")
     training: TrainingSettings = field(default_factory=TrainingSettings)
