@@ -117,6 +117,7 @@ def test_both_networks_learn_and_in_turn(name):
     second = {k.split(".")[0] for k in learned(5)}
     parts = {"tilted-flow": ({"base"}, {"net"}), "vae-ebm": ({"vae"}, {"correction"})}
     parts["latent-ebm"] = ({"vae"}, {"vae", "net"})
+    parts["gan"] = ({"energy", "generator"}, {"energy"})
     if name in parts:
         assert (first, second) == parts[name]
     else:

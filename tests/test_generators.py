@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gibbsian.energies.generators import GeneratorNetwork, require_fitting
-from gibbsian.energies.networks import Dense, Downsampling, Upsampling, network
+from gibbsian.energies.networks import Dense, Downsampling, NoisyNetwork, Upsampling, network
 from gibbsian.energies.tractable import Bernoulli, Gaussian, Uniform
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
 
@@ -74,3 +74,21 @@ def test_bad_generators_are_refused():
         require_fitting(Dense(2, 3), None)
     with pytest.raises(OptionError, match="feature maps"):
         Upsampling(2, (1, 8, 8), 0)
+
+
+def test_noise_of_a_noisy_network_is_the_rest_of_its_latents():
+    torch.manual_seed(0)
+    net = NoisyNetwork(Dense(3, (1, 2, 2)), 3, 0.3)
+    z = torch.randn((5, 7), generator=torch.Generator().manual_seed(1))
+    expected = net.net(z[:, :3]) + 0.3 * z[:, 3:].reshape(5, 1, 2, 2)
+    assert torch.equal(net(z), expected)
+    assert torch.equal(net.clean(z), net.net(z[:, :3]))
+    drawn = GeneratorNetwork(net, (1, 2, 2), latent=7).sample(4000, torch.Generator().manual_seed(2))
+    clean = GeneratorNetwork(net.net, (1, 2, 2), latent=3).sample(4000, torch.Generator().manual_seed(3))
+    gained = (drawn.var(0) - clean.var(0)).detach()
+    assert bool((gained - 0.09).abs().max() < 0.02)
+    for scale in (0.0, math.inf):
+        with pytest.raises(OptionError, match="positive standard deviation"):
+            NoisyNetwork(Dense(3, 2), 3, scale)
+    with pytest.raises(OptionError, match="positive whole"):
+        NoisyNetwork(Dense(3, 2), 0, 0.3)

@@ -209,6 +209,10 @@ def test_a_generator_moves_at_its_turn_and_never_when_frozen(make):
     generator.requires_grad_(False)
     assert not objective(energy, batch, seeded(1)).value.isnan()
     assert objective.state_dict()["_extra_state"] == 7
+    still = make(generator.requires_grad_(True), every=None)
+    generator.zero_grad()
+    still(energy, batch, seeded(1)).value.backward()
+    assert generator.net.weight.grad is None
 
 
 def logit_errors(r1=0.0, half=False):
