@@ -69,7 +69,7 @@ from gibbsian.energies.latent import LatentEnergy
 from gibbsian.energies.latents import GaussianProposal, ImportanceLatents, ListedLatents
 from gibbsian.energies.mean_field import MeanFieldEnergy, mean_field
 from gibbsian.energies.minibatch import MinibatchEnergy, find_mode
-from gibbsian.energies.networks import Dense, Downsampling, Upsampling
+from gibbsian.energies.networks import Dense, Downsampling, NoisyNetwork, Upsampling
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
@@ -380,6 +380,7 @@ __all__ = [
     "NoiseConditional",
     "NoiseConditionalUNet",
     "NoiseContrastiveEstimation",
+    "NoisyNetwork",
     "Objective",
     "OfPart",
     "ParallelTempering",
