@@ -50,7 +50,8 @@ R1_DIGITS, NOISE = ((0.2, 0.2), 0.02, True), (0.3, 0.4)
 
 WAYS = {
     "generator": "the generator's own draws",
-    "DDLS": "MALA with a tuned step size on the latent energy, from the generator's draws",
+    "DDLS": "MALA with a tuned step size on the latent energy, from the generator's draws; on the grid with replicas at 12 "
+    "temperatures between the energy and the latents' own law",
     "rejection": "discriminator rejection with the shift of the paper, a quantile of the pilot draws",
     "MH-GAN": "independence chains from rows of the data",
 }
@@ -82,6 +83,7 @@ class Case:
     rate: float
     draws: int
     chain: int
+    ladder: int
     quantile: float
     noise: tuple[float, float]
     bounded: bool
@@ -129,10 +131,10 @@ def grid(seed: int, budget: float) -> Case:
         n = min(len(x), 2000)
         return measured(distance < NEAR * SPREAD, group, due, (x, held), (x[:n], held[:n]))
 
-    steps = [max(2, round(budget * n)) for n in (3000, 1500)]
+    steps = [max(2, round(budget * n)) for n in (3000, 3000)]
     draws = max(100, round(min(1.0, budget) * 5000))
-    return Case(rows[:20_000], rows[20_000:], 8, (128, 128, 128), 3, (0.05, 0.05), 0.001, True, *steps, 256, 1e-3,
-                draws, 100, 0.9, (0.0, 0.0), False, judge)  # fmt: skip
+    return Case(rows[:20_000], rows[20_000:], 8, (128, 128, 128), 3, (0.02, 0.02), 0.001, True, *steps, 256, 1e-3,
+                draws, 200, 12, 0.99, (0.0, 0.0), False, judge)  # fmt: skip
 
 
 def digits(seed: int, budget: float) -> Case:
@@ -165,8 +167,8 @@ def digits(seed: int, budget: float) -> Case:
 
     steps = [max(2, round(budget * n)) for n in (5000, 700)]
     draws = max(60, round(min(1.0, budget) * 2000))
-    return Case(z[VALIDATION:], z[:VALIDATION], 16, (256, 256), 0, *R1_DIGITS, *steps, 64, 1e-3, draws, 60, 0.9, NOISE,
-                True, judge)  # fmt: skip
+    return Case(z[VALIDATION:], z[:VALIDATION], 16, (256, 256), 0, *R1_DIGITS, *steps, 64, 1e-3, draws, 60, 1, 0.9,
+                NOISE, True, judge)  # fmt: skip
 
 
 PARTS: dict[str, Callable[[int, float], Case]] = {"grid": grid, "digits": digits}
@@ -214,9 +216,12 @@ def ways(case: Case, energy: gb.Energy, network: GeneratorNetwork, seed: int) ->
         return generator(seed, 3)
 
     n, chain = case.draws, case.chain
+    # Where modes lie apart, chains pass between them by way of the generator's own law.
+    betas = torch.linspace(1.0, 0.0, case.ladder).square()
+    kernel = gb.ParallelTempering(gb.MALA(0.05), betas, base=network.latent) if case.ladder > 1 else None
     real = blurred(case.validation, case.noise[1], generator(seed, 5))
     return {
-        "DDLS": lambda: ddls(energy, network, n, rng=rng(), steps=chain),
+        "DDLS": lambda: ddls(energy, network, n, rng=rng(), steps=chain, kernel=kernel),
         "rejection": lambda: rejection(energy, network, n, rng=rng(), quantile=case.quantile),
         "MH-GAN": lambda: metropolis_hastings(energy, network, n, rng=rng(), steps=chain, start=real),
     }
