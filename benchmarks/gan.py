@@ -50,8 +50,8 @@ R1_DIGITS, NOISE = ((0.2, 0.2), 0.02, True), (0.3, 0.4)
 
 WAYS = {
     "generator": "the generator's own draws",
-    "DDLS": "MALA with a tuned step size on the latent energy, from the generator's draws; on the grid with replicas at 12 "
-    "temperatures between the energy and the latents' own law",
+    "DDLS": "MALA with a tuned step size on the latent energy, from the generator's draws; on the grid with replicas "
+    "at 12 temperatures between the energy and the latents' own law",
     "rejection": "discriminator rejection with the shift of the paper, a quantile of the pilot draws",
     "MH-GAN": "independence chains from rows of the data",
 }
