@@ -157,11 +157,16 @@ class PlainFamily(Family):
         return self.chains(n, rng, Walk(thin=thin))
 
 
-def annealed_log_z(family: Family, rng: Generator, temperatures: int | None, chains: int | None) -> LogZ:
-    """Find log Z of a family's density on a grid, or by annealing from its base and back from its chains."""
+def annealed_log_z(
+    family: Family, rng: Generator, temperatures: int | None, chains: int | None, steps: int | None = None
+) -> LogZ:
+    """Find log Z of a family's density on a grid, or by annealing from its base and back from its chains.
+
+    The chains make the recipe's steps, or the number told: those back must have forgotten where they started.
+    """
     if is_plane(family.recipe):
         return grid_of(family.density).log_z
-    draws = family.chains(chains or 256, rng).x
+    draws = family.chains(chains or 256, rng, Walk(steps=steps)).x
     return bracket(family.density, family.base, draws, rng=rng, temperatures=temperatures)
 
 

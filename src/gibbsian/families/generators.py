@@ -40,6 +40,9 @@ from gibbsian.partition.base import LogZ
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 
+LONG = 300
+"""Steps of chains that stand for the energy's density, where draws are runs as short as in training."""
+
 ALONE = 0.1
 """The slope penalty of a discriminator that is trained alone, over that of the game: the smaller, the sharper."""
 
@@ -108,7 +111,7 @@ class Cooperative(_WithGenerator):
 
     def log_z(self, rng: Generator, temperatures: int | None = None, chains: int | None = None) -> LogZ:
         """On a grid, or by annealing from the base and back."""
-        return annealed_log_z(self, rng, temperatures, chains)
+        return annealed_log_z(self, rng, temperatures, chains, max(self.recipe.sample_steps, LONG))
 
     @property
     def log_z_told(self) -> tuple[str, str]:

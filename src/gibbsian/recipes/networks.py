@@ -41,6 +41,7 @@ def _cooperative(kind: DataKind, d: int) -> dict[str, Any]:
         if d > 256:
             recipe |= {"width": 32, "generator_width": 32}
         recipe |= {"kernel": "ula", "step_size": 0.32 * noise**2}
-        recipe |= {"data_noise": noise, "base_fitted": True, "denoise": True}
+        # Draws are short runs, as in training: what chains of ten steps have learned is not what long ones tend to.
+        recipe |= {"data_noise": noise, "base_fitted": True, "denoise": True, "sample_steps": recipe["chain_steps"]}
         return recipe
     return recipe | {"latent": max(4, d), "step_size": 0.02}
