@@ -29,7 +29,6 @@ from gibbsian.families.base import (
     plain_network,
 )
 from gibbsian.families.networks import build_base, build_kernel, tuned_chains
-from gibbsian.kernels.langevin import MALA
 from gibbsian.objectives.adversarial import Adversarial
 from gibbsian.objectives.amortised import CooperativeLearning
 from gibbsian.objectives.augment import AdditiveNoise
@@ -40,9 +39,6 @@ from gibbsian.objectives.parts import OfPart
 from gibbsian.partition.base import LogZ
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
-
-LATENT_STEP, LATENT_STEPS = 0.05, 5
-"""Of the chains that move latents after refined rows: with latents kept, a generator shrinks towards means."""
 
 LONG = 300
 """Steps of chains that stand for the energy's density, where draws are runs as short as in training."""
@@ -85,8 +81,6 @@ class Cooperative(_WithGenerator):
             build_kernel(recipe),
             recipe.chain_steps,
             noise_of(recipe),
-            latent_kernel=MALA(LATENT_STEP),
-            latent_steps=LATENT_STEPS,
             energy_penalty=recipe.energy_penalty,
             learning_rate_factor=recipe.generator_rate,
         )
