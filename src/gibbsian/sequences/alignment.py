@@ -253,7 +253,7 @@ def _codes(entries: Entries, alphabet: str, source: str, as_gap: bool = False) -
     unknown = found == 255
     if unknown.any() and not as_gap:
         rows, places = np.nonzero(unknown)
-        name, row = entries[rows[0]]
+        name = entries[rows[0]][0]
         letters = Counter(entries[r][1][p] for r, p in zip(rows, places))
         told = ", ".join(f"{letter!r} {count} times" for letter, count in letters.most_common(6))
         raise DataError(
