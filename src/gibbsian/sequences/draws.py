@@ -1,0 +1,130 @@
+"""Draws of a family's model, with the evidence that their chains have mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.diagnostics.chains import effective_sample_size, split_r_hat
+from gibbsian.energies.pairwise import Potts
+from gibbsian.errors import OptionError
+from gibbsian.kernels.base import State
+from gibbsian.kernels.layers import RBMGibbs
+from gibbsian.sampling import sample
+from gibbsian.sequences.family import Family
+from gibbsian.sequences.gibbs import sweep
+from gibbsian.sequences.tables import codes_of, states_of, tables_of
+
+CHAINS = 4000
+"""Chains that run at once: their states fit the memory of any machine."""
+
+WATCHED = 100
+"""Chains of each kind of start whose energies are followed."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Sequences drawn from a family's model.
+
+    Attributes
+    ----------
+    codes
+        ``(n, L)``, the ends of as many chains.
+    energies
+        Of them, in nats, ``(n,)``.
+    r_hat
+        Rank-normalised split R-hat of the energy, over the second half of chains from two kinds of starts: independent
+        columns, and the family's own sequences where these are given. Near 1 when where they started is forgotten.
+    ess
+        Effective number of energies among those followed.
+    sweeps
+        Each chain made.
+    trace
+        Mean energies after each sweep of chains from both kinds of starts, ``(sweeps, 2)``; the second is NaN where
+        there is only one.
+    """
+
+    codes: Tensor
+    energies: Tensor
+    r_hat: float
+    ess: float
+    sweeps: int
+    trace: Tensor
+
+
+@torch.no_grad()
+def draw_family(
+    family: Family,
+    n: int,
+    rng: Generator,
+    *,
+    sweeps: int = 200,
+    start: Tensor | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Draws:
+    """Draw sequences by Gibbs chains, one for each.
+
+    Parameters
+    ----------
+    family
+        The model.
+    n
+        How many, 8 or more.
+    rng
+        The generator.
+    sweeps
+        Through all columns that each chain makes.
+    start
+        Sequences of the family, ``(m, L)``, at which every other chain starts; the others start at independent columns,
+        and all do where it is left out.
+    progress
+        Called with the number of sweeps just made, of ``sweeps`` for each batch of chains.
+
+    Raises
+    ------
+    OptionError
+        If there are too few draws or sweeps.
+    """
+    if n < 8 or sweeps < 8:
+        raise OptionError(f"n and sweeps are 8 or more each; got {n} and {sweeps}.")
+    parts, traces = [], []
+    for first in range(0, n, CHAINS):
+        count = min(CHAINS, n - first)
+        codes = codes_of(family.base.sample(count, rng))
+        if start is not None:
+            picked = start[torch.randint(0, len(start), (count // 2,), generator=rng)]
+            codes[1 : 2 * len(picked) : 2] = picked
+        walk = _walk(family, codes, rng)
+        for k in range(sweeps):
+            reached, energies = next(walk)
+            if not first:
+                traces.append(energies.clone())
+            if progress is not None:
+                progress(1)
+            if k == sweeps - 1:
+                parts.append((reached, energies))
+    codes, energies = (torch.cat(each) for each in zip(*parts))
+    seen = torch.stack(traces)
+    watched = seen[sweeps // 2 :, : 2 * WATCHED]
+    kinds = [seen[:, ::2].mean(1), seen[:, 1::2].mean(1)]
+    trace = torch.stack([kinds[0], kinds[1] if start is not None else torch.full_like(kinds[1], torch.nan)], 1)
+    r_hat, ess = float(split_r_hat(watched)), float(effective_sample_size(watched))
+    return Draws(codes, energies, r_hat, ess, sweeps, trace)
+
+
+def _walk(family: Family, codes: Tensor, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Sequences and their energies after each sweep."""
+    if isinstance(family.energy, Potts):
+        tables = tables_of(family.energy)
+        energies = tables.energy(codes)
+        while True:
+            u = torch.rand((codes.shape[1], len(codes)), generator=rng)
+            energies = energies + sweep(tables, codes, u)
+            yield codes, energies
+    state: State | Tensor = states_of(codes, family.letters)
+    while True:
+        state = sample(family.energy, RBMGibbs(), state, steps=1, rng=rng).state
+        yield codes_of(state.x), state.energy
