@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from protein_families import alignment, drawn, every, hot, law, small_potts
 
 from gibbsian.energies.gauges import pair_couplings, zero_sum_gauge
 from gibbsian.energies.pairwise import Potts
@@ -23,6 +22,7 @@ from gibbsian.sequences.pseudo_likelihood import (
 from gibbsian.sequences.statistics import Statistics, agreement, statistics
 from gibbsian.sequences.tables import profile
 from gibbsian.training.fit import fit
+from protein_families import alignment, drawn, every, hot, law, small_potts
 
 SITES, LETTERS = 5, 3
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from protein_families import drawn, hot, small_potts
 
 from gibbsian.errors import ShapeError
 from gibbsian.sequences.statistics import agreement, pearson, statistics
+from protein_families import drawn, hot, small_potts
 
 
 def test_statistics_are_weighted_counts(monkeypatch):

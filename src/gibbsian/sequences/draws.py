@@ -21,6 +21,9 @@ from gibbsian.sequences.tables import codes_of, states_of, tables_of
 CHAINS = 4000
 """Chains that run at once: their states fit the memory of any machine."""
 
+GROUPS = 8
+"""Groups of chains that are compared, half of them of each kind of start."""
+
 WATCHED = 100
 """Chains of each kind of start whose energies are followed."""
 
@@ -36,10 +39,11 @@ class Draws:
     energies
         Of them, in nats, ``(n,)``.
     r_hat
-        Rank-normalised split R-hat of the energy, over the second half of chains from two kinds of starts: independent
-        columns, and the family's own sequences where these are given. Near 1 when where they started is forgotten.
-    ess
-        Effective number of energies among those followed.
+        R-hat of the energy between groups of chains from two kinds of starts, independent columns and the family's own
+        sequences where these are given, at their last sweep: below 1.01 when where they started is forgotten.
+    autocorrelation
+        Sweeps after which the energy of a chain is as good as new: its integrated autocorrelation time in the second
+        half of the chains that are followed.
     sweeps
         Each chain made.
     trace
@@ -50,7 +54,7 @@ class Draws:
     codes: Tensor
     energies: Tensor
     r_hat: float
-    ess: float
+    autocorrelation: float
     sweeps: int
     trace: Tensor
 
@@ -109,10 +113,26 @@ def draw_family(
     codes, energies = (torch.cat(each) for each in zip(*parts))
     seen = torch.stack(traces)
     watched = seen[sweeps // 2 :, : 2 * WATCHED]
+    autocorrelation = watched.numel() / float(effective_sample_size(watched))
     kinds = [seen[:, ::2].mean(1), seen[:, 1::2].mean(1)]
     trace = torch.stack([kinds[0], kinds[1] if start is not None else torch.full_like(kinds[1], torch.nan)], 1)
-    r_hat, ess = float(split_r_hat(watched)), float(effective_sample_size(watched))
-    return Draws(codes, energies, r_hat, ess, sweeps, trace)
+    return Draws(codes, energies, forgotten(seen[-1]), autocorrelation, sweeps, trace)
+
+
+def forgotten(energies: Tensor) -> float:
+    """R-hat between groups of chains by their starts, of which every other chain has the same kind.
+
+    `Nested R-hat: assessing the convergence of Markov chain Monte Carlo when running many short chains (Margossian et
+    al., 2024) <https://arxiv.org/abs/2110.13017>`_, with one draw of each chain: the chains of a group take the place
+    of the draws of a chain.
+
+    Parameters
+    ----------
+    energies
+        At one sweep, ``(n,)``, of 8 chains or more.
+    """
+    groups = 2 if len(energies) < 64 else GROUPS
+    return float(split_r_hat(energies[: len(energies) // groups * groups].view(-1, groups)))
 
 
 def _walk(family: Family, codes: Tensor, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gibbsian.buffers import tensors_of
 from gibbsian.energies.base import Energy
 from gibbsian.energies.couplings import Couplings
 from gibbsian.energies.pairwise import Potts
@@ -119,12 +120,12 @@ def _energies(
     energy: Energy, sequence: Tensor, letters: int, count: int, changes: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
 ) -> Tensor:
     """Energies of some mutants, of which ``changes`` tells columns and letters; float64, as differences are wanted."""
-    found = []
+    found, like = [], next(tensors_of(energy)).dtype
     for part in torch.arange(count).split(ROWS):
         codes = sequence.expand(len(part), -1).clone()
         for site, letter in changes(part):
             codes[torch.arange(len(part)), site] = letter
-        found.append(energy(states_of(codes, letters)).double())
+        found.append(energy(states_of(codes, letters, like)).double())
     return torch.cat(found)
 
 
