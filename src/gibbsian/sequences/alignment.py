@@ -182,16 +182,9 @@ def read_alignment(
     """
     path = Path(path)
     letters = _alphabet(alphabet)
-    if unknown not in ("refuse", "gap", "drop"):
-        raise OptionError(f"unknown is 'refuse', 'gap' or 'drop'; got {unknown!r}.")
     if not 0.0 < max_gaps <= 1.0:
         raise OptionError(f"max_gaps is a share of the columns, above 0, up to 1; got {max_gaps}.")
-    entries = read_entries(path, format)
-    _check_lengths(entries, str(path))
-    if unknown == "drop":
-        entries = [(name, row) for name, row in entries if not set(row) - set(letters)]
-        if not entries:
-            raise DataError(f"{path}: every sequence has a letter that is not among {letters}.")
+    entries = _known_entries(path, format, letters, unknown)
     codes = _codes(entries, letters, str(path), as_gap=unknown == "gap")
     names = tuple(name for name, _ in entries)
     if focus is not None:
@@ -207,6 +200,14 @@ def read_alignment(
     return Alignment(letters, names, codes, identity_weights(codes, len(letters), identity), focus)
 
 
+def read_sequences(
+    path: str | Path, *, format: str | None = None, alphabet: str = "protein", unknown: str = "refuse"
+) -> tuple[list[str], Tensor]:
+    """Read sequences that are aligned to a family, one or more: names and codes; arguments as of `read_alignment`."""
+    found = _known_entries(Path(path), format, _alphabet(alphabet), unknown)
+    return [name for name, _ in found], _codes(found, _alphabet(alphabet), str(path), as_gap=unknown == "gap")
+
+
 def alignment_of(rows: Sequence[str], alphabet: str = "protein", identity: float = 0.8) -> Alignment:
     """Make an alignment of rows of letters; the errors are those of `read_alignment`."""
     letters = _alphabet(alphabet)
@@ -219,6 +220,18 @@ def alignment_of(rows: Sequence[str], alphabet: str = "protein", identity: float
 def fasta(names: Sequence[str], codes: Tensor, alphabet: str = PROTEIN) -> str:
     """Write sequences as FASTA, a line each."""
     return "".join(f">{name}\n{row}\n" for name, row in zip(names, decode(codes, alphabet)))
+
+
+def _known_entries(path: Path, format: str | None, letters: str, unknown: str) -> Entries:
+    if unknown not in ("refuse", "gap", "drop"):
+        raise OptionError(f"unknown is 'refuse', 'gap' or 'drop'; got {unknown!r}.")
+    entries = read_entries(path, format)
+    _check_lengths(entries, str(path))
+    if unknown == "drop":
+        entries = [(name, row) for name, row in entries if not set(row) - set(letters)]
+        if not entries:
+            raise DataError(f"{path}: every sequence has a letter that is not among {letters}.")
+    return entries
 
 
 def _alphabet(name: str) -> str:

@@ -1,0 +1,380 @@
+"""``gibbsian protein family`` and ``gibbsian protein score-sequences``: models of protein families."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from gibbsian.commands.console import console_of, generator
+from gibbsian.errors import InputError, OptionError, StorageError, TrainingInterrupted
+from gibbsian.runs import check_ending, clear, lasting, write_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gibbsian.sequences.alignment import Alignment
+    from gibbsian.sequences.family import Family
+    from gibbsian.sequences.fitting import FamilySettings
+
+RUN, REPORT = "run.json", "report.html"
+
+_FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
+_NAME = tyro.conf.arg(metavar="NAME", help_behavior_hint="")
+
+
+def family(
+    alignment: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ALIGNMENT")],
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    by: Literal["pseudo-likelihood", "boltzmann", "rbm"] = "pseudo-likelihood",
+    structure: Annotated[Path | None, _FILE] = None,
+    focus: Annotated[str | None, _NAME] = None,
+    reference: Annotated[str | None, _NAME] = None,
+    format: Annotated[str | None, tyro.conf.arg(metavar="fasta|a2m|stockholm", help_behavior_hint="")] = None,
+    alphabet: Annotated[str, tyro.conf.arg(metavar="protein|rna|dna|LETTERS")] = "protein",
+    unknown: Literal["refuse", "gap", "drop"] = "refuse",
+    identity: float = 0.8,
+    max_gaps: float = 1.0,
+    coupling_penalty: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(0.01, with --by boltzmann 0.001)")
+    ] = None,
+    iterations: int = 200,
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(boltzmann 3000, rbm 6000)")] = None,
+    chains: int = 2000,
+    tempering: int = 1,
+    hidden: int = 100,
+    draws: int = 10_000,
+    sweeps: int = 200,
+    doubles: int = 100_000,
+    seed: int = 0,
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+) -> None:
+    """Fit a model to an aligned family: contacts, mutation effects, new sequences, log-likelihoods, and a report.
+
+    Parameters
+    ----------
+    alignment
+        FASTA, A2M or Stockholm, also packed by gzip.
+    out
+        The run's folder; runs/NAME by default.
+    by
+        How to fit: pseudo-likelihood takes seconds and is best for contacts and mutations; boltzmann takes minutes, and
+        its draws have the family's statistics; rbm fits a restricted Boltzmann machine.
+    structure
+        Distances to compare contacts with: lines "i j value distance", columns from 1, angstroms.
+    focus
+        Keep the columns of this sequence only, and scan its mutations.
+    reference
+        Scan the mutations of this sequence; of the focus by default, else of the consensus.
+    format
+        Of the alignment, where its ending and first line do not tell.
+    alphabet
+        Its letters; spelled out, the gap comes first.
+    unknown
+        What becomes of letters that are none of these.
+    identity
+        Share of equal columns from which on sequences count together as one.
+    max_gaps
+        Leave out sequences with more than this share of gaps.
+    coupling_penalty
+        On squared couplings: more is smoother.
+    iterations
+        Of pseudo-likelihood, at most.
+    steps
+        Of Boltzmann learning and machines.
+    chains
+        Persistent chains of these.
+    tempering
+        Temperatures of parallel tempering in Boltzmann learning.
+    hidden
+        Units of a machine.
+    draws
+        Sequences to draw.
+    sweeps
+        Sweeps that each of them takes.
+    doubles
+        Double mutations to list, of largest epistasis.
+    seed
+        Of everything random.
+    resume
+        Go on with the run in the folder.
+    overwrite
+        Replace the run in the folder.
+    """
+    from gibbsian.sequences.alignment import read_alignment
+    from gibbsian.sequences.contacts import read_structure
+    from gibbsian.sequences.fitting import FamilySettings
+
+    console, began = console_of(), time.perf_counter()
+    settings = FamilySettings(
+        by=by,
+        coupling_penalty=coupling_penalty,
+        iterations=iterations,
+        steps=steps,
+        chains=chains,
+        tempering=tempering,
+        hidden=hidden,
+    )
+    if draws < 8 or sweeps < 8 or doubles < 0:
+        raise OptionError(f"--draws and --sweeps are 8 or more, --doubles 0 or more; got {draws}, {sweeps}, {doubles}.")
+    with console.status("reading the alignment"):
+        found = read_alignment(
+            alignment,
+            format=format,
+            alphabet=alphabet,
+            focus=focus,
+            unknown=unknown,
+            identity=identity,
+            max_gaps=max_gaps,
+        )
+        found.check_enough()
+        if reference is not None:
+            found.row_of(reference)
+        known = None if structure is None else read_structure(structure, found.length)
+    folder = out or Path("runs") / alignment.name.split(".")[0]
+    command = shlex.join(["gibbsian", *sys.argv[1:]]) if sys.argv[1:2] == ["protein"] else ""
+    _describe(console, found, settings, min(draws, 4000))
+    _prepare(folder, alignment, found, settings, reference, seed, resume, overwrite)
+    model = _fit(console, found, settings, reference, folder, seed, resume)
+    _finish(console, folder, model, found, known, alignment, draws, sweeps, doubles, seed, command, began)
+
+
+def score_sequences(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    sequences: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SEQUENCES")],
+    out: Annotated[Path | None, _FILE] = None,
+    format: Annotated[str | None, tyro.conf.arg(metavar="fasta|a2m|stockholm", help_behavior_hint="")] = None,
+    unknown: Literal["refuse", "gap", "drop"] = "refuse",
+) -> None:
+    """Score aligned sequences with a fitted family: energy, and log-likelihood with the bounds of log Z, in nats.
+
+    Parameters
+    ----------
+    run
+        The family's folder.
+    sequences
+        Aligned to the family's columns: FASTA, A2M or Stockholm.
+    out
+        A .csv file with one line per sequence; printed when left out.
+    format
+        Of the sequences, where their ending and first line do not tell.
+    unknown
+        What becomes of letters that the family does not know.
+    """
+    import pandas as pd
+
+    from gibbsian.sequences.alignment import read_sequences
+    from gibbsian.sequences.family import load_family
+    from gibbsian.sequences.likelihood import independent_log_prob
+
+    if out is not None:
+        check_ending(out, (".csv",))
+    model = load_family(run)
+    names, codes = read_sequences(sequences, format=format, alphabet=model.info.alphabet, unknown=unknown)
+    energies = model.energies(codes).double()
+    z = _saved_log_z(run)
+    columns = {"name": names, "energy": energies.numpy()}
+    if z is not None:
+        columns |= {
+            "log_prob": (-energies - z["value"]).numpy(),
+            "log_prob_lower": (-energies - z["upper"]).numpy(),
+            "log_prob_upper": (-energies - z["lower"]).numpy(),
+        }
+    columns["log_prob_independent"] = independent_log_prob(model, codes).numpy()
+    text = pd.DataFrame(columns).round(4).to_csv(index=False)
+    if out is None:
+        print(text, end="")
+    else:
+        write_file(out, text.encode())
+        told = "no log Z: run gibbsian protein family again" if z is None else "higher log_prob is more likely"
+        console_of().print(f"{len(names)} scores in {out} ({told})")
+
+
+def _describe(console: Console, found: Alignment, settings: FamilySettings, draws: int) -> None:
+    """Say what is fitted and how much memory it takes; refuse what the machine has no room for."""
+    from gibbsian.sequences.memory import MEGABYTE, check_memory, memory_available, memory_needed
+
+    console.print(f"[bold]{found}[/]", markup=True)
+    if found.effective < found.length:
+        console.print(
+            f"  [yellow]note:[/] {found.effective:.0f} effective sequences are fewer than {found.length} columns: "
+            "couplings and contacts are mostly guesses"
+        )
+    needed = memory_needed(
+        settings.by,
+        len(found),
+        found.length,
+        found.letters,
+        chains=settings.chains,
+        replicas=settings.tempering,
+        hidden=settings.hidden,
+        draws=draws,
+    )
+    free = memory_available()
+    told = "" if free is None else f" of {free / MEGABYTE:,.0f} MB free"
+    console.print(f"{settings.by}: about {needed / MEGABYTE:,.0f} MB of memory{told}")
+    check_memory(needed, free)
+
+
+def _prepare(
+    folder: Path,
+    source: Path,
+    found: Alignment,
+    settings: FamilySettings,
+    reference: str | None,
+    seed: int,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Make the run's folder by the rules of ``train``, and note what the run is of."""
+    import dataclasses
+
+    from gibbsian.files import replace_file
+    from gibbsian.sequences.family import FAMILY, WEIGHTS
+    from gibbsian.sequences.fitting import PARTIAL
+    from gibbsian.sequences.outputs import DRAWN, PICTURES, RESULTS, TABLES
+
+    if resume and overwrite:
+        raise OptionError("--resume goes on with a run and --overwrite replaces it: give one of them.")
+    used = (folder / RUN).exists()
+    if used and not (resume or overwrite):
+        raise OptionError(
+            f"A run is already saved in {folder}. Add --resume to go on with it, --overwrite to replace it, or "
+            "--out FOLDER for another place."
+        )
+    if resume and not used:
+        raise OptionError(
+            f"There is no run in {folder} to go on with. Leave --resume out to start one, or name its folder with "
+            "--out FOLDER."
+        )
+    kept = {
+        "alignment": lasting(str(source)),
+        "sequences": len(found),
+        "columns": found.length,
+        "effective": round(found.effective, 3),
+        "reference": reference,
+        "seed": seed,
+        **dataclasses.asdict(settings),
+    }
+    results = (WEIGHTS, FAMILY, RESULTS, DRAWN, REPORT, *TABLES)
+    results += tuple(f"{name}.{ending}" for name in PICTURES for ending in ("png", "svg"))
+    try:
+        if resume:
+            _check_same(folder, kept)
+        if overwrite:
+            clear(folder, ("checkpoints", "tensorboard", "metrics.jsonl", PARTIAL, RUN))
+        # What is left of an earlier end would tell of another model.
+        clear(folder, results)
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / RUN, json.dumps(kept, indent=1).encode())
+    except OSError as error:
+        raise StorageError(
+            f"{folder} cannot be written: {error.strerror or error}. Choose another place with --out FOLDER."
+        ) from error
+
+
+def _check_same(folder: Path, now: dict[str, Any]) -> None:
+    """Refuse to go on with a run of another alignment or by another way; more steps may be asked for."""
+    try:
+        before = json.loads((folder / RUN).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / RUN} cannot be read ({error}). Start anew with --overwrite.") from error
+    free = ("steps", "iterations", "alignment")
+    other = [name for name, value in now.items() if name not in free and before.get(name) != value]
+    if other:
+        told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in other)
+        raise OptionError(f"The run in {folder} was of other settings: {told}. Give the same, or --overwrite it.")
+
+
+def _fit(
+    console: Console,
+    found: Alignment,
+    settings: FamilySettings,
+    reference: str | None,
+    folder: Path,
+    seed: int,
+    resume: bool,
+) -> Family:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from gibbsian.sequences.family import save_family
+    from gibbsian.sequences.fitting import fit_family
+
+    began = time.perf_counter()
+    arguments: dict[str, Any] = {"rng": generator(seed), "reference": reference, "folder": folder, "resume": resume}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        if settings.by == "pseudo-likelihood":
+            with Progress(*columns, console=console, transient=True) as bar:
+                task = bar.add_task("pseudo-likelihood", total=settings.iterations)
+                model = fit_family(
+                    found,
+                    settings,
+                    told=lambda done, _, loss: bar.update(task, completed=done, description=f"loss {loss:.3f} nats"),
+                    **arguments,
+                )
+        else:
+            model = fit_family(found, settings, progress=True, **arguments)
+    except TrainingInterrupted as stopped:
+        raise TrainingInterrupted(f"{stopped} Give the command again with --resume.") from None
+    save_family(folder, model)
+    console.print(f"fitted by {settings.by} in {time.perf_counter() - began:.1f} s")
+    return model
+
+
+def _finish(
+    console: Console,
+    folder: Path,
+    model: Family,
+    found: Alignment,
+    known: Any,
+    source: Path,
+    draws: int,
+    sweeps: int,
+    doubles: int,
+    seed: int,
+    command: str,
+    began: float,
+) -> None:
+    """Evaluate, write all files, and tell the numbers."""
+    from gibbsian.sequences.evaluation import evaluate_family
+    from gibbsian.sequences.outputs import write_outputs
+    from gibbsian.sequences.page import write_page
+
+    with console.status("evaluating") as status:
+        worth = evaluate_family(
+            model, found, generator(seed + 1), structure=known, draws=draws, sweeps=sweeps, say=status.update
+        )
+        status.update("writing the report")
+        write_outputs(folder, model, worth, known, doubles)
+        seconds = time.perf_counter() - began
+        name = source.name.split(".")[0]
+        path = write_page(folder / REPORT, model, found, worth, known, name=name, command=command, seconds=seconds)
+    for name, each in worth.precision.items():
+        told = ", ".join(f"{mark} {each.at(n):.3f}" for mark, n in each.marks.items())
+        console.print(f"precision of contacts by {name}: {told} (at random {each.base_rate:.3f})")
+    a, z = worth.agreement, worth.log_z
+    console.print(
+        f"drawn and natural sequences: Pearson correlation {a.connected:.3f} of connected pairs, {a.one:.3f} of single "
+        f"letters ({worth.ceiling.connected:.3f} for as many of the family's own); R-hat {worth.draws.r_hat:.4f}"
+    )
+    console.print(
+        f"log Z {z.value:.3f} ± {z.stderr:.3f}, bracket [{z.lower:.3f}, {z.upper:.3f}]; log-likelihood "
+        f"{worth.log_likelihood} nats per sequence, independent columns {worth.independent}"
+    )
+    console.print(f"Model, tables, sequences and report in {folder}; open {path}")
+
+
+def _saved_log_z(run: Path) -> dict[str, float] | None:
+    from gibbsian.sequences.outputs import RESULTS
+
+    try:
+        return {k: float(v) for k, v in json.loads((run / RESULTS).read_text())["log_z"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
