@@ -78,8 +78,10 @@ def test_other_alphabets(tmp_path):
     path = write(tmp_path, ">a\nACGU\n>b\n-CGA\n")
     assert read_alignment(path, alphabet="rna").letters == 5
     assert read_alignment(path, alphabet="-UGCA").codes[0].tolist() == [4, 3, 2, 1]
-    with pytest.raises(OptionError, match="gap '-' first"):
-        read_alignment(path, alphabet="ACGU")
+    assert read_alignment(path, alphabet="ACGU").alphabet == "-ACGU"
+    for wrong in ("AC-GU", "AACGU", "A"):
+        with pytest.raises(OptionError, match="left out or first"):
+            read_alignment(path, alphabet=wrong)
 
 
 def test_rows_with_many_gaps_are_left_out(tmp_path):

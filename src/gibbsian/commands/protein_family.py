@@ -75,7 +75,7 @@ def family(
     format
         Of the alignment, where its ending and first line do not tell.
     alphabet
-        Its letters; spelled out, the gap comes first.
+        Its letters, besides the gap.
     unknown
         What becomes of letters that are none of these.
     identity

@@ -162,7 +162,7 @@ def read_alignment(
     format
         ``"fasta"``, ``"a2m"`` or ``"stockholm"``; told by the file itself when ``None``.
     alphabet
-        ``"protein"``, ``"rna"``, ``"dna"``, or the letters themselves with ``-`` first.
+        ``"protein"``, ``"rna"``, ``"dna"``, or the letters themselves; the gap ``-`` has the first code.
     focus
         A sequence whose columns alone are kept, those in which it has a letter.
     unknown
@@ -235,10 +235,10 @@ def _known_entries(path: Path, format: str | None, letters: str, unknown: str) -
 
 
 def _alphabet(name: str) -> str:
-    found = ALPHABETS.get(name.lower(), name)
+    found = ALPHABETS.get(name.lower(), name if "-" in name else f"-{name}")
     if not found.startswith("-") or len(set(found)) != len(found) or len(found) < 3 or not found.isascii():
         raise OptionError(
-            f"alphabet is {', '.join(ALPHABETS)}, or its letters, all different, with the gap '-' first; got {name!r}."
+            f"alphabet is {', '.join(ALPHABETS)}, or its letters, two or more and all different, the gap '-' left out or first; got {name!r}."
         )
     return found
 

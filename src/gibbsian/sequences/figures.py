@@ -247,7 +247,7 @@ def agreement_map(figure: Figure, family: np.ndarray, drawn: np.ndarray, words: 
     pad = 0.03 * (high - low) or 0.01
     edges = np.linspace(low - pad, high + pad, 121)
     counts = np.histogram2d(drawn, family, [edges, edges])[0]
-    amount = np.where(counts > 0, 0.18 + 0.82 * np.log1p(counts) / np.log1p(counts.max()), 0.0)
+    amount = np.where(counts > 0, 0.4 + 0.6 * np.log1p(counts) / np.log1p(counts.max()), 0.0)
     box = (edges[0], edges[-1], edges[0], edges[-1])
     axes.plot(edges[[0, -1]], edges[[0, -1]], color=colour("muted"), linewidth=0.8, zorder=0)
     axes.imshow(signed(amount, 1.0), extent=box, origin="lower", interpolation="nearest", aspect="equal")
