@@ -256,7 +256,7 @@ def draw_figures(
 
     save("profile", lambda f: figures.profile_logo(f, own.one.numpy(), family.alphabet), 8.0, 1.9)
     save("precision", lambda f: figures.precision_curve(f, curves), 4.6, 3.4)
-    for method, (model, drawn) in pictures.items():
+    for method, (_, drawn) in pictures.items():
         x, y = own.connected.flatten().numpy(), drawn.connected.flatten().numpy()
         save(f"{method}-pairs", lambda f, x=x, y=y: figures.agreement_map(f, x, y, "connected pairs"), 3.8, 3.8)
     if "pseudo-likelihood" in pictures:

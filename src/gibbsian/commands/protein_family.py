@@ -41,10 +41,10 @@ def family(
     identity: float = 0.8,
     max_gaps: float = 1.0,
     coupling_penalty: Annotated[
-        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(0.01, with --by boltzmann 0.001)")
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(0.01, with --by boltzmann 0.0001)")
     ] = None,
     iterations: int = 200,
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(boltzmann 3000, rbm 6000)")] = None,
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(boltzmann 2000, rbm 4000)")] = None,
     chains: int = 2000,
     tempering: int = 1,
     hidden: int = 100,

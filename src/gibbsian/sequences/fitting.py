@@ -47,12 +47,12 @@ class FamilySettings:
         ``"pseudo-likelihood"`` (fast; contacts and mutations), ``"boltzmann"`` (a model whose draws are like the
         family) or ``"rbm"``.
     coupling_penalty
-        On squared couplings; when ``None`` 0.01 for pseudo-likelihood, which is best for contacts, and 0.001 for
+        On squared couplings; when ``None`` 0.01 for pseudo-likelihood, which is best for contacts, and 0.0001 for
         Boltzmann learning, which keeps close to the family's statistics.
     iterations
         Of pseudo-likelihood, at most.
     steps
-        Of Boltzmann learning or a machine; when ``None`` 3000 and 6000.
+        Of Boltzmann learning or a machine; when ``None`` 2000 and 4000.
     chains, sweeps
         Persistent chains, and the sweeps they make between two steps.
     tempering
@@ -106,7 +106,7 @@ class FamilySettings:
     @property
     def penalty(self) -> float:
         """The penalty on squared couplings that is used."""
-        usual = 0.01 if self.by == "pseudo-likelihood" else 0.001
+        usual = 0.01 if self.by == "pseudo-likelihood" else 0.0001
         return usual if self.coupling_penalty is None else self.coupling_penalty
 
     @property
@@ -114,7 +114,7 @@ class FamilySettings:
         """Settings of `fit`, for what is trained by chains."""
         if self.by == "rbm":
             return TrainingSettings(
-                steps=self.steps or 6000,
+                steps=self.steps or 4000,
                 batch_size=self.batch_size,
                 learning_rate=self.learning_rate or 0.002,
                 clip_norm=0.0,
@@ -123,7 +123,7 @@ class FamilySettings:
                 checkpoint_every=500,
             )
         return TrainingSettings(
-            steps=self.steps or 3000,
+            steps=self.steps or 2000,
             batch_size=2,
             optimizer="sgd",
             learning_rate=self.learning_rate or 0.05,
