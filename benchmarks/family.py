@@ -34,10 +34,11 @@ from gibbsian.sequences.alignment import Alignment, read_alignment
 from gibbsian.sequences.contacts import CUTOFF, SEPARATION, Precision, Structure, precision, read_structure
 from gibbsian.sequences.draws import draw_family
 from gibbsian.sequences.family import Family, save_family
-from gibbsian.sequences.fitting import FamilySettings, fit_family
+from gibbsian.sequences.fitting import fit_family
 from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.mean_field import mean_field_potts
 from gibbsian.sequences.memory import MEGABYTE, memory_needed
+from gibbsian.sequences.settings import FamilySettings
 from gibbsian.sequences.statistics import agreement, statistics
 
 METHODS = ("pseudo-likelihood", "boltzmann", "rbm")

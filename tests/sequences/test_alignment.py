@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gibbsian.errors import DataError, OptionError, ShapeError
-from gibbsian.sequences.alignment import Alignment, alignment_of, decode, encode, fasta, read_alignment
+from gibbsian.sequences.alignment import Alignment, alignment_of, read_alignment
+from gibbsian.sequences.letters import decode, encode, fasta
 from gibbsian.sequences.weights import identity_weights
 
 ROWS = ["ACD-", "ACDE", "-CDE", "GCDF"]

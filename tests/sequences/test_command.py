@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gibbsian.cli import main
-from gibbsian.sequences.alignment import fasta, read_alignment
+from gibbsian.sequences.alignment import read_alignment
 from gibbsian.sequences.family import load_family
+from gibbsian.sequences.letters import fasta
 from protein_families import alignment, small_potts
 
 QUICK = ("--draws", "60", "--sweeps", "10", "--steps", "6", "--chains", "100", "--hidden", "4", "--alphabet", "AC")

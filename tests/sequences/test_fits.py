@@ -10,7 +10,7 @@ from gibbsian.kernels.tempering import ParallelTempering
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.pseudo_likelihood import PseudoLikelihood
 from gibbsian.sequences.boltzmann import BoltzmannLearning
-from gibbsian.sequences.fitting import FamilySettings, fit_family
+from gibbsian.sequences.fitting import fit_family
 from gibbsian.sequences.gibbs import SequenceGibbs
 from gibbsian.sequences.machines import effective_couplings, machine_of, weighted_rows
 from gibbsian.sequences.mean_field import mean_field_potts
@@ -19,6 +19,7 @@ from gibbsian.sequences.pseudo_likelihood import (
     PseudoLikelihoodSettings,
     fit_pseudo_likelihood,
 )
+from gibbsian.sequences.settings import FamilySettings
 from gibbsian.sequences.statistics import Statistics, agreement, statistics
 from gibbsian.sequences.tables import profile
 from gibbsian.training.fit import fit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -12,17 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from gibbsian.commands.console import console_of, generator
-from gibbsian.errors import InputError, OptionError, StorageError, TrainingInterrupted
-from gibbsian.runs import check_ending, clear, lasting, write_file
+from gibbsian.commands.family_runs import REPORT, describe, prepare_family, saved_family_log_z
+from gibbsian.errors import OptionError, TrainingInterrupted
+from gibbsian.runs import check_ending, write_file
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from gibbsian.sequences.alignment import Alignment
     from gibbsian.sequences.family import Family
-    from gibbsian.sequences.fitting import FamilySettings
-
-RUN, REPORT = "run.json", "report.html"
+    from gibbsian.sequences.settings import FamilySettings
 
 _FILE = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
 _NAME = tyro.conf.arg(metavar="NAME", help_behavior_hint="")
@@ -109,7 +107,7 @@ def family(
     """
     from gibbsian.sequences.alignment import read_alignment
     from gibbsian.sequences.contacts import read_structure
-    from gibbsian.sequences.fitting import FamilySettings
+    from gibbsian.sequences.settings import FamilySettings
 
     console, began = console_of(), time.perf_counter()
     settings = FamilySettings(
@@ -139,8 +137,8 @@ def family(
         known = None if structure is None else read_structure(structure, found.length)
     folder = out or Path("runs") / alignment.name.split(".")[0]
     command = shlex.join(["gibbsian", *sys.argv[1:]]) if sys.argv[1:2] == ["protein"] else ""
-    _describe(console, found, settings, min(draws, 4000))
-    _prepare(folder, alignment, found, settings, reference, seed, resume, overwrite)
+    describe(console, found, settings, min(draws, 4000))
+    prepare_family(folder, alignment, found, settings, reference, seed, resume, overwrite)
     model = _fit(console, found, settings, reference, folder, seed, resume)
     _finish(console, folder, model, found, known, alignment, draws, sweeps, doubles, seed, command, began)
 
@@ -178,7 +176,7 @@ def score_sequences(
     model = load_family(run)
     names, codes = read_sequences(sequences, format=format, alphabet=model.info.alphabet, unknown=unknown)
     energies = model.energies(codes).double()
-    z = _saved_log_z(run)
+    z = saved_family_log_z(run)
     columns = {"name": names, "energy": energies.numpy()}
     if z is not None:
         columns |= {
@@ -194,102 +192,6 @@ def score_sequences(
         write_file(out, text.encode())
         told = "no log Z: run gibbsian protein family again" if z is None else "higher log_prob is more likely"
         console_of().print(f"{len(names)} scores in {out} ({told})")
-
-
-def _describe(console: Console, found: Alignment, settings: FamilySettings, draws: int) -> None:
-    """Say what is fitted and how much memory it takes; refuse what the machine has no room for."""
-    from gibbsian.sequences.memory import MEGABYTE, check_memory, memory_available, memory_needed
-
-    console.print(f"[bold]{found}[/]", markup=True)
-    if found.effective < found.length:
-        console.print(
-            f"  [yellow]note:[/] {found.effective:.0f} effective sequences are fewer than {found.length} columns: "
-            "couplings and contacts are mostly guesses"
-        )
-    needed = memory_needed(
-        settings.by,
-        len(found),
-        found.length,
-        found.letters,
-        chains=settings.chains,
-        replicas=settings.tempering,
-        hidden=settings.hidden,
-        draws=draws,
-    )
-    free = memory_available()
-    told = "" if free is None else f" of {free / MEGABYTE:,.0f} MB free"
-    console.print(f"{settings.by}: about {needed / MEGABYTE:,.0f} MB of memory{told}")
-    check_memory(needed, free)
-
-
-def _prepare(
-    folder: Path,
-    source: Path,
-    found: Alignment,
-    settings: FamilySettings,
-    reference: str | None,
-    seed: int,
-    resume: bool,
-    overwrite: bool,
-) -> None:
-    """Make the run's folder by the rules of ``train``, and note what the run is of."""
-    import dataclasses
-
-    from gibbsian.files import replace_file
-    from gibbsian.sequences.family import FAMILY, WEIGHTS
-    from gibbsian.sequences.fitting import PARTIAL
-    from gibbsian.sequences.outputs import DRAWN, PICTURES, RESULTS, TABLES
-
-    if resume and overwrite:
-        raise OptionError("--resume goes on with a run and --overwrite replaces it: give one of them.")
-    used = (folder / RUN).exists()
-    if used and not (resume or overwrite):
-        raise OptionError(
-            f"A run is already saved in {folder}. Add --resume to go on with it, --overwrite to replace it, or "
-            "--out FOLDER for another place."
-        )
-    if resume and not used:
-        raise OptionError(
-            f"There is no run in {folder} to go on with. Leave --resume out to start one, or name its folder with "
-            "--out FOLDER."
-        )
-    kept = {
-        "alignment": lasting(str(source)),
-        "sequences": len(found),
-        "columns": found.length,
-        "effective": round(found.effective, 3),
-        "reference": reference,
-        "seed": seed,
-        **dataclasses.asdict(settings),
-    }
-    results = (WEIGHTS, FAMILY, RESULTS, DRAWN, REPORT, *TABLES)
-    results += tuple(f"{name}.{ending}" for name in PICTURES for ending in ("png", "svg"))
-    try:
-        if resume:
-            _check_same(folder, kept)
-        if overwrite:
-            clear(folder, ("checkpoints", "tensorboard", "metrics.jsonl", PARTIAL, RUN))
-        # What is left of an earlier end would tell of another model.
-        clear(folder, results)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / RUN, json.dumps(kept, indent=1).encode())
-    except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose another place with --out FOLDER."
-        ) from error
-
-
-def _check_same(folder: Path, now: dict[str, Any]) -> None:
-    """Refuse to go on with a run of another alignment or by another way; more steps may be asked for."""
-    try:
-        before = json.loads((folder / RUN).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / RUN} cannot be read ({error}). Start anew with --overwrite.") from error
-    free = ("steps", "iterations", "alignment")
-    other = [name for name, value in now.items() if name not in free and before.get(name) != value]
-    if other:
-        told = ", ".join(f"{name} {before.get(name)}, now {now[name]}" for name in other)
-        raise OptionError(f"The run in {folder} was of other settings: {told}. Give the same, or --overwrite it.")
 
 
 def _fit(
@@ -369,12 +271,3 @@ def _finish(
         f"{worth.log_likelihood} nats per sequence, independent columns {worth.independent}"
     )
     console.print(f"Model, tables, sequences and report in {folder}; open {path}")
-
-
-def _saved_log_z(run: Path) -> dict[str, float] | None:
-    from gibbsian.sequences.outputs import RESULTS
-
-    try:
-        return {k: float(v) for k, v in json.loads((run / RESULTS).read_text())["log_z"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None

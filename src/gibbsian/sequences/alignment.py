@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gibbsian.errors import DataError, OptionError, ShapeError
 from gibbsian.sequences.formats import Entries, read_entries
+from gibbsian.sequences.letters import alphabet_of, check_lengths, codes_of_rows, decode, encode
 from gibbsian.sequences.weights import identity_weights
-
-PROTEIN = "-ACDEFGHIKLMNPQRSTVWY"
-"""The gap, then the amino acids."""
-
-ALPHABETS = {"protein": PROTEIN, "rna": "-ACGU", "dna": "-ACGT"}
 
 LEAST = 10.0
 """Effective sequences below which nothing can be fitted."""
@@ -125,24 +119,6 @@ class Alignment:
             )
 
 
-def encode(rows: Sequence[str], alphabet: str = PROTEIN) -> Tensor:
-    """Turn rows of letters into codes ``(N, L)``.
-
-    Raises
-    ------
-    DataError
-        If rows differ in length, or a letter is unknown.
-    """
-    _check_lengths([(f"row {i}", row) for i, row in enumerate(rows, 1)], "The sequences")
-    return _codes([(f"row {i}", row) for i, row in enumerate(rows, 1)], alphabet, "The sequences")
-
-
-def decode(codes: Tensor, alphabet: str = PROTEIN) -> list[str]:
-    """Turn codes ``(N, L)`` into rows of letters."""
-    table = np.frombuffer(alphabet.encode("ascii"), dtype=np.uint8)
-    return [bytes(row).decode("ascii") for row in table[codes.numpy()]]
-
-
 def read_alignment(
     path: str | Path,
     *,
@@ -181,11 +157,11 @@ def read_alignment(
         If an option is out of its range, or there is no focus of this name.
     """
     path = Path(path)
-    letters = _alphabet(alphabet)
+    letters = alphabet_of(alphabet)
     if not 0.0 < max_gaps <= 1.0:
         raise OptionError(f"max_gaps is a share of the columns, above 0, up to 1; got {max_gaps}.")
     entries = _known_entries(path, format, letters, unknown)
-    codes = _codes(entries, letters, str(path), as_gap=unknown == "gap")
+    codes = codes_of_rows(entries, letters, str(path), as_gap=unknown == "gap")
     names = tuple(name for name, _ in entries)
     if focus is not None:
         own = codes[_row_of(names, focus)]
@@ -204,77 +180,29 @@ def read_sequences(
     path: str | Path, *, format: str | None = None, alphabet: str = "protein", unknown: str = "refuse"
 ) -> tuple[list[str], Tensor]:
     """Read sequences that are aligned to a family, one or more: names and codes; arguments as of `read_alignment`."""
-    found = _known_entries(Path(path), format, _alphabet(alphabet), unknown)
-    return [name for name, _ in found], _codes(found, _alphabet(alphabet), str(path), as_gap=unknown == "gap")
+    found = _known_entries(Path(path), format, alphabet_of(alphabet), unknown)
+    return [name for name, _ in found], codes_of_rows(found, alphabet_of(alphabet), str(path), as_gap=unknown == "gap")
 
 
 def alignment_of(rows: Sequence[str], alphabet: str = "protein", identity: float = 0.8) -> Alignment:
     """Make an alignment of rows of letters; the errors are those of `read_alignment`."""
-    letters = _alphabet(alphabet)
+    letters = alphabet_of(alphabet)
     codes = encode(rows, letters)
     _check_columns(codes, "The sequences")
     names = tuple(f"sequence-{i}" for i in range(1, len(rows) + 1))
     return Alignment(letters, names, codes, identity_weights(codes, len(letters), identity))
 
 
-def fasta(names: Sequence[str], codes: Tensor, alphabet: str = PROTEIN) -> str:
-    """Write sequences as FASTA, a line each."""
-    return "".join(f">{name}\n{row}\n" for name, row in zip(names, decode(codes, alphabet)))
-
-
 def _known_entries(path: Path, format: str | None, letters: str, unknown: str) -> Entries:
     if unknown not in ("refuse", "gap", "drop"):
         raise OptionError(f"unknown is 'refuse', 'gap' or 'drop'; got {unknown!r}.")
     entries = read_entries(path, format)
-    _check_lengths(entries, str(path))
+    check_lengths(entries, str(path))
     if unknown == "drop":
         entries = [(name, row) for name, row in entries if not set(row) - set(letters)]
         if not entries:
             raise DataError(f"{path}: every sequence has a letter that is not among {letters}.")
     return entries
-
-
-def _alphabet(name: str) -> str:
-    found = ALPHABETS.get(name.lower(), name if "-" in name else f"-{name}")
-    if not found.startswith("-") or len(set(found)) != len(found) or len(found) < 3 or not found.isascii():
-        raise OptionError(
-            f"alphabet is {', '.join(ALPHABETS)}, or its letters, two or more and all different, the gap '-' left out or first; got {name!r}."
-        )
-    return found
-
-
-def _check_lengths(entries: Entries, source: str) -> None:
-    if not entries:
-        raise DataError(f"{source}: there is no sequence.")
-    counts = Counter(len(row) for _, row in entries)
-    if len(counts) > 1:
-        usual = counts.most_common(1)[0][0]
-        name, row = next((name, row) for name, row in entries if len(row) != usual)
-        raise DataError(
-            f"{source}: rows of an alignment have one length, and {len(entries) - counts[usual]} of {len(entries)} do "
-            f"not have {usual} columns as most do; {name} has {len(row)}. Align the sequences first (Clustal Omega, "
-            "MAFFT, hmmalign); if lower-case inserts make the difference, read the file as A2M (--format a2m)."
-        )
-
-
-def _codes(entries: Entries, alphabet: str, source: str, as_gap: bool = False) -> Tensor:
-    table = np.full(256, 255, dtype=np.uint8)
-    for code, letter in enumerate(alphabet):
-        table[ord(letter)] = code
-    text = "".join(row for _, row in entries).encode("latin-1", errors="replace")
-    found = table[np.frombuffer(text, dtype=np.uint8)].reshape(len(entries), -1)
-    unknown = found == 255
-    if unknown.any() and not as_gap:
-        rows, places = np.nonzero(unknown)
-        name = entries[rows[0]][0]
-        letters = Counter(entries[r][1][p] for r, p in zip(rows, places))
-        told = ", ".join(f"{letter!r} {count} times" for letter, count in letters.most_common(6))
-        raise DataError(
-            f"{source}: letters that are not among {alphabet}: {told}; the first at place {places[0] + 1} of {name}. "
-            "Write them as gaps (--unknown gap), leave out their sequences (--unknown drop), or name another alphabet "
-            "(--alphabet rna)."
-        )
-    return torch.from_numpy(np.where(unknown, 0, found).astype(np.int64))
 
 
 def _check_columns(codes: Tensor, source: str) -> None:

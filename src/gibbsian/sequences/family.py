@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from gibbsian.energies.pairwise import Potts
 from gibbsian.energies.tractable import Categorical
 from gibbsian.errors import DataError, ModelFileError, OptionError, StorageError
 from gibbsian.files import replace_file
-from gibbsian.sequences.alignment import decode, encode
+from gibbsian.sequences.letters import decode, encode
 from gibbsian.sequences.machines import machine_of
 from gibbsian.sequences.mutations import DoubleMutations, double_mutations, single_mutations
 from gibbsian.sequences.tables import profile, states_of, tables_of
@@ -164,7 +164,7 @@ def save_family(folder: str | Path, family: Family) -> Path:
     home = Path(folder)
     weights = {f"energy.{k}": v for k, v in family.energy.state_dict().items()} | {"shares": family.shares}
     if family.couplings is not family.energy:
-        weights["couplings"] = family.couplings.interaction.dense()
+        weights["couplings"] = cast(Couplings, family.couplings.interaction).dense()
         weights["couplings_field"] = family.couplings.field
     weights = {k: v.detach().cpu().contiguous().clone() for k, v in weights.items()}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,21 @@ from torch import Generator, Tensor
 
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.pairwise import Potts
-from gibbsian.errors import ModelFileError, OptionError, StorageError
+from gibbsian.errors import ModelFileError, StorageError
 from gibbsian.files import replace_file
 from gibbsian.kernels.tempering import ParallelTempering
-from gibbsian.sequences.alignment import Alignment, decode
+from gibbsian.sequences.alignment import Alignment
 from gibbsian.sequences.boltzmann import BoltzmannLearning
-from gibbsian.sequences.family import METHODS, Family, FamilyInfo
+from gibbsian.sequences.family import Family, FamilyInfo
 from gibbsian.sequences.gibbs import SequenceGibbs
+from gibbsian.sequences.letters import decode
 from gibbsian.sequences.machines import effective_couplings, machine_objective, machine_of, weighted_rows
 from gibbsian.sequences.pseudo_likelihood import PseudoLikelihoodSettings, fit_pseudo_likelihood
+from gibbsian.sequences.settings import FamilySettings
 from gibbsian.sequences.statistics import Statistics, statistics
 from gibbsian.sequences.tables import profile, states_of
 from gibbsian.training.fit import fit
 from gibbsian.training.metrics import Record
-from gibbsian.training.settings import TrainingSettings
 
 PARTIAL = "pseudo-likelihood.safetensors"
 """Where the iterations of pseudo-likelihood are kept."""
@@ -35,105 +36,6 @@ SMOOTHING = 0.01
 
 SEEN = 2048
 """Sequences by which training judges its chains at the end."""
-
-
-@dataclass(frozen=True)
-class FamilySettings:
-    """How `fit_family` fits.
-
-    Parameters
-    ----------
-    by
-        ``"pseudo-likelihood"`` (fast; contacts and mutations), ``"boltzmann"`` (a model whose draws are like the
-        family) or ``"rbm"``.
-    coupling_penalty
-        On squared couplings; when ``None`` 0.01 for pseudo-likelihood, which is best for contacts, and 0.0001 for
-        Boltzmann learning, which keeps close to the family's statistics.
-    iterations
-        Of pseudo-likelihood, at most.
-    steps
-        Of Boltzmann learning or a machine; when ``None`` 2000 and 4000.
-    chains, sweeps
-        Persistent chains, and the sweeps they make between two steps.
-    tempering
-        Temperatures of parallel tempering in Boltzmann learning; 1 for none.
-    hottest
-        The lowest inverse temperature.
-    pseudocount
-        Share of uniform letters mixed into the statistics that Boltzmann learning matches.
-    hidden
-        Units of a machine.
-    batch_size
-        Sequences per step of a machine.
-    learning_rate
-        When ``None`` 0.05 for Boltzmann learning (plain gradient with momentum 0.9) and 0.002 for a machine (AdamW).
-
-    Raises
-    ------
-    OptionError
-        If a value is out of its range.
-    """
-
-    by: str = "pseudo-likelihood"
-    coupling_penalty: float | None = None
-    iterations: int = 200
-    steps: int | None = None
-    chains: int = 2000
-    sweeps: int = 2
-    tempering: int = 1
-    hottest: float = 0.5
-    pseudocount: float = 0.001
-    hidden: int = 100
-    batch_size: int = 500
-    learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.by not in METHODS:
-            raise OptionError(f"by is one of {', '.join(METHODS)}; got {self.by!r}.")
-        for name in ("iterations", "sweeps", "tempering", "hidden", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is 1 or more; got {getattr(self, name)}.")
-        if self.chains < 100:
-            raise OptionError(f"chains is 100 or more, as statistics of pairs are taken over them; got {self.chains}.")
-        if self.steps is not None and self.steps < 1:
-            raise OptionError(f"steps is 1 or more; got {self.steps}.")
-        if not 0.0 < self.hottest < 1.0 or not 0.0 <= self.pseudocount < 1.0:
-            raise OptionError(
-                f"hottest lies between 0 and 1 and pseudocount from 0 to below 1; got {self.hottest} and "
-                f"{self.pseudocount}."
-            )
-
-    @property
-    def penalty(self) -> float:
-        """The penalty on squared couplings that is used."""
-        usual = 0.01 if self.by == "pseudo-likelihood" else 0.0001
-        return usual if self.coupling_penalty is None else self.coupling_penalty
-
-    @property
-    def training(self) -> TrainingSettings:
-        """Settings of `fit`, for what is trained by chains."""
-        if self.by == "rbm":
-            return TrainingSettings(
-                steps=self.steps or 4000,
-                batch_size=self.batch_size,
-                learning_rate=self.learning_rate or 0.002,
-                clip_norm=0.0,
-                ema_decay=0.995,
-                log_every=50,
-                checkpoint_every=500,
-            )
-        return TrainingSettings(
-            steps=self.steps or 2000,
-            batch_size=2,
-            optimizer="sgd",
-            learning_rate=self.learning_rate or 0.05,
-            momentum=0.9,
-            clip_norm=0.0,
-            ema_decay=0.98,
-            log_every=25,
-            checkpoint_every=250,
-            final_learning_rate_factor=0.05,
-        )
 
 
 def fit_family(

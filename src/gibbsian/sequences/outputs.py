@@ -12,10 +12,10 @@ import torch
 from gibbsian.errors import StorageError
 from gibbsian.files import replace_file
 from gibbsian.sequences import figures
-from gibbsian.sequences.alignment import fasta
 from gibbsian.sequences.contacts import CUTOFF, SEPARATION, Structure
 from gibbsian.sequences.evaluation import Evaluation
 from gibbsian.sequences.family import Family
+from gibbsian.sequences.letters import fasta
 from gibbsian.sequences.mutations import strongest
 
 if TYPE_CHECKING:

@@ -18,12 +18,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from gibbsian.energies.couplings import Couplings
 from gibbsian.energies.pairwise import Potts
 from gibbsian.errors import DivergenceError, OptionError
 from gibbsian.sequences.statistics import statistics
@@ -148,7 +150,7 @@ class PseudoLikelihoodLoss:
         energy = Potts.dense(self.length, self.letters)
         with torch.no_grad():
             energy.field.copy_(field)
-            energy.interaction.pairs_above.copy_(pairs)
+            cast(Couplings, energy.interaction).pairs_above.copy_(pairs)
         return energy
 
     def flat(self, energy: Potts) -> Tensor:

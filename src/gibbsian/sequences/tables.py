@@ -167,8 +167,8 @@ class PottsOnPath(Energy):
         super().__init__()
         if base.event_shape != potts.event_shape:
             raise ShapeError(
-                f"A path leads between points of one shape; the base has {tuple(base.event_shape)} and the model "
-                f"{tuple(potts.event_shape)}."
+                f"A path leads between points of one shape; the base has {base.event_shape} and the model "
+                f"{potts.event_shape}."
             )
         self.event_shape = potts.event_shape
         self.potts, self.beta = potts, beta
