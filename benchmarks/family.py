@@ -16,6 +16,7 @@ PF00014_struct.dat. Contacts lie 5 or more columns and less than 8 angstroms apa
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import resource
@@ -26,6 +27,7 @@ from typing import Any
 
 import torch
 
+import common
 from common import Stopwatch, circumstances, generator, table, write
 from gibbsian.energies.gauges import contact_scores
 from gibbsian.energies.pairwise import Potts
@@ -39,7 +41,7 @@ from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.mean_field import mean_field_potts
 from gibbsian.sequences.memory import MEGABYTE, memory_needed
 from gibbsian.sequences.settings import FamilySettings
-from gibbsian.sequences.statistics import agreement, statistics
+from gibbsian.sequences.statistics import Agreement, Statistics, agreement, statistics
 
 METHODS = ("pseudo-likelihood", "boltzmann", "rbm")
 ASKED = {
@@ -78,29 +80,43 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "draws": options.draws,
         "asked": ASKED,
     }
-    rng = generator(options.seed, 99)
-    again = family.codes[torch.multinomial(family.weights, options.draws, True, generator=rng)]
-    record["ceiling"] = agreement(own, statistics(again, family.letters))._asdict()
+    record["ceiling"] = ceiling(family, own, options)._asdict()
     with Stopwatch() as watch:
         mean_field = mean_field_potts(own)
     found = precision(contact_scores(mean_field), structure)
-    curves, pictures = {"mean field": found}, {}
     record["base_rate"] = found.base_rate
     record["methods"] = {"mean field": {"core_seconds": watch.cpu, "contacts": contacts(found)}}
+    record["methods"] |= earlier(name)
+    if not options.quick:
+        save("profile", lambda f: figures.profile_logo(f, own.one.numpy(), family.alphabet), 8.0, 1.9)
     for method in options.methods:
         row, model, drawn = run(method, family, structure, options)
         record["methods"][method] = row
-        curves[method] = precision(model.contacts(), structure)
-        pictures[method] = (model, statistics(drawn, family.letters))
         print(method, row, flush=True)
         if options.keep is not None:
             save_family(options.keep / method, model)
-    record["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    record["met"] = met(record)
-    write("family", f"The family {name}", record, (report(record),))
-    if not options.quick:
-        draw_figures(family, own, structure, curves, pictures)
+        if not options.quick:
+            draw_figures(method, model, family, own, statistics(drawn, family.letters), structure, found)
+        # After each, for a long run may be stopped.
+        record["met"] = met(record)
+        write("family", f"The family {name}", record, (report(record),))
     return record
+
+
+def ceiling(family: Alignment, own: Statistics, options: argparse.Namespace) -> Agreement:
+    """How well as many sequences agree with the family that are taken from itself by weight."""
+    rng = generator(options.seed, 99)
+    again = family.codes[torch.multinomial(family.weights, options.draws, True, generator=rng)]
+    return agreement(own, statistics(again, family.letters))
+
+
+def earlier(name: str) -> dict[str, Any]:
+    """What was measured of the same family before, by method: a run of some methods leaves the others' rows."""
+    try:
+        record = json.loads((common.RESULTS / "family.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return {k: v for k, v in record["methods"].items() if k != "mean field"} if record["family"] == name else {}
 
 
 def run(
@@ -131,6 +147,7 @@ def run(
         "log_z_core_seconds": annealing.cpu,
         "log_likelihood": float((weights * logs).sum()),
         "log_likelihood_independent": float((weights * independent_log_prob(model, family.codes).double()).sum()),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "memory_said_mb": memory_needed(method, len(family), family.length, family.letters) / MEGABYTE,
         "settings": model.info.settings,
     }
@@ -192,8 +209,7 @@ def report(record: dict[str, Any]) -> str:
     words = (
         f"{record['sequences']} sequences of {record['columns']} columns, {record['effective']:.0f} effective; "
         f"{record['draws']} drawn. As many drawn from the family itself reach {ceiling['connected']:.3f} in connected "
-        f"pairs. Contacts are {SEPARATION} or more columns and less than {CUTOFF:g} angstroms apart. Peak memory "
-        f"{record['peak_memory_mb']:.0f} MB."
+        f"pairs. Contacts are {SEPARATION} or more columns and less than {CUTOFF:g} angstroms apart."
     )
     asked = "\n".join(f"* {name}: {'met' if good else 'not met'}" for name, good in record["met"].items())
     second = table(
@@ -242,35 +258,32 @@ def info_of(columns: int, alphabet: str) -> Any:
 
 
 def draw_figures(
+    method: str,
+    model: Family,
     family: Alignment,
-    own: Any,
+    own: Statistics,
+    drawn: Statistics,
     structure: Structure,
-    curves: dict[str, Precision],
-    pictures: dict[str, tuple[Family, Any]],
+    mean_field: Precision,
 ) -> None:
     """Draw what the page of the documentation shows."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
-
-    def save(name: str, paint: Any, width: float, height: float) -> None:
-        path = IMAGES / f"family-{name}.png"
-        path.write_bytes(figures.save_figure(path, paint, width, height))
-
-    save("profile", lambda f: figures.profile_logo(f, own.one.numpy(), family.alphabet), 8.0, 1.9)
+    x, y = own.connected.flatten().numpy(), drawn.connected.flatten().numpy()
+    save(f"{method}-pairs", lambda f: figures.agreement_map(f, x, y, "connected pairs"), 3.8, 3.8)
+    if method != "pseudo-likelihood":
+        return
+    curves = {method: precision(model.contacts(), structure), "mean field": mean_field}
+    scores, effects = model.contacts().numpy(), model.mutations().numpy()
+    apart, pairs = structure.distances.numpy(), 2 * family.length
     save("precision", lambda f: figures.precision_curve(f, curves), 4.6, 3.4)
-    for method, (_, drawn) in pictures.items():
-        x, y = own.connected.flatten().numpy(), drawn.connected.flatten().numpy()
-        save(f"{method}-pairs", lambda f, x=x, y=y: figures.agreement_map(f, x, y, "connected pairs"), 3.8, 3.8)
-    if "pseudo-likelihood" in pictures:
-        model = pictures["pseudo-likelihood"][0]
-        scores, effects = model.contacts().numpy(), model.mutations().numpy()
-        apart, pairs = structure.distances.numpy(), 2 * family.length
-        save("contacts", lambda f: figures.contact_map(f, scores, apart, pairs, SEPARATION, CUTOFF), 4.6, 4.9)
-        save(
-            "mutations",
-            lambda f: figures.mutation_map(f, effects, family.alphabet, model.info.reference),
-            8.5,
-            3.0,
-        )
+    save("contacts", lambda f: figures.contact_map(f, scores, apart, pairs, SEPARATION, CUTOFF), 4.6, 4.9)
+    save("mutations", lambda f: figures.mutation_map(f, effects, family.alphabet, model.info.reference), 8.5, 3.0)
+
+
+def save(name: str, paint: Any, width: float, height: float) -> None:
+    """Draw one figure."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"family-{name}.png"
+    path.write_bytes(figures.save_figure(path, paint, width, height))
 
 
 if __name__ == "__main__":
