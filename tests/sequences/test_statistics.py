@@ -9,7 +9,7 @@ from protein_families import drawn, hot, small_potts
 
 
 def test_statistics_are_weighted_counts(monkeypatch):
-    monkeypatch.setattr("gibbsian.sequences.statistics.ROWS", 7)
+    monkeypatch.setattr("gibbsian.sequences.statistics.CELLS", 45)
     codes = drawn(small_potts(4), 50)
     weights = torch.rand(50, generator=torch.Generator().manual_seed(0))
     found = statistics(codes, 3, weights)

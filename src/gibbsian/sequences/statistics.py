@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gibbsian.errors import ShapeError
 
-ROWS = 2048
-"""Sequences whose pairs are counted at once."""
+CELLS = 1 << 22
+"""Pairs of letters that are counted at once: 32 MB."""
 
 
 class Statistics(NamedTuple):
@@ -71,8 +71,9 @@ def statistics(codes: Tensor, letters: int, weights: Tensor | None = None) -> St
     cells = len(i) * letters * letters
     first = torch.arange(len(i)) * letters * letters
     two = torch.zeros(cells, dtype=torch.float64)
-    for start in range(0, n, ROWS):
-        rows, own = codes[start : start + ROWS], w[start : start + ROWS]
+    size = max(1, CELLS // max(len(i), 1))
+    for start in range(0, n, size):
+        rows, own = codes[start : start + size], w[start : start + size]
         joint = rows[:, i] * letters + rows[:, j] + first
         even = None if weights is None else own.repeat_interleave(len(i))
         counted = torch.bincount(joint.flatten(), even, minlength=cells)
