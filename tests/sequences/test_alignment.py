@@ -161,35 +161,43 @@ def test_weights_are_those_of_brute_force(identity):
     codes[50:90] = codes[:40]
     codes[90:120, :8] = codes[:30, :8]
     alike = (codes[:, None] == codes[None]).double().mean(2) >= identity - 1e-9
-    assert torch.allclose(identity_weights(codes, 3, identity).double(), 1.0 / alike.double().sum(1), atol=1e-7)
+    assert torch.allclose(identity_weights(codes, identity).double(), 1.0 / alike.double().sum(1), atol=1e-7)
 
 
 def test_blocks_of_comparisons_make_no_difference(monkeypatch):
     codes = torch.randint(0, 4, (200, 6), generator=torch.Generator().manual_seed(1))
-    whole = identity_weights(codes, 4, 0.6)
-    monkeypatch.setattr("gibbsian.sequences.weights.CELLS", 1500)
-    assert torch.equal(identity_weights(codes, 4, 0.6), whole)
+    whole = identity_weights(codes, 0.6)
+    monkeypatch.setattr("gibbsian.sequences.weights.ROWS", 7)
+    monkeypatch.setattr("gibbsian.sequences.weights.COLUMNS", 11)
+    assert torch.equal(identity_weights(codes, 0.6), whole)
 
 
 def test_a_share_of_exactly_eight_tenths_counts():
     # 8 of 10 columns: 0.8 * 10 is 8.000000000000002 or 7.999999 in other orders of rounding.
     codes = torch.zeros((2, 10), dtype=torch.int64)
     codes[1, :2] = 1
-    assert identity_weights(codes, 2, 0.8).tolist() == [0.5, 0.5]
+    assert identity_weights(codes, 0.8).tolist() == [0.5, 0.5]
+
+
+def test_more_columns_than_a_byte_counts():
+    codes = torch.zeros((2, 300), dtype=torch.int64)
+    codes[1, :30] = 1
+    assert identity_weights(codes, 0.9).tolist() == [0.5, 0.5]
+    assert identity_weights(codes, 0.91).tolist() == [1.0, 1.0]
 
 
 def test_weights_that_count_only_other_sequences_are_caught():
     """A broken twin: a sequence that does not count itself."""
     codes = torch.zeros((4, 5), dtype=torch.int64)
     broken = 1.0 / ((codes[:, None] == codes[None]).float().mean(2) >= 0.8).float().fill_diagonal_(0.0).sum(1)
-    assert float(identity_weights(codes, 2).sum()) == 1.0
+    assert float(identity_weights(codes).sum()) == 1.0
     assert float(broken.sum()) != 1.0
 
 
 @pytest.mark.parametrize("identity", [0.0, 1.5])
 def test_identity_is_a_share(identity):
     with pytest.raises(OptionError, match="share of the columns"):
-        identity_weights(torch.zeros((2, 2), dtype=torch.int64), 2, identity)
+        identity_weights(torch.zeros((2, 2), dtype=torch.int64), identity)
 
 
 def test_too_few_and_duplicate_sequences_are_refused_with_the_effective_number():

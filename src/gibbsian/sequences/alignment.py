@@ -173,7 +173,7 @@ def read_alignment(
         raise DataError(f"{path}: every sequence has more than {max_gaps:.0%} gaps; raise max_gaps.")
     codes, names = codes[kept], tuple(name for name, k in zip(names, kept.tolist()) if k)
     _check_columns(codes, str(path))
-    return Alignment(letters, names, codes, identity_weights(codes, len(letters), identity), focus)
+    return Alignment(letters, names, codes, identity_weights(codes, identity), focus)
 
 
 def read_sequences(
@@ -190,7 +190,7 @@ def alignment_of(rows: Sequence[str], alphabet: str = "protein", identity: float
     codes = encode(rows, letters)
     _check_columns(codes, "The sequences")
     names = tuple(f"sequence-{i}" for i in range(1, len(rows) + 1))
-    return Alignment(letters, names, codes, identity_weights(codes, len(letters), identity))
+    return Alignment(letters, names, codes, identity_weights(codes, identity))
 
 
 def _known_entries(path: Path, format: str | None, letters: str, unknown: str) -> Entries:

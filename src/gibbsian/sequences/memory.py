@@ -40,8 +40,7 @@ def memory_needed(
     """
     states, codes = columns * letters, sequences * columns
     pairs = columns * (columns - 1) // 2 * letters**2
-    # Reading and weighing: codes, and all sequences as one-hot states.
-    reading = 24 * codes + 4 * sequences * states + 128 * MEGABYTE
+    reading = 24 * codes + 128 * MEGABYTE
     if by == "pseudo-likelihood":
         # L-BFGS keeps eight pairs of vectors in float64; two tables in float32, and lookups both ways.
         fitting = 8 * 28 * pairs + 3 * 4 * states**2 + 40 * codes
