@@ -8,8 +8,8 @@ from pathlib import Path
 from gibbsian.errors import InputError
 
 MEGABYTE = 2**20
-TAKEN = 300 * MEGABYTE
-"""What Python and torch take by themselves."""
+TAKEN = 320 * MEGABYTE
+"""What Python and torch take by themselves, and counting in pieces."""
 
 
 def memory_needed(
@@ -42,13 +42,13 @@ def memory_needed(
     pairs = columns * (columns - 1) // 2 * letters**2
     reading = 24 * codes + 128 * MEGABYTE
     if by == "pseudo-likelihood":
-        # L-BFGS keeps eight pairs of vectors in float64; two tables in float32, and lookups both ways.
-        fitting = 8 * 28 * pairs + 3 * 4 * states**2 + 40 * codes
+        # L-BFGS keeps eight pairs of vectors in float64 and works on as many again; tables in float32, and lookups both ways.
+        fitting = 8 * 40 * pairs + 3 * 4 * states**2 + 40 * codes
     elif by == "boltzmann":
         # Weights, gradient, momentum, average, targets and checkpoints; tables; chains, copied some times.
-        fitting = 4 * 22 * pairs + 3 * 4 * states**2 + 6 * 4 * chains * replicas * states
+        fitting = 4 * 70 * pairs + 3 * 4 * states**2 + 6 * 4 * chains * replicas * states
     else:
-        fitting = 4 * 12 * hidden * states + 6 * 4 * chains * states + 2 * 4 * sequences * states
+        fitting = 4 * 12 * hidden * states + 6 * 4 * chains * states + 3 * 4 * sequences * states
     asking = 4 * 4 * draws * states + 6 * 8 * pairs
     return TAKEN + max(reading, fitting, asking) + 24 * codes
 

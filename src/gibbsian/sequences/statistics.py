@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gibbsian.errors import ShapeError
 
-CELLS = 1 << 22
-"""Pairs of letters that are counted at once: 32 MB."""
+CELLS = 1 << 20
+"""Pairs of letters that are counted at once: 8 MB."""
 
 
 class Statistics(NamedTuple):
