@@ -195,6 +195,7 @@ def test_draws_are_those_of_the_model_and_say_that_they_have_mixed(kind):
     assert found.codes.shape == (9000, SITES)
     assert torch.allclose(found.energies, family.energies(found.codes), atol=1e-4)
     assert found.r_hat < 1.01
+    assert found.mixed
     assert found.autocorrelation < 4.0
     assert found.trace.shape == (40, 2)
     assert agreement(statistics(codes, LETTERS, p), statistics(found.codes, LETTERS)).connected > 0.97
@@ -210,6 +211,14 @@ def test_chains_that_stay_where_they_start_are_seen():
     family = Family(tilted, shares, tilted, family_of(tilted).info)
     found = draw_family(family, 100, rng(), sweeps=20, start=torch.zeros((1, SITES), dtype=torch.int64))
     assert found.r_hat > 1.5
+    assert not found.mixed
+
+
+def test_few_chains_are_called_mixed_as_often_as_they_are():
+    family = family_of(trainable(small_potts(SITES).float()))
+    start = torch.zeros((1, SITES), dtype=torch.int64)
+    found = [draw_family(family, 60, rng(seed), sweeps=30, start=start).mixed for seed in range(40)]
+    assert sum(found) > 32
 
 
 def test_too_few_draws_are_refused():

@@ -256,9 +256,10 @@ def test_rows_come_in_proportion_to_their_weights():
     [
         (FamilySettings(coupling_penalty=1e-3), 0.98),
         (FamilySettings("boltzmann", steps=300, chains=2000, learning_rate=0.2), 0.99),
+        (FamilySettings("boltzmann", steps=200, chains=1000, learning_rate=0.2, tempering=3), 0.985),
         (FamilySettings("rbm", steps=700, chains=500, hidden=20, batch_size=200, learning_rate=0.02), 0.97),
     ],
-    ids=["pseudo-likelihood", "boltzmann", "rbm"],
+    ids=["pseudo-likelihood", "boltzmann", "tempered", "rbm"],
 )
 def test_every_way_of_fitting_matches_the_family(settings, least):
     found = alignment(small_potts(SITES, strength=0.5), 3000)

@@ -62,8 +62,7 @@ def family(
     out
         The run's folder; runs/NAME by default.
     by
-        How to fit: pseudo-likelihood takes seconds and is best for contacts and mutations; boltzmann takes minutes, and
-        its draws have the family's statistics; rbm fits a restricted Boltzmann machine.
+        How to fit: for contacts and mutations (seconds), for new sequences (minutes), or a Boltzmann machine.
     structure
         Distances to compare contacts with: lines "i j value distance", columns from 1, angstroms.
     focus
@@ -260,14 +259,16 @@ def _finish(
         path = write_page(folder / REPORT, model, found, worth, known, name=name, command=command, seconds=seconds)
     for name, each in worth.precision.items():
         told = ", ".join(f"{mark} {each.at(n):.3f}" for mark, n in each.marks.items())
-        console.print(f"precision of contacts by {name}: {told} (at random {each.base_rate:.3f})")
+        console.print(f"precision of contacts by {name}: {told} (at random {each.base_rate:.3f})", soft_wrap=True)
     a, z = worth.agreement, worth.log_z
     console.print(
         f"drawn and natural sequences: Pearson correlation {a.connected:.3f} of connected pairs, {a.one:.3f} of single "
-        f"letters ({worth.ceiling.connected:.3f} for as many of the family's own); R-hat {worth.draws.r_hat:.4f}"
+        f"letters ({worth.ceiling.connected:.3f} for as many of the family's own); R-hat {worth.draws.r_hat:.4f}",
+        soft_wrap=True,
     )
     console.print(
         f"log Z {z.value:.3f} ± {z.stderr:.3f}, bracket [{z.lower:.3f}, {z.upper:.3f}]; log-likelihood "
-        f"{worth.log_likelihood} nats per sequence, independent columns {worth.independent}"
+        f"{worth.log_likelihood} nats per sequence, independent columns {worth.independent}",
+        soft_wrap=True,
     )
     console.print(f"Model, tables, sequences and report in {folder}; open {path}")

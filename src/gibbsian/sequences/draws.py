@@ -58,6 +58,12 @@ class Draws:
     sweeps: int
     trace: Tensor
 
+    @property
+    def mixed(self) -> bool:
+        """Whether starts are forgotten, as far as so many chains can tell: R-hat of m independent draws is 1 + 1/2m."""
+        n = min(len(self.codes), CHAINS)
+        return self.r_hat <= 1.01 + 1.5 / (n // groups_of(n) // 2)
+
 
 @torch.no_grad()
 def draw_family(
@@ -131,8 +137,13 @@ def forgotten(energies: Tensor) -> float:
     energies
         At one sweep, ``(n,)``, of 8 chains or more.
     """
-    groups = 2 if len(energies) < 64 else GROUPS
+    groups = groups_of(len(energies))
     return float(split_r_hat(energies[: len(energies) // groups * groups].view(-1, groups)))
+
+
+def groups_of(chains: int) -> int:
+    """How many groups chains are parted into: few of few, for each is to have many."""
+    return 2 if chains < 50 * GROUPS else GROUPS
 
 
 def _walk(family: Family, codes: Tensor, rng: Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -42,7 +42,7 @@ def memory_needed(
     pairs = columns * (columns - 1) // 2 * letters**2
     reading = 24 * codes + 128 * MEGABYTE
     if by == "pseudo-likelihood":
-        # L-BFGS keeps eight pairs of vectors in float64 and works on as many again; tables in float32, and lookups both ways.
+        # L-BFGS keeps eight pairs of vectors in float64 and works on as many again; tables, and lookups both ways.
         fitting = 8 * 40 * pairs + 3 * 4 * states**2 + 40 * codes
     elif by == "boltzmann":
         # Weights, gradient, momentum, average, targets and checkpoints; tables; chains, copied some times.

@@ -26,9 +26,6 @@ NAMES = {
     "rbm": "restricted Boltzmann machine",
 }
 
-MIXED = 1.01
-"""R-hat up to which starts are forgotten."""
-
 
 def write_page(
     path: Path,
@@ -98,7 +95,7 @@ def _cards(family: Family, found: Evaluation) -> str:
             "good" if r > 0.9 * found.ceiling.connected else "caution",
         )
     )
-    mixed = found.draws.r_hat <= MIXED
+    mixed = found.draws.mixed
     parts.append(
         card(
             "R-hat of the chains",
