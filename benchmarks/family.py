@@ -188,9 +188,9 @@ def report(record: dict[str, Any]) -> str:
                 f"{row['core_seconds'] / 60:.2f}",
                 *(f"{c[mark]:.3f}" for mark in ("L/2", "L", "2L")),
                 f"{c['base rate']:.3f}",
-                f"{a.get('connected', math.nan):.3f}",
-                f"{a.get('slope', math.nan):.3f}",
-                f"{row.get('r_hat', math.nan):.4f}",
+                f"{a['connected']:.3f}" if a else "",
+                f"{a['slope']:.3f}" if a else "",
+                f"{row['r_hat']:.4f}" if a else "",
             ]
         )
     heads = ["method", "core-minutes", "precision L/2", "L", "2L", "at random", "connected pairs", "slope", "R-hat"]

@@ -1,5 +1,8 @@
 """Fits of families: gradients against the library's own, parameters recovered, statistics matched, broken twins."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,7 +12,9 @@ from gibbsian.errors import ArgumentTypeError, DataError, OptionError
 from gibbsian.kernels.tempering import ParallelTempering
 from gibbsian.objectives.base import Batch
 from gibbsian.objectives.pseudo_likelihood import PseudoLikelihood
+from gibbsian.sequences.alignment import read_alignment
 from gibbsian.sequences.boltzmann import BoltzmannLearning
+from gibbsian.sequences.contacts import precision, read_structure
 from gibbsian.sequences.fitting import fit_family
 from gibbsian.sequences.gibbs import SequenceGibbs
 from gibbsian.sequences.machines import effective_couplings, machine_of, weighted_rows
@@ -285,3 +290,15 @@ def test_statistics_know_their_pairs():
     family = exact_statistics(small_potts(SITES))
     assert isinstance(family, Statistics)
     assert family.two.shape == (10, LETTERS, LETTERS)
+
+
+@pytest.mark.slow
+def test_a_real_family_tells_its_contacts():
+    folder = Path(os.environ.get("GIBBSIAN_DATA", "."))
+    if not (folder / "PF00014_mgap6.fasta.gz").exists():
+        pytest.skip("GIBBSIAN_DATA is not a folder with PF00014_mgap6.fasta.gz and PF00014_struct.dat")
+    found = read_alignment(folder / "PF00014_mgap6.fasta.gz")
+    family = fit_family(found, rng=rng())
+    told = precision(family.contacts(), read_structure(folder / "PF00014_struct.dat", found.length))
+    assert told.base_rate == pytest.approx(0.395, abs=1e-3)
+    assert all(told.at(n) >= least for n, least in zip(told.marks.values(), (1.0, 0.98, 0.90)))
