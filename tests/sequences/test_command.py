@@ -53,6 +53,13 @@ def source(tmp_path, monkeypatch):
     return path
 
 
+@pytest.fixture
+def plain(monkeypatch):
+    """No figures and no page, which take most of the time of a small family."""
+    monkeypatch.setattr("gibbsian.sequences.outputs.PICTURES", ())
+    monkeypatch.setattr("gibbsian.sequences.page.write_page", lambda path, *_, **__: path)
+
+
 @pytest.mark.parametrize("by", ["pseudo-likelihood", "boltzmann", "rbm"])
 def test_a_family_from_alignment_to_report(source, tmp_path, by):
     out = done("family", source, "--by", by, "--structure", "structure.dat", "--out", "run", *QUICK)
@@ -93,7 +100,7 @@ def test_a_family_from_alignment_to_report(source, tmp_path, by):
     assert "log_prob_independent" in printed
 
 
-def test_a_focus_and_a_reference(source, tmp_path):
+def test_a_focus_and_a_reference(source, tmp_path, plain):
     done("family", source, "--focus", "s3", "--reference", "s5", "--out", "run", *QUICK)
     family = load_family(tmp_path / "run")
     found = read_alignment(source, alphabet="-AC", focus="s3")
@@ -102,7 +109,7 @@ def test_a_focus_and_a_reference(source, tmp_path):
     assert family.info.reference_name == "s5"
 
 
-def test_runs_are_neither_lost_nor_mixed(source, tmp_path):
+def test_runs_are_neither_lost_nor_mixed(source, tmp_path, plain):
     words = ("family", source, "--out", "run", *QUICK)
     done(*words)
     assert "--overwrite to replace it" in refused(*words)
@@ -117,7 +124,7 @@ def test_runs_are_neither_lost_nor_mixed(source, tmp_path):
     assert load_family(tmp_path / "run").info.by == "rbm"
 
 
-def test_an_interrupted_run_goes_on(source, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on(source, tmp_path, monkeypatch, plain):
     from gibbsian.sequences import boltzmann
 
     forward, calls = boltzmann.BoltzmannLearning.forward, []
@@ -154,7 +161,7 @@ def test_what_is_wrong_is_told(source, tmp_path, monkeypatch):
     assert "is not there" in refused("score-sequences", "nowhere", source)
 
 
-def test_scores_ask_for_the_columns_of_the_family(source, tmp_path):
+def test_scores_ask_for_the_columns_of_the_family(source, tmp_path, plain):
     done("family", source, "--out", "run", *QUICK)
     (tmp_path / "short.fasta").write_text(">a\nACA\n")
     assert "8 aligned columns; these sequences have 3" in refused("score-sequences", "run", "short.fasta")
