@@ -19,7 +19,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ from gibbsian.sequences.family import Family, save_family
 from gibbsian.sequences.fitting import fit_family
 from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.mean_field import mean_field_potts
-from gibbsian.sequences.memory import MEGABYTE, memory_needed
 from gibbsian.sequences.settings import FamilySettings
 from gibbsian.sequences.statistics import Agreement, Statistics, agreement, statistics
 
@@ -147,18 +145,14 @@ def run(
         "log_z_core_seconds": annealing.cpu,
         "log_likelihood": float((weights * logs).sum()),
         "log_likelihood_independent": float((weights * independent_log_prob(model, family.codes).double()).sum()),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "memory_said_mb": memory_needed(method, len(family), family.length, family.letters) / MEGABYTE,
         "settings": model.info.settings,
     }
     return row, model, drawn.codes
 
 
 def contacts(found: Precision) -> dict[str, float]:
-    """Precision at the usual numbers of pairs, with errors and the base rate."""
-    told = {mark: found.at(n) for mark, n in found.marks.items()}
-    told |= {f"{mark} stderr": found.stderr(n) for mark, n in found.marks.items()}
-    return told | {"base rate": found.base_rate}
+    """Precision at the usual numbers of pairs, and the base rate."""
+    return {mark: found.at(n) for mark, n in found.marks.items()} | {"base rate": found.base_rate}
 
 
 def met(record: dict[str, Any]) -> dict[str, bool]:

@@ -62,7 +62,8 @@ def test_precision_counts_the_first_pairs():
     assert (len(found.curve), found.contacts, found.base_rate) == (10, 2, 0.2)
     assert found.marks == {"L/2": 3, "L": 6, "2L": 12}
     assert found.at(3) == pytest.approx(2 / 3)
-    assert found.stderr(3) == pytest.approx(math.sqrt(2 / 9 / 3))
+    assert found.stderr(3) == pytest.approx(math.sqrt(4 / 7 * 3 / 7 / 7))
+    assert found.stderr(1) > 0.1
     # More pairs than there are: all of them, whose precision is the base rate.
     assert found.at(12) == found.base_rate
 

@@ -127,9 +127,14 @@ class Precision:
         return float(self.curve[min(max(pairs, 1), len(self.curve)) - 1])
 
     def stderr(self, pairs: int) -> float:
-        """Standard error of that, as if pairs were independent."""
-        n, p = min(max(pairs, 1), len(self.curve)), self.at(pairs)
-        return math.sqrt(p * (1.0 - p) / n)
+        """Standard error of that, as if pairs were independent; not 0 where all are contacts.
+
+        `Approximate is better than "exact" for interval estimation of binomial proportions (Agresti & Coull, 1998)
+        <https://doi.org/10.1080/00031305.1998.10480550>`_: of two contacts and two others more.
+        """
+        n = min(max(pairs, 1), len(self.curve))
+        p = (n * self.at(pairs) + 2.0) / (n + 4.0)
+        return math.sqrt(p * (1.0 - p) / (n + 4.0))
 
     @property
     def marks(self) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,6 @@ def consensus(alignment: Alignment) -> Tensor:
 def _info(alignment: Alignment, settings: FamilySettings, reference: str | None) -> FamilyInfo:
     name = reference or alignment.focus
     codes = consensus(alignment) if name is None else alignment.codes[alignment.row_of(name)]
-    kept: dict[str, Any] = asdict(settings) | {"coupling_penalty": settings.penalty}
     return FamilyInfo(
         alphabet=alignment.alphabet,
         columns=alignment.length,
@@ -129,7 +127,7 @@ def _info(alignment: Alignment, settings: FamilySettings, reference: str | None)
         reference=decode(codes[None], alignment.alphabet)[0],
         reference_name=name or "consensus",
         hidden=settings.hidden if settings.by == "rbm" else 0,
-        settings=kept,
+        settings=settings.told,
     )
 
 

@@ -77,22 +77,24 @@ def _cards(family: Family, found: Evaluation) -> str:
     if found.precision:
         own = found.precision[family.info.by]
         n = own.marks["L"]
-        good = own.at(n) - own.base_rate > 3 * max(own.stderr(n), 1e-9)
+        good = own.at(n) - own.base_rate > 3 * own.stderr(n)
         parts.append(
             card(
                 f"Precision of the first {n} contacts",
-                with_error(own.at(n), own.stderr(n)) if own.stderr(n) else plain(own.at(n), 3),
+                with_error(own.at(n), own.stderr(n)),
                 f"{plain(own.base_rate, 3)} at random",
                 "good" if good else "bad",
             )
         )
     r = found.agreement.connected
+    alike = r > 0.9 * found.ceiling.connected
     parts.append(
         card(
             "Connected pairs, drawn and natural",
             plain(r, 3),
-            f"Pearson correlation; {plain(found.ceiling.connected, 3)} for as many of the family's own",
-            "good" if r > 0.9 * found.ceiling.connected else "caution",
+            f"Pearson correlation; {plain(found.ceiling.connected, 3)} for as many of the family's own"
+            + ("" if alike or family.info.by != "pseudo-likelihood" else "; for draws, fit --by boltzmann"),
+            "good" if alike else "caution",
         )
     )
     mixed = found.draws.mixed

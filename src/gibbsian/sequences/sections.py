@@ -125,9 +125,10 @@ def mutations_section(family: Family, found: Evaluation) -> str:
     )
     effects = found.single.numpy()
     harm = float(np.mean(effects[effects != 0.0] < 0.0))
+    whose = "the consensus" if info.reference_name == "consensus" else info.reference_name
     words = (
-        f"Of {info.reference_name} ({info.reference}): the change of log-probability when one letter changes, in nats. "
-        f"{harm:.0%} of all single mutations lower it. All are in mutations.csv, pairs in double_mutations.csv."
+        f"Of {whose} ({info.reference}): the change of log-probability when one letter changes, in nats. {harm:.0%} of "
+        "all single mutations lower it. All are in mutations.csv, pairs in double_mutations.csv."
     )
     return (
         paragraph(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gibbsian.errors import OptionError
 from gibbsian.sequences.family import METHODS
@@ -80,6 +81,19 @@ class FamilySettings:
         """The penalty on squared couplings that is used."""
         usual = 0.01 if self.by == "pseudo-likelihood" else 0.0001
         return usual if self.coupling_penalty is None else self.coupling_penalty
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The settings that the way of fitting reads, by name."""
+        if self.by == "pseudo-likelihood":
+            return {"by": self.by, "coupling_penalty": self.penalty, "iterations": self.iterations}
+        training = self.training
+        chains = {"steps": training.steps, "learning_rate": training.learning_rate, "chains": self.chains}
+        found = {"by": self.by, **chains, "sweeps": self.sweeps}
+        if self.by == "rbm":
+            return found | {"hidden": self.hidden, "batch_size": self.batch_size}
+        found |= {"coupling_penalty": self.penalty, "pseudocount": self.pseudocount}
+        return found if self.tempering == 1 else found | {"tempering": self.tempering, "hottest": self.hottest}
 
     @property
     def training(self) -> TrainingSettings:
