@@ -8,7 +8,7 @@ and from natural sequences must have come together (R-hat), and log Z stands bet
 The family is read from the folder that GIBBSIAN_DATA names: PF00014_mgap6.fasta.gz, 13,600 sequences of 53 columns, and
 PF00014_struct.dat. Contacts lie 5 or more columns and less than 8 angstroms apart.
 
-    python benchmarks/family.py                      # all, about half an hour on one core
+    python benchmarks/family.py                      # all, about ten minutes of one core
     python benchmarks/family.py --methods pseudo-likelihood
     python benchmarks/family.py --quick              # a small generated family instead, to see that all works
 """
