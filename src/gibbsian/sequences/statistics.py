@@ -36,7 +36,7 @@ class Statistics(NamedTuple):
     @property
     def pairs(self) -> tuple[Tensor, Tensor]:
         """The columns of each pair."""
-        i, j = torch.triu_indices(len(self.one), len(self.one), 1)
+        i, j = torch.triu_indices(len(self.one), len(self.one), 1, device=self.one.device)
         return i, j
 
     @property
@@ -63,14 +63,18 @@ def statistics(codes: Tensor, letters: int, weights: Tensor | None = None) -> St
     weights
         ``(N,)``; equal when left out.
     """
-    n, length = codes.shape
-    w = torch.full((n,), 1.0 / n, dtype=torch.float64) if weights is None else weights.double() / weights.double().sum()
-    place = torch.arange(length) * letters
+    (n, length), device = codes.shape, codes.device
+    w = (
+        torch.full((n,), 1.0 / n, dtype=torch.float64, device=device)
+        if weights is None
+        else weights.double() / weights.double().sum()
+    )
+    place = torch.arange(length, device=device) * letters
     one = torch.bincount((codes + place).flatten(), w.repeat_interleave(length), minlength=length * letters)
-    i, j = torch.triu_indices(length, length, 1)
+    i, j = torch.triu_indices(length, length, 1, device=device)
     cells = len(i) * letters * letters
-    first = torch.arange(len(i)) * letters * letters
-    two = torch.zeros(cells, dtype=torch.float64)
+    first = torch.arange(len(i), device=device) * letters * letters
+    two = torch.zeros(cells, dtype=torch.float64, device=device)
     size = max(1, CELLS // max(len(i), 1))
     for start in range(0, n, size):
         rows, own = codes[start : start + size], w[start : start + size]

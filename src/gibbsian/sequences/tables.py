@@ -60,7 +60,7 @@ class Tables:
 
     def places(self, codes: Tensor) -> Tensor:
         """Rows of the tables for sequences ``(n, L)``."""
-        return codes + self.letters * torch.arange(codes.shape[1])
+        return codes + self.letters * torch.arange(codes.shape[1], device=codes.device)
 
     def logits(self, places: Tensor, site: int) -> Tensor:
         """Logits of a column's letters given all other columns, ``(n, K)``; see `places`."""
@@ -127,7 +127,7 @@ def _read(energy: Potts) -> Tables:
     dense = cast(Couplings, energy.interaction).dense()
     if dense.ndim == 2:
         # Couplings between equal letters alone.
-        dense = torch.einsum("ij,ab->iajb", dense, torch.eye(letters, dtype=dense.dtype))
+        dense = torch.einsum("ij,ab->iajb", dense, torch.eye(letters, dtype=dense.dtype, device=dense.device))
     by_site = dense.permute(2, 0, 1, 3).reshape(length, length * letters, letters).contiguous()
     return Tables(by_site, energy.field.detach().clone())
 
@@ -139,7 +139,7 @@ def codes_of(x: Tensor) -> Tensor:
 
 def states_of(codes: Tensor, letters: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Turn codes ``(n, L)`` into one-hot states ``(n, L, K)``."""
-    out = torch.zeros((*codes.shape, letters), dtype=dtype)
+    out = torch.zeros((*codes.shape, letters), dtype=dtype, device=codes.device)
     return out.scatter_(2, codes.unsqueeze(2), 1.0)
 
 
