@@ -54,7 +54,7 @@ class FamilySettings:
     chains: int = 2000
     sweeps: int = 2
     tempering: int = 1
-    hottest: float = 0.5
+    hottest: float = 0.7
     pseudocount: float = 0.001
     hidden: int = 100
     batch_size: int = 500
