@@ -284,6 +284,10 @@ def test_a_fit_refuses_too_few_sequences_and_unknown_ways():
         FamilySettings("mean-field")
     with pytest.raises(OptionError, match="chains is 100 or more"):
         FamilySettings(chains=10)
+    with pytest.raises(OptionError, match="hottest lies between"):
+        FamilySettings(hottest=1.0)
+    with pytest.raises(OptionError, match="learning_rate must be a positive number"):
+        fit_family(alignment(small_potts(SITES), 50), FamilySettings("boltzmann", learning_rate=0.0), rng=rng())
 
 
 def test_statistics_know_their_pairs():

@@ -102,7 +102,7 @@ class FamilySettings:
             return TrainingSettings(
                 steps=self.steps or 4000,
                 batch_size=self.batch_size,
-                learning_rate=self.learning_rate or 0.002,
+                learning_rate=0.002 if self.learning_rate is None else self.learning_rate,
                 clip_norm=0.0,
                 ema_decay=0.995,
                 log_every=50,
@@ -112,7 +112,7 @@ class FamilySettings:
             steps=self.steps or 2000,
             batch_size=2,
             optimizer="sgd",
-            learning_rate=self.learning_rate or 0.05,
+            learning_rate=0.05 if self.learning_rate is None else self.learning_rate,
             momentum=0.9,
             clip_norm=0.0,
             ema_decay=0.98,
