@@ -544,3 +544,16 @@ def test_samplers_learned_from_an_energy_are_compared(script, tmp_path):
     assert all(math.isfinite(row["error"]) and row["energies"] > 0 for row in rows)
     assert "Funnel, 10-d: SMC" in (tmp_path / "from_energy.md").read_text()
     assert (tmp_path / "from_energy-funnel.png").stat().st_size < 200_000
+
+
+def test_a_family_is_fitted_judged_and_told(script, tmp_path):
+    family = script("family")
+    record = family.main(["--quick", "--draws", "400", "--sweeps", "20"])
+    assert set(record["methods"]) == {"mean field", *family.METHODS}
+    for name, row in record["methods"].items():
+        # Six contacts of known pairs among 28: far above those at random.
+        assert row["contacts"]["base rate"] == record["base_rate"] < 0.25
+        assert name == "mean field" or math.isfinite(row["agreement"]["connected"])
+    assert record["methods"]["pseudo-likelihood"]["contacts"]["L/2"] > 2 * record["base_rate"]
+    assert "| boltzmann |" in (tmp_path / "family.md").read_text()
+    assert set(record["met"].values()) <= {True, False}

@@ -4,5 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {}
+from gibbsian.commands.protein_family import family, score_sequences
+
+PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {
+    "family": family,
+    "score-sequences": score_sequences,
+}
 """What ``gibbsian protein`` offers."""
