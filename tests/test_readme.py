@@ -92,14 +92,14 @@ def plain(text):
 @pages_with("console")
 def test_commands_are_understood(page, monkeypatch, capsys):
     called = []
+
+    def stand_in_for(name, real):
+        return functools.wraps(real)(lambda *arguments, **options: called.append(name))
+
     for name in COMMANDS:
-        real = getattr(cli, name)
-
-        @functools.wraps(real)
-        def stand_in(*arguments, _name=name, **options):
-            called.append(_name)
-
-        monkeypatch.setattr(cli, name, stand_in)
+        monkeypatch.setattr(cli, name, stand_in_for(name, getattr(cli, name)))
+    for name, real in cli.PROTEIN_COMMANDS.items():
+        monkeypatch.setitem(cli.PROTEIN_COMMANDS, name, stand_in_for(f"protein {name}", real))
     for arguments, _ in commands(page):
         if "--help" in arguments:
             continue
@@ -107,7 +107,7 @@ def test_commands_are_understood(page, monkeypatch, capsys):
             cli.main(arguments)
         except SystemExit as stopped:
             pytest.fail(f"gibbsian {shlex.join(arguments)} ended with {stopped.code}: {capsys.readouterr()}")
-        assert called.pop() == arguments[0]
+        assert called.pop() == " ".join(arguments[: 2 if arguments[0] == "protein" else 1])
 
 
 @pages_with("console")

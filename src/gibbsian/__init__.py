@@ -204,6 +204,7 @@ from gibbsian.training.settings import TrainingSettings
 from gibbsian.warmup import warm_up
 
 if TYPE_CHECKING:
+    from gibbsian import molecules, sequences
     from gibbsian.detection.detector import Detector, detector_of
     from gibbsian.estimator import EBM
     from gibbsian.report.mixing import autocorrelation_figure, rank_figure, trace_figure
@@ -228,11 +229,17 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        import importlib
+_ROOMS = ("molecules", "sequences")
+"""Fields of use with namespaces of their own, such as ``gibbsian.sequences.read_alignment``."""
 
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _LATER:
         return getattr(importlib.import_module(_LATER[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"gibbsian.{name}")
     raise AttributeError(f"module 'gibbsian' has no attribute {name!r}")
 
 
@@ -536,6 +543,7 @@ __all__ = [
     "memorisation",
     "metropolis_hastings",
     "mixture",
+    "molecules",
     "nearest_neighbour_entropy",
     "nearest_neighbours",
     "neural_transport",
@@ -562,6 +570,7 @@ __all__ = [
     "scale_from_weight",
     "score_of",
     "separation",
+    "sequences",
     "simulated_bracket",
     "sliced_wasserstein",
     "smc",

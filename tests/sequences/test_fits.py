@@ -282,7 +282,7 @@ def test_a_fit_refuses_too_few_sequences_and_unknown_ways():
         fit_family(alignment(small_potts(SITES), 5), rng=rng())
     with pytest.raises(OptionError, match="by is one of"):
         FamilySettings("mean-field")
-    with pytest.raises(OptionError, match="chains is 100 or more"):
+    with pytest.raises(OptionError, match="chains is 50 or more"):
         FamilySettings(chains=10)
     with pytest.raises(OptionError, match="hottest lies between"):
         FamilySettings(hottest=1.0)

@@ -9,6 +9,9 @@ from gibbsian.errors import OptionError
 from gibbsian.sequences.family import METHODS
 from gibbsian.training.settings import TrainingSettings
 
+FEWEST_CHAINS = 50
+"""Of Boltzmann learning and machines."""
+
 
 @dataclass(frozen=True)
 class FamilySettings:
@@ -66,8 +69,10 @@ class FamilySettings:
         for name in ("iterations", "sweeps", "tempering", "hidden", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} is 1 or more; got {getattr(self, name)}.")
-        if self.chains < 100:
-            raise OptionError(f"chains is 100 or more, as statistics of pairs are taken over them; got {self.chains}.")
+        if self.chains < FEWEST_CHAINS:
+            raise OptionError(
+                f"chains is {FEWEST_CHAINS} or more, as statistics of pairs are taken over them; got {self.chains}."
+            )
         if self.steps is not None and self.steps < 1:
             raise OptionError(f"steps is 1 or more; got {self.steps}.")
         if not 0.0 < self.hottest < 1.0 or not 0.0 <= self.pseudocount < 1.0:
