@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gibbsian.errors import DivergenceError, OptionError, StorageError, TrainingInterrupted, unknown_name
+from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted, unknown_name
 from gibbsian.molecules.extras import require_openmm
 from gibbsian.molecules.metadynamics import Bias, bias_table, biased, effective_frames
 from gibbsian.molecules.recording import Recording, finish, frames_table
@@ -172,9 +172,7 @@ def simulate(
     if bias is not None and torsions is not None:
         every = steps_in("the interval of Gaussians", bias.every, dynamics.step_fs)
         metadynamics = biased(system, torsions, molecule.temperature, every, bias, table)
-    integrator = openmm.LangevinMiddleIntegrator(
-        molecule.temperature, dynamics.friction, dynamics.step_fs * 1e-3
-    )
+    integrator = openmm.LangevinMiddleIntegrator(molecule.temperature, dynamics.friction, dynamics.step_fs * 1e-3)
     # To OpenMM a seed of 0 means one that nobody knows.
     integrator.setRandomNumberSeed(dynamics.seed + 1)
     chosen = platform_for(system, platform_name)
