@@ -25,10 +25,10 @@ from gibbsian.molecules.thermal import thermal_energy
 class MolecularEnergy(Energy):
     r"""The potential energy of a molecule over kT, :math:`E(x) = U(x) / kT`, computed by OpenMM.
 
-    Points are coordinates in nanometres, ``(atoms, 3)``. Values and gradients are OpenMM's own, in double precision where
-    its platform has it (the reference one, which is the fastest for small molecules), and come for all chains in one
-    call. An energy of coordinates alone does not change as the molecule moves or turns as a whole: its density has no log
-    Z until a restraint keeps it in a place (`Centred`).
+    Points are coordinates in nanometres, ``(atoms, 3)``. Values and gradients are OpenMM's own, in double precision
+    where its platform has it (the reference one, which is the fastest for small molecules), and come for all chains in
+    one call. The energy does not change as the molecule moves or turns as a whole: its density has no log Z until a
+    restraint keeps it in a place (`Centred`).
 
     Parameters
     ----------
