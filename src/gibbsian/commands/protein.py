@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {}
+from gibbsian.commands.protein_simulate import simulate
+
+PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate,
+}
 """What ``gibbsian protein`` offers."""

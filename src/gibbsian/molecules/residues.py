@@ -74,8 +74,8 @@ def check_complete(topology: Any, forcefield: Any, path: Path, add_hydrogens: bo
     if waters:
         raise DataError(
             f"{path} holds {len(waters)} waters, which the force field does not describe: take them out for implicit "
-            "solvent (protein_only=True, or --protein-only, does it), or give files with water, such as amber14-all.xml, "
-            "amber14/tip3p.xml."
+            "solvent (protein_only=True, or --protein-only, does it), or give files with water, such as "
+            "amber14-all.xml, amber14/tip3p.xml."
         )
     if hydrogens and not add_hydrogens:
         raise DataError(

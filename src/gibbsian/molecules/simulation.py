@@ -16,7 +16,8 @@ import numpy as np
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted, unknown_name
 from gibbsian.molecules.extras import require_openmm
 from gibbsian.molecules.metadynamics import Bias, bias_table, biased, effective_frames
-from gibbsian.molecules.recording import Recording, finish, frames_table
+from gibbsian.molecules.recording import SETTINGS, Recording, finish, frames_table
+from gibbsian.molecules.simulation_page import write_simulation_page
 from gibbsian.molecules.systems import MolecularSystem, platform_for
 
 
@@ -268,6 +269,7 @@ def _finished_with(
         | {"python": platform.python_version()},
     }
     finish(recording, molecule, table, frames, record)
+    write_simulation_page(recording.folder, record, frames)
     return result
 
 
@@ -306,8 +308,6 @@ def _identity(molecule: MolecularSystem, dynamics: Dynamics, bias: Bias | None, 
 
 
 def _finished(recording: Recording) -> bool:
-    from gibbsian.molecules.recording import SETTINGS
-
     return (recording.folder / SETTINGS).exists()
 
 
