@@ -226,7 +226,7 @@ def _read(path: Path) -> tuple[Any, np.ndarray]:
         raise DataError(f"{path} holds no atoms.")
     if (bad := int((~np.isfinite(positions)).any(1).sum())) > 0:
         raise DataError(f"{bad} of {len(positions)} atoms in {path} have coordinates that are not finite.")
-    bonds = np.array([(a.index, b.index) for a, b in topology.bonds()]).reshape(-1, 2)
+    bonds = np.array([(a.index, b.index) for a, b in topology.bonds()], dtype=int).reshape(-1, 2)
     lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
     if len(lengths) and not 0.06 < float(np.median(lengths)) < 0.3:
         raise DataError(
@@ -261,8 +261,9 @@ def _built(
     app = require_openmm().app
     temperature = checked_temperature(temperature)
     box = topology.getPeriodicBoxVectors() is not None and not any("obc" in f or "gb" in f for f in forcefield)
+    described = _forcefield(forcefield)
     try:
-        system = _forcefield(forcefield).createSystem(
+        system = described.createSystem(
             topology,
             nonbondedMethod=app.PME if box else app.NoCutoff,
             constraints=app.HBonds if constrain_hydrogens else None,
