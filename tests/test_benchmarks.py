@@ -574,7 +574,7 @@ def test_differences_from_langevin_dynamics_are_seen(script):
         phi = -80 + shift + 25 * rng.standard_normal((400, 24))
         return molecular.Draws(phi, phi + 60, 30 + shift + rng.standard_normal((400, 24)), 1, 1.0, {})
 
-    reference, same, other = draws(0.0), draws(0.0), draws(3.0)
+    reference, same, other = draws(0.0), draws(0.0), draws(6.0)
     assert molecular.compared(same, reference)["largest"] < 4.5
     assert abs(molecular.compared(same, reference)["energy_z"]) < 4.5
     assert molecular.compared(other, reference)["largest"] > 5

@@ -49,7 +49,7 @@ def test_the_dipeptide_both_ways(tmp_path, monkeypatch):
 def test_a_structure_of_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("ala2", *SHORT, "--plain", "--out", "first")[0] == 0
-    code, out, err = call("first/topology.pdb", *SHORT, "--metadynamics", "--residue", "ALA2")
+    code, _, err = call("first/topology.pdb", *SHORT, "--metadynamics", "--residue", "ALA2")
     assert code == 0, err
     assert (tmp_path / "runs" / "topology-metadynamics" / "bias.npz").exists()
 
