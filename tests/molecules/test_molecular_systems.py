@@ -118,6 +118,12 @@ def test_mistaken_units_and_lost_coordinates_are_seen(tmp_path, lines):
         system_from_pdb(lost)
 
 
+def test_a_molecule_split_by_its_box_is_seen(tmp_path, lines):
+    split = [shifted(line, lambda v: v + 30) if " NME " in line and line[:3] != "TER" else line for line in lines]
+    with pytest.raises(DataError, match=r"1 bonds.*5.* between ALA2 C and NME3 N.*periodic box"):
+        system_from_pdb(written(tmp_path, split))
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(DataError, match="no file"):
         system_from_pdb(tmp_path / "nothing.pdb")
