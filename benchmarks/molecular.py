@@ -29,9 +29,10 @@ from openmm import unit
 import common
 import gibbsian as gb
 from gibbsian.kernels.base import evaluate
+from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dipeptide import PHI, PSI
 from gibbsian.molecules.physical import MolecularEnergy
-from gibbsian.molecules.systems import alanine_dipeptide, torsion_of
+from gibbsian.molecules.systems import alanine_dipeptide
 
 TEMPERATURE = 300.0
 LADDER = (300.0, 375.0, 470.0, 590.0, 735.0)

@@ -8,6 +8,7 @@ import torch
 
 import gibbsian as gb
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
+from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dipeptide import PHI, PSI, dipeptide_coordinates
 from gibbsian.molecules.restraints import (
     Centred,
@@ -18,7 +19,6 @@ from gibbsian.molecules.restraints import (
     distances,
     torsions,
 )
-from gibbsian.molecules.systems import torsion_of
 from oracles import Z_LIMIT
 
 
