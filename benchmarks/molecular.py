@@ -16,7 +16,6 @@ import argparse
 import importlib.metadata
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +37,7 @@ from gibbsian.molecules.physical import MolecularEnergy
 from gibbsian.molecules.systems import alanine_dipeptide
 
 TEMPERATURE = 300.0
-LADDER = (300.0, 375.0, 470.0, 590.0, 735.0)
+LADDER = (300.0, 380.0, 480.0, 610.0, 775.0, 985.0)
 HYDROGEN, STEP_PS = 4.0, 0.0025
 BIN = 30
 LEFT = (0.0, 120.0)
@@ -52,15 +51,16 @@ class Scale:
     chains: int = 48
     trajectories: int = 1300
     leapfrog: int = 80
-    tempered_chains: int = 16
-    tempered: int = 900
+    tempered_chains: int = 12
+    tempered: int = 4500
+    tempered_leapfrog: int = 40
     runs: int = 48
     run_ps: float = 110.0
     frame_ps: float = 0.1
     burn: float = 0.2
 
 
-QUICK = Scale(4, 12, 10, 2, 8, 4, 4.0, 0.1, 0.25)
+QUICK = Scale(4, 12, 10, 2, 8, 5, 4, 4.0, 0.1, 0.25)
 
 
 @dataclass
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     record["versions"]["openmm"] = importlib.metadata.version("openmm")
     record |= {"quick": told.quick, "scale": vars(scale), "ladder_k": LADDER}
     record["agreement"] = agreement(energy)
-    record["cost"] = {str(n): cost(energy, n, 5 if told.quick else 60) for n in (1, 8, 64)}
+    record["cost"] = {str(n): cost(energy, n, 5 if told.quick else 400) for n in (1, 8, 64)}
     methods: dict[str, Callable[[], Draws]] = {
         "langevin": lambda: langevin(energy, scale),
         "hmc": lambda: hmc(energy, scale),
@@ -146,7 +146,7 @@ def agreement(energy: MolecularEnergy, n: int = 64) -> dict[str, float]:
 
 
 def cost(energy: MolecularEnergy, n: int, rounds: int) -> dict[str, float]:
-    """Microseconds per configuration, ours and OpenMM's own, in turns; medians."""
+    """Microseconds per configuration, ours and OpenMM's own, in turns; the fastest tenth, as the machine is shared."""
     x = hot(energy, n)
     context, rows = fresh_context(energy), [row.numpy() for row in x]
 
@@ -159,12 +159,12 @@ def cost(energy: MolecularEnergy, n: int, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {"ours": [], "openmm": []}
     for _ in range(rounds):
         for name, call in (("ours", lambda: evaluate(energy, x)), ("openmm", own)):
-            for _ in range(max(1, 64 // n)):
+            for _ in range(max(1, 16 // n)):
                 began = time.perf_counter()
                 call()
                 times[name].append((time.perf_counter() - began) / n * 1e6)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return medians | {"ratio": medians["ours"] / medians["openmm"]}
+    fast = {name: float(np.quantile(values, 0.1)) for name, values in times.items()}
+    return fast | {"ratio": fast["ours"] / fast["openmm"]}
 
 
 def hot(energy: MolecularEnergy, n: int) -> torch.Tensor:
@@ -210,7 +210,7 @@ def hmc(energy: MolecularEnergy, scale: Scale) -> Draws:
 
 def tempering(energy: MolecularEnergy, scale: Scale) -> Draws:
     """Parallel tempering around it."""
-    kernel = gb.HMC(STEP_PS, scale.leapfrog, scale=energy.scale(HYDROGEN), jitter=0.2)
+    kernel = gb.HMC(STEP_PS, scale.tempered_leapfrog, scale=energy.scale(HYDROGEN), jitter=0.2)
     betas = [TEMPERATURE / t for t in LADDER]
     start = warmed(energy, scale.tempered_chains, kernel)
     ladder = gb.ParallelTempering(kernel, betas)
@@ -221,7 +221,7 @@ def tempering(energy: MolecularEnergy, scale: Scale) -> Draws:
         "round_trips": float(out.details["round_trips"].sum() * scale.tempered),
         "nonfinite": float(out.nonfinite.sum()),
     }
-    count = scale.tempered * scale.leapfrog * scale.tempered_chains * len(LADDER)
+    count = scale.tempered * scale.tempered_leapfrog * scale.tempered_chains * len(LADDER)
     return of_samples(energy, out, scale, count, told)
 
 
