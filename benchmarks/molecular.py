@@ -4,7 +4,7 @@ Three questions. Are energies and gradients OpenMM's, and what do they cost besi
 Monte Carlo and parallel tempering agree with OpenMM's Langevin dynamics on torsion marginals and mean
 energy? And how often is the rare left-handed basin (0 < phi < 120 degrees) found?
 
-    python benchmarks/molecular.py            about 10 minutes on a free core
+    python benchmarks/molecular.py            about 15 minutes on a free core
     python benchmarks/molecular.py --quick    seconds; for a look at whether it runs
     ... --keep FOLDER                         keeps the draws of each method there, and takes them up again
     ... --reference FOLDER                    metadynamics of ``gibbsian protein simulate ala2``, for the rare basin
