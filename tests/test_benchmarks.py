@@ -557,3 +557,42 @@ def test_a_family_is_fitted_judged_and_told(script, tmp_path):
     assert record["methods"]["pseudo-likelihood"]["contacts"]["L/2"] > 2 * record["base_rate"]
     assert "| boltzmann |" in (tmp_path / "family.md").read_text()
     assert set(record["met"].values()) <= {True, False}
+
+
+def test_molecules_are_sampled_and_compared(script, tmp_path, capsys):
+    pytest.importorskip("openmm")
+    molecular = script("molecular")
+    molecular.main(["--quick", "--keep", str(tmp_path / "kept")])
+    record = json.loads((tmp_path / "molecular.json").read_text())
+    assert record["agreement"]["energy"] < 1e-10
+    assert record["agreement"]["force"] < 1e-10
+    assert set(record["cost"]) == {"1", "8", "64"}
+    for name in ("langevin", "hmc", "tempering"):
+        assert math.isfinite(record["methods"][name]["energy_kj_mol"][0])
+        assert (tmp_path / "kept" / f"{name}.npz").exists()
+    assert (tmp_path / "molecular.png").exists()
+    # A second run takes the draws up, and sets metadynamics beside them.
+    lines = ["phi_deg,weight", *(f"{60 if i % 4 == 0 else -60},{i % 2 + 1}" for i in range(400))]
+    (tmp_path / "frames.csv").write_text("\n".join(lines))
+    (tmp_path / "simulation.json").write_text('{"picoseconds": 200.0, "constraints": 12}')
+    molecular.main(["--quick", "--keep", str(tmp_path / "kept"), "--reference", str(tmp_path)])
+    again = json.loads((tmp_path / "molecular.json").read_text())
+    assert again["methods"] == record["methods"]
+    assert again["reference"]["left_handed"][0] == pytest.approx(1 / 6)
+    assert "bridge (us)" in capsys.readouterr().out
+
+
+def test_differences_from_langevin_dynamics_are_seen(script):
+    pytest.importorskip("openmm")
+    molecular = script("molecular")
+    rng = numpy.random.default_rng(0)
+
+    def draws(shift):
+        phi = -80 + shift + 25 * rng.standard_normal((400, 24))
+        return molecular.Draws(phi, phi + 60, 30 + shift + rng.standard_normal((400, 24)), 1, 1.0, {})
+
+    reference, same, other = draws(0.0), draws(0.0), draws(6.0)
+    assert molecular.compared(same, reference)["largest"] < 4.5
+    assert abs(molecular.compared(same, reference)["energy_z"]) < 4.5
+    assert molecular.compared(other, reference)["largest"] > 5
+    assert molecular.compared(other, reference)["energy_z"] > 5

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gibbsian.commands.protein_family import family, score_sequences
+from gibbsian.commands.protein_simulate import simulate
 
 PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {
+    "simulate": simulate,
     "family": family,
     "score-sequences": score_sequences,
 }
