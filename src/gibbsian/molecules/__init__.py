@@ -1,0 +1,1 @@
+"""Molecules: their physical energies, simulation, conformations and what is learned from them."""
