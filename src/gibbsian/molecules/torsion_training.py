@@ -1,0 +1,306 @@
+"""Learning an energy on the torus of torsions from weighted frames.
+
+How long to train is found by cross-validation over stretches of time: networks are trained on some stretches for more
+and more steps, until frames of the others become less likely. The energy is then the mean of a few networks trained on
+all frames from different initial weights, as a product of experts, which is closer to the truth than each; and networks
+trained on block-bootstrap resamples of the frames say how far the data determine it.
+
+Two torsions are fitted by exact maximum likelihood, with log Z on a grid; up to eight by noise contrastive estimation
+against a mixture of von Mises densities, whose weights of separate basins are right; more by denoising, whose noise
+wraps round the torus, and which knows the shape of basins better than their relative masses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from gibbsian.energies.base import Combination, Energy
+from gibbsian.energies.periodic import TURN, PeriodicMLP, VonMisesMixture, fit_von_mises_mixture
+from gibbsian.energies.tractable import Tractable
+from gibbsian.errors import DataError, OptionError, ShapeError, unknown_name
+from gibbsian.kernels.domains import Wrapped
+from gibbsian.kernels.langevin import MALA
+from gibbsian.molecules.reweighting import (
+    FEW,
+    checked_weights,
+    effective_sample_size,
+    resample_counts,
+    resampled_rows,
+)
+from gibbsian.objectives.base import Batch, Objective
+from gibbsian.objectives.contrastive import PersistentContrastiveDivergence
+from gibbsian.objectives.denoising import DenoisingScoreMatching
+from gibbsian.objectives.exact import ExactLikelihood
+from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
+from gibbsian.objectives.score_matching import ScoreMatching
+from gibbsian.training.fit import fit
+
+OBJECTIVES = ("exact", "nce", "denoising", "score", "pcd")
+"""Exact likelihood, noise contrastive estimation, denoising and exact score matching, persistent chains."""
+
+GRID = 40
+"""Points along each torsion at which exact likelihood integrates: the sum converges fast for a smooth periodic function."""
+
+MOST_BY_NCE = 8
+"""Torsions up to which noise covers data well enough to be contrasted with."""
+
+
+@dataclass(frozen=True)
+class TorsionTraining:
+    """Settings of `fit_torsion_energy`.
+
+    Parameters
+    ----------
+    objective
+        One of `OBJECTIVES`, or ``"auto"``: exact for two torsions, nce up to eight, denoising for more.
+    hidden, harmonics
+        Of each `PeriodicMLP`.
+    members
+        Networks whose mean is the energy.
+    replicates
+        Networks on bootstrap resamples, for errors; 0 for none.
+    steps
+        Numbers of training steps to try, in ascending order; one number trains for so many.
+    folds
+        Of the cross-validation that chooses among them.
+    batch_size, learning_rate
+        Of the training.
+    sigma
+        Noise of denoising, in radians.
+    components
+        Of the mixture to contrast with, and from which chains start.
+
+    Raises
+    ------
+    OptionError
+        If a setting is out of its range.
+    """
+
+    objective: str = "auto"
+    hidden: tuple[int, ...] = (64, 64)
+    harmonics: int = 2
+    members: int = 3
+    replicates: int = 8
+    steps: tuple[int, ...] = (400, 800, 1600, 3200)
+    folds: int = 2
+    batch_size: int = 512
+    learning_rate: float = 3e-3
+    sigma: float = 0.15
+    components: int = 8
+
+    def __post_init__(self) -> None:
+        if self.objective not in ("auto", *OBJECTIVES):
+            raise unknown_name("objective of torsions", self.objective, ("auto", *OBJECTIVES))
+        if self.members < 1 or self.replicates < 0 or self.folds < 2 or self.batch_size < 2:
+            raise OptionError(
+                "Training takes 1 or more members, 0 or more replicates, 2 or more folds and rows in a batch; got "
+                f"{self.members}, {self.replicates}, {self.folds}, {self.batch_size}."
+            )
+        if not self.steps or min(self.steps) < 1 or list(self.steps) != sorted(set(self.steps)):
+            raise OptionError(f"steps lists ascending numbers of steps, such as 400 800 1600; got {self.steps}.")
+        if not (self.learning_rate > 0 and self.sigma > 0):
+            raise OptionError(f"Learning rate and sigma are positive; got {self.learning_rate} and {self.sigma}.")
+
+
+@dataclass(frozen=True)
+class TorsionFit:
+    """What was learned.
+
+    Attributes
+    ----------
+    energy
+        The mean of the members' energies: ``(n, d) -> (n,)`` in nats.
+    replicates
+        Energies of bootstrap resamples.
+    noise
+        The mixture fitted to the frames: noise to contrast with, and where chains start.
+    objective
+        Its name.
+    steps
+        As chosen.
+    scores
+        Held-out loss by number of steps, in nats, lower is better; empty where nothing was chosen.
+    """
+
+    energy: Energy
+    replicates: tuple[Energy, ...]
+    noise: VonMisesMixture
+    objective: str
+    steps: int
+    scores: dict[int, float]
+
+
+def fit_torsion_energy(
+    angles: Tensor,
+    weights: Any = None,
+    settings: TorsionTraining | None = None,
+    *,
+    rng: Generator,
+    block: int = 1,
+    progress: Callable[[str], object] | None = None,
+) -> TorsionFit:
+    """Learn an energy of torsions from frames.
+
+    Parameters
+    ----------
+    angles
+        In radians, ``(n, d)``, in order of time.
+    weights
+        Of the frames, ``(n,)``; equal when left out. Rows are drawn by them, systematically, several times as many as
+        there are, so that every objective sees the weighted ones.
+    settings
+        The defaults when left out.
+    rng
+        Of everything random.
+    block
+        Frames that belong together in time, as `gibbsian.molecules.landscape.block_length` finds them.
+    progress
+        Told what is being done.
+
+    Raises
+    ------
+    ShapeError
+        If the angles have another shape.
+    DataError
+        If they are not finite, or too few frames carry the weight.
+    """
+    settings = settings or TorsionTraining()
+    x, w = _checked(angles, weights)
+    kind = settings.objective
+    if kind == "auto":
+        kind = "exact" if x.shape[1] <= 2 else "nce" if x.shape[1] <= MOST_BY_NCE else "denoising"
+    noise = fit_von_mises_mixture(x, min(settings.components, len(x)), rng=rng, weights=w)
+    problem = _Problem(settings, kind, noise, int(torch.randint(2**31, (), generator=rng)))
+    say = progress or (lambda _: None)
+    scores = {}
+    steps = settings.steps[-1]
+    if len(settings.steps) > 1 and kind != "pcd":
+        scores = _cross_validated(problem, x, w, block, say)
+        steps = min(scores, key=lambda count: scores[count])
+    members = []
+    for i in range(settings.members):
+        say(f"training network {i + 1} of {settings.members} for {steps} steps")
+        members.append(problem.trained(x, w, steps, i)[0])
+    replicates = []
+    for i in range(settings.replicates):
+        say(f"training on resample {i + 1} of {settings.replicates}")
+        counts = resample_counts(len(x), min(block, len(x)), rng)
+        replicates.append(problem.trained(x, w * counts, steps, i % settings.members)[0])
+    return TorsionFit(mean_energy(members), tuple(replicates), noise, kind, steps, scores)
+
+
+def mean_energy(members: Sequence[Energy]) -> Energy:
+    """The mean of energies: one as it is."""
+    return members[0] if len(members) == 1 else Combination([(1.0 / len(members), e) for e in members])
+
+
+@dataclass(frozen=True)
+class _Problem:
+    settings: TorsionTraining
+    kind: str
+    noise: VonMisesMixture
+    seed: int
+
+    def network(self, dim: int, member: int) -> PeriodicMLP:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + member)
+            net = PeriodicMLP(dim, self.settings.hidden, self.settings.harmonics)
+        # A flat start: the first steps find the basins instead of undoing random ones.
+        nn.init.zeros_(cast(nn.Linear, net.net[-1]).weight)
+        return net
+
+    def objective(self) -> Objective:
+        if self.kind == "exact":
+            return ExactLikelihood(points=GRID)
+        if self.kind == "nce":
+            return NoiseContrastiveEstimation(self.noise, ratio=4)
+        if self.kind == "denoising":
+            return DenoisingScoreMatching(self.settings.sigma)
+        if self.kind == "score":
+            return ScoreMatching()
+        return PersistentContrastiveDivergence(
+            Wrapped(MALA(0.05), TURN), cast(Tractable, self.noise), steps=10, buffer_size=4096
+        )
+
+    def trained(self, x: Tensor, w: Tensor, steps: int, member: int) -> tuple[PeriodicMLP, Objective]:
+        """One network on rows drawn by weight, and its objective with what that has learned."""
+        rng = torch.Generator().manual_seed(self.seed + 7919 * (member + 1))
+        rows = x[resampled_rows(w, max(20_000, 4 * len(x)), rng)]
+        net, objective = self.network(x.shape[1], member), self.objective()
+        settings = self.settings
+        fit(
+            net,
+            rows,
+            objective,
+            rng=rng,
+            steps=steps,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            ema_decay=0.99,
+            checkpoint_every=steps,
+            log_every=max(steps // 8, 1),
+        )
+        return net.eval(), objective
+
+    @torch.no_grad()
+    def score(self, net: PeriodicMLP, objective: Objective, x: Tensor, w: Tensor) -> float:
+        """Loss of rows that the network has not seen."""
+        rng = torch.Generator().manual_seed(self.seed)
+        rows = x[resampled_rows(w, 8192, rng)]
+        return float(objective.eval()(net, Batch(rows), rng).value)
+
+
+def _cross_validated(
+    problem: _Problem, x: Tensor, w: Tensor, block: int, say: Callable[[str], object]
+) -> dict[int, float]:
+    """Held-out loss by number of steps, tried until it rises."""
+    folds = problem.settings.folds
+    # Stretches of several blocks, so that what is held out is not the neighbour of what is trained on.
+    length = max(1, min(4 * block, len(x) // (2 * folds)))
+    fold = (torch.arange(len(x)) // length) % folds
+    scores: dict[int, float] = {}
+    for steps in problem.settings.steps:
+        total = 0.0
+        for k in range(folds):
+            say(f"choosing how long to train: {steps} steps, part {k + 1} of {folds}")
+            held = fold == k
+            share = float(w[held].sum() / w.sum())
+            if not 0.0 < share < 1.0:
+                continue
+            net, objective = problem.trained(x[~held], w[~held], steps, 0)
+            total += share * problem.score(net, objective, x[held], w[held])
+        if scores and total > min(scores.values()):
+            scores[steps] = total
+            break
+        scores[steps] = total
+    return scores
+
+
+def _checked(angles: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
+    if angles.ndim != 2 or not angles.shape[1] or not angles.is_floating_point():
+        raise ShapeError(f"Torsions of frames are a floating-point (n, d); got {angles.dtype}, {tuple(angles.shape)}.")
+    if not bool(angles.isfinite().all()):
+        raise DataError(f"{int((~angles.isfinite()).any(1).sum())} of {len(angles)} frames have torsions that are NaN.")
+    x = TURN.wrap(angles.detach().float())
+    w = checked_weights(weights, len(x))
+    worth = effective_sample_size(w)
+    if worth < FEW:
+        raise DataError(
+            f"The {len(x)} frames are worth {worth:.1f} of equal weight, and a landscape needs {FEW:g} or more: simulate "
+            "longer, or save frames more often."
+        )
+    return x, w
+
+
+def log_z_of(energy: Energy, points: int = 240) -> float:
+    """log Z of an energy on two torsions by the midpoint rule, in nats."""
+    axis = (torch.arange(points, dtype=torch.float32) + 0.5) * (2 * math.pi / points) - math.pi
+    with torch.no_grad():
+        value = energy(torch.cartesian_prod(axis, axis)).double()
+    return float(torch.logsumexp(-value, 0) + 2.0 * math.log(2 * math.pi / points))
