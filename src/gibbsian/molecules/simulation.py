@@ -1,0 +1,342 @@
+"""Molecular dynamics by OpenMM: plain Langevin dynamics, and well-tempered metadynamics, into a folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gibbsian.errors import DivergenceError, OptionError, StorageError, TrainingInterrupted, unknown_name
+from gibbsian.molecules.extras import require_openmm
+from gibbsian.molecules.metadynamics import Bias, bias_table, biased, effective_frames
+from gibbsian.molecules.recording import Recording, finish, frames_table
+from gibbsian.molecules.systems import MolecularSystem, platform_for
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """Settings of a simulation.
+
+    Parameters
+    ----------
+    picoseconds
+        Length of what is recorded.
+    step_fs
+        Step of the integrator in femtoseconds: 2 with bonds to hydrogens held, 0.5 to 1 without.
+    friction
+        Of the Langevin bath, per picosecond.
+    frame_ps
+        Time between frames.
+    equilibration_ps
+        Time before the first one, unbiased.
+    discard
+        With metadynamics: part of the frames at the start that weighs nothing, as the bias was still growing.
+    seed
+        Of velocities and noise.
+
+    Raises
+    ------
+    OptionError
+        If a setting is out of its range, or no whole number of steps goes into a frame.
+    """
+
+    picoseconds: float = 1000.0
+    step_fs: float = 2.0
+    friction: float = 1.0
+    frame_ps: float = 0.5
+    equilibration_ps: float = 20.0
+    discard: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("picoseconds", "step_fs", "friction", "frame_ps"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise OptionError(f"{name} is a positive number; got {value}.")
+        if not (math.isfinite(self.equilibration_ps) and self.equilibration_ps >= 0):
+            raise OptionError(f"equilibration_ps is 0 or more; got {self.equilibration_ps}.")
+        if not 0.0 <= self.discard < 1.0:
+            raise OptionError(f"The part of frames to discard lies from 0 to below 1; got {self.discard}.")
+        if self.seed < 0:
+            raise OptionError(f"A seed is 0 or more; got {self.seed}.")
+        steps_in("frame_ps", self.frame_ps, self.step_fs)
+        if self.picoseconds < self.frame_ps:
+            raise OptionError(
+                f"A simulation of {self.picoseconds:g} ps has no frame with one every {self.frame_ps:g} ps: make it "
+                "longer, or frames more frequent."
+            )
+
+    @property
+    def frames(self) -> int:
+        """How many are recorded."""
+        return int(self.picoseconds / self.frame_ps + 1e-9)
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What a simulation came to.
+
+    Attributes
+    ----------
+    folder
+        Where it is.
+    frames
+        How many frames there are.
+    effective_frames
+        As many equally weighted ones would be worth as much, were they independent.
+    picoseconds, seconds
+        Simulated, and spent, over all sittings.
+    """
+
+    folder: Path
+    frames: int
+    effective_frames: float
+    picoseconds: float
+    seconds: float
+
+    def __str__(self) -> str:
+        speed = 0.0864 * self.picoseconds / max(self.seconds, 1e-9) * 1000
+        return (
+            f"{self.frames} frames over {self.picoseconds:g} ps in {self.folder} ({self.seconds:.0f} s, "
+            f"{speed:.0f} ns per day; worth {self.effective_frames:.0f} of equal weight)"
+        )
+
+
+CHECKPOINT_SECONDS = 15.0
+"""Seconds between checkpoints: what an interruption costs at most."""
+
+
+def simulate(
+    molecule: MolecularSystem,
+    folder: str | Path,
+    dynamics: Dynamics | None = None,
+    *,
+    bias: Bias | None = None,
+    residue: str | None = None,
+    resume: bool = False,
+    threads: int = 1,
+    platform_name: str | None = None,
+    progress: bool | Callable[[int], object] = False,
+) -> SimulationResult:
+    """Run molecular dynamics of a molecule and keep its frames in a folder.
+
+    Parameters
+    ----------
+    molecule
+        From `alanine_dipeptide` or `system_from_pdb`, at its temperature.
+    folder
+        Where to write; its files are described in `recording`.
+    dynamics
+        Length, step, frames, seed.
+    bias
+        Well-tempered metadynamics on phi and psi of one residue, with these settings; ``None`` for none.
+    residue
+        Whose torsions are recorded and biased, such as ``"ALA2"``; may be left out where only one has both.
+    resume
+        Go on with an interrupted simulation in the folder, if there is one.
+    threads
+        Of OpenMM's CPU platform.
+    platform_name
+        An OpenMM platform; the fastest for this size when left out.
+    progress
+        ``True`` for a bar on the terminal, or a function called with the number of frames just made.
+
+    Raises
+    ------
+    OptionError
+        If the folder holds another simulation, or a setting does not fit the molecule.
+    DivergenceError
+        If the simulation blew up.
+    StorageError
+        If the folder cannot be written.
+    TrainingInterrupted
+        If the user stopped it; what was done is kept.
+    """
+    openmm = require_openmm()
+    dynamics = dynamics or Dynamics()
+    torsions = _torsions(molecule, residue, needed=bias is not None)
+    identity = _identity(molecule, dynamics, bias, torsions)
+    recording = Recording(Path(folder), molecule.atoms, identity)
+    taken_up = recording.load() if resume and not _finished(recording) else recording.begin()
+    state, step, table = taken_up or (None, 0, None)
+
+    system = openmm.XmlSerializer.clone(molecule.system)
+    metadynamics = None
+    if bias is not None and torsions is not None:
+        every = steps_in("the interval of Gaussians", bias.every, dynamics.step_fs)
+        metadynamics = biased(system, torsions, molecule.temperature, every, bias, table)
+    integrator = openmm.LangevinMiddleIntegrator(
+        molecule.temperature, dynamics.friction, dynamics.step_fs * 1e-3
+    )
+    # To OpenMM a seed of 0 means one that nobody knows.
+    integrator.setRandomNumberSeed(dynamics.seed + 1)
+    chosen = platform_for(system, platform_name)
+    properties = {"Threads": str(threads)} if chosen.getName() == "CPU" else {}
+    simulation = openmm.app.Simulation(molecule.topology, system, integrator, chosen, properties)
+    report, close = _reporter(progress, dynamics.frames, recording.frames)
+    began = time.perf_counter() - recording.seconds
+    per_frame = steps_in("frame_ps", dynamics.frame_ps, dynamics.step_fs)
+    advance = simulation.step if metadynamics is None else lambda n: metadynamics.step(simulation, n)
+
+    def save() -> None:
+        now = None if metadynamics is None else bias_table(metadynamics)
+        seconds = time.perf_counter() - began
+        recording.save(simulation.context.createCheckpoint(), simulation.currentStep, now, seconds)
+
+    try:
+        if state is None:
+            simulation.context.setPositions(molecule.positions)
+            simulation.context.setVelocitiesToTemperature(molecule.temperature, dynamics.seed + 1)
+            simulation.step(round(dynamics.equilibration_ps / (1e-3 * dynamics.step_fs)))
+            simulation.currentStep = 0
+        else:
+            simulation.context.loadCheckpoint(state)
+            simulation.currentStep = step
+        saved = time.perf_counter()
+        while recording.frames + len(recording.pending) < dynamics.frames:
+            advance(per_frame)
+            recording.add(_positions(simulation, dynamics))
+            report(1)
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                save()
+                saved = time.perf_counter()
+    except KeyboardInterrupt:
+        # A step that was cut off left no frame, so that the last checkpoint is the place to go on from.
+        raise TrainingInterrupted(
+            f"Stopped after {recording.frames} frames of {dynamics.frames}, kept in {folder}: go on with resume=True, "
+            "or --resume."
+        ) from None
+    except openmm.OpenMMException as error:
+        raise _exploded(dynamics, str(error)) from error
+    finally:
+        close()
+    save()
+    table = None if metadynamics is None else bias_table(metadynamics)
+    return _finished_with(recording, molecule, dynamics, bias, torsions, table, chosen.getName())
+
+
+def steps_in(name: str, picoseconds: float, step_fs: float) -> int:
+    """Count the steps in a time.
+
+    Raises
+    ------
+    OptionError
+        If it is not a whole number of them, 1 or more.
+    """
+    steps = picoseconds / (1e-3 * step_fs)
+    if round(steps) < 1 or abs(steps - round(steps)) > 1e-6 * steps:
+        raise OptionError(f"{name} is a whole number of steps of {step_fs:g} fs; got {picoseconds:g} ps.")
+    return round(steps)
+
+
+def _finished_with(
+    recording: Recording,
+    molecule: MolecularSystem,
+    dynamics: Dynamics,
+    bias: Bias | None,
+    torsions: Any,
+    table: np.ndarray | None,
+    platform_name: str,
+) -> SimulationResult:
+    frames = frames_table(recording, torsions, table, molecule.temperature, dynamics.frame_ps, dynamics.discard)
+    with np.load(recording.partial / "checkpoint.npz") as kept:
+        seconds = float(kept["seconds"])
+    weight = frames["weight"].to_numpy()
+    result = SimulationResult(
+        recording.folder, recording.frames, effective_frames(weight), recording.frames * dynamics.frame_ps, seconds
+    )
+    record = {
+        "molecule": molecule.name,
+        "atoms": molecule.atoms,
+        "temperature_k": molecule.temperature,
+        "forcefield": list(molecule.forcefield),
+        "constraints": molecule.constraints,
+        "settings": asdict(dynamics),
+        "metadynamics": None if bias is None else asdict(bias),
+        "torsions": None if torsions is None else {"phi": list(torsions[0]), "psi": list(torsions[1])},
+        "frames": result.frames,
+        "effective_frames": result.effective_frames,
+        "picoseconds": result.picoseconds,
+        "seconds": result.seconds,
+        "platform": platform_name,
+        "versions": {name: importlib.metadata.version(name) for name in ("gibbsian", "openmm", "numpy")}
+        | {"python": platform.python_version()},
+    }
+    finish(recording, molecule, table, frames, record)
+    return result
+
+
+def _torsions(molecule: MolecularSystem, residue: str | None, needed: bool) -> Any:
+    found = {name: (phi, psi) for name, phi, psi in molecule.backbone_torsions()}
+    if residue is not None:
+        if residue not in found:
+            raise unknown_name("residue with both backbone torsions", residue, found)
+        return found[residue]
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if needed:
+        some = ", ".join(list(found)[:8])
+        raise OptionError(
+            f"Metadynamics biases phi and psi of one residue; {molecule.name} has {len(found)} with both: name one "
+            f"with residue=, or --residue ({some})."
+            if found
+            else f"{molecule.name} has no residue with both backbone torsions: run it plain."
+        )
+    return None
+
+
+def _identity(molecule: MolecularSystem, dynamics: Dynamics, bias: Bias | None, torsions: Any) -> dict[str, Any]:
+    """What two sittings of one simulation have in common; its length may change."""
+    settings = asdict(dynamics)
+    del settings["picoseconds"], settings["discard"]
+    return {
+        "molecule": molecule.name,
+        "atoms": molecule.atoms,
+        "temperature": molecule.temperature,
+        "forcefield": list(molecule.forcefield),
+        "constraints": molecule.constraints,
+        "torsions": None if torsions is None else [list(t) for t in torsions],
+        "metadynamics": None if bias is None else asdict(bias),
+    } | settings
+
+
+def _finished(recording: Recording) -> bool:
+    from gibbsian.molecules.recording import SETTINGS
+
+    return (recording.folder / SETTINGS).exists()
+
+
+def _positions(simulation: Any, dynamics: Dynamics) -> np.ndarray:
+    x = np.asarray(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
+    if not np.isfinite(x).all():
+        raise _exploded(dynamics, "coordinates are not finite")
+    return x
+
+
+def _exploded(dynamics: Dynamics, why: str) -> DivergenceError:
+    return DivergenceError(
+        f"The simulation blew up with steps of {dynamics.step_fs:g} fs ({why}): take shorter ones, 1 fs or less where "
+        "bonds to hydrogens are free, and relax the structure first."
+    )
+
+
+def _reporter(
+    progress: bool | Callable[[int], object], frames: int, done: int
+) -> tuple[Callable[[int], object], Callable[[], None]]:
+    if callable(progress):
+        return progress, lambda: None
+    if not progress:
+        return lambda _: None, lambda: None
+    from rich.progress import Progress
+
+    bar = Progress()
+    bar.start()
+    task = bar.add_task("simulating", total=frames, completed=done)
+    return lambda count: bar.advance(task, count), bar.stop
