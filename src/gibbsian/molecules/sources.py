@@ -1,0 +1,156 @@
+"""Where frames and their weights come from: a simulation's folder, or a topology, trajectories and a table of weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gibbsian.errors import DataError, OptionError
+from gibbsian.molecules.reweighting import bias_log_weights, checked_weights, normalised_weights
+from gibbsian.molecules.thermal import checked_temperature
+from gibbsian.molecules.trajectories import read_trajectory
+
+SIMULATION = ("topology.pdb", "trajectory.dcd", "frames.csv", "simulation.json")
+"""Files of a folder that ``gibbsian protein simulate`` made."""
+
+ROOM_TEMPERATURE = 300.0
+"""In kelvin, where nothing tells another."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """A trajectory with weights.
+
+    Attributes
+    ----------
+    trajectory
+        An mdtraj ``Trajectory``.
+    weights
+        Towards the Boltzmann law at ``temperature``, ``(n,)``, that sum to one.
+    temperature
+        In kelvin.
+    weighted
+        Whether the weights differ.
+    name
+        Of what was read, for titles.
+    """
+
+    trajectory: Any
+    weights: Tensor
+    temperature: float
+    weighted: bool
+    name: str
+
+
+def read_frames(
+    files: Sequence[str | Path],
+    weights: str | Path | None = None,
+    temperature: float | None = None,
+    **reading: Any,
+) -> Frames:
+    """Read frames.
+
+    Parameters
+    ----------
+    files
+        The folder of a simulation; or a topology and one trajectory or more; or one structure of several models.
+    weights
+        A table as `read_weights` reads it; a simulation's own when left out, else all frames weigh the same.
+    temperature
+        In kelvin; the simulation's, or 300, when left out.
+    reading
+        Options of `gibbsian.molecules.trajectories.read_trajectory`; frames of weight 0 are kept.
+
+    Raises
+    ------
+    DataError, OptionError, MissingPackageError
+        If something is missing, cannot be read, or does not fit.
+    """
+    if not files:
+        raise OptionError("Give a simulation's folder, or a topology and a trajectory: top.pdb traj.dcd.")
+    first = Path(files[0])
+    if first.is_dir():
+        if len(files) > 1:
+            raise OptionError(f"{first} is a simulation's folder and stands alone; got {len(files)} arguments.")
+        return _of_simulation(first, weights, temperature, reading)
+    stride = int(reading.get("stride", 1))
+    if len(files) == 1:
+        trajectory = read_trajectory(first, None, **reading)
+    else:
+        trajectory = read_trajectory([Path(f) for f in files[1:]], first, **reading)
+    kelvin = checked_temperature(ROOM_TEMPERATURE if temperature is None else temperature)
+    w = read_weights(weights, len(trajectory), kelvin, stride) if weights else checked_weights(None, len(trajectory))
+    return Frames(trajectory, w, kelvin, weights is not None, Path(files[-1]).stem)
+
+
+def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1) -> Tensor:
+    """Read weights of n frames from a CSV file, ``(n,)`` float64 that sum to one.
+
+    Parameters
+    ----------
+    path
+        With a column ``weight``, ``log_weight`` (nats) or ``bias_kj_mol``; the first of these that is there counts.
+    n
+        How many frames were kept.
+    temperature
+        In kelvin, for biases.
+    stride
+        Between kept frames: of a table with a line per frame of the file the same ones are kept.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, has no such column, another number of lines, or holds no weights.
+    """
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"The weights in {path} cannot be read: {error}") from error
+    name = next((c for c in ("weight", "log_weight", "bias_kj_mol") if c in table.columns), None)
+    if name is None:
+        raise DataError(
+            f"{path} has no column weight, log_weight or bias_kj_mol; its columns are {', '.join(map(str, table.columns))}."
+        )
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+    if len(values) != n and len(values[::stride]) == n:
+        values = values[::stride]
+    if len(values) != n:
+        raise DataError(
+            f"{path} has {len(values)} lines and there are {n} frames: a table of weights has a line for each frame, in "
+            "their order."
+        )
+    if name == "weight":
+        return checked_weights(values, n)
+    log_w = torch.as_tensor(values)
+    return normalised_weights(log_w if name == "log_weight" else bias_log_weights(log_w, temperature))
+
+
+def _of_simulation(
+    folder: Path, weights: str | Path | None, temperature: float | None, reading: dict[str, Any]
+) -> Frames:
+    missing = [name for name in SIMULATION if not (folder / name).is_file()]
+    if missing:
+        unfinished = (folder / "partial").exists()
+        raise DataError(
+            f"{folder} is no finished simulation: it lacks {', '.join(missing)}. "
+            + ("It was interrupted: go on with it, gibbsian protein simulate ... --resume." if unfinished else "")
+            + ("" if unfinished else "Make one with gibbsian protein simulate, or name files: top.pdb traj.dcd.")
+        )
+    try:
+        record = json.loads((folder / "simulation.json").read_text())
+        kelvin = float(record["temperature_k"]) if temperature is None else temperature
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'simulation.json'} is damaged: {error}.") from error
+    trajectory = read_trajectory(folder / "trajectory.dcd", folder / "topology.pdb", **reading)
+    kelvin, stride = checked_temperature(kelvin), int(reading.get("stride", 1))
+    w = read_weights(weights or folder / "frames.csv", len(trajectory), kelvin, stride)
+    return Frames(trajectory, w, kelvin, bool(w.max() > w.min()), str(record.get("molecule", folder.name)))
