@@ -4,5 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {}
+from gibbsian.commands.protein_landscape import landscape
+from gibbsian.commands.protein_sample import sample_conformations
+
+PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {
+    "landscape": landscape,
+    "sample": sample_conformations,
+}
 """What ``gibbsian protein`` offers."""

@@ -1,0 +1,277 @@
+"""What a landscape leaves in its folder: tables, structures, drawn conformations, the model, and the page.
+
+::
+
+    report.html             maps, profiles, basins, how it was made
+    frames.csv              a line per frame: torsions, learned energy in kT and kJ/mol, weight, geometry
+    surface.csv             a line per cell of each map: free energies with the frames' band
+    basins.csv              populations and free-energy differences with their errors
+    low_energy.pdb          frames of the lowest learned energy, unlike each other
+    samples.pdb, samples.xtc, samples.csv   conformations drawn from the learned energy, and their torsions
+    model.safetensors, torsions.json, topology.pdb, templates.dcd   the model, for gibbsian protein sample
+    landscape.json          the numbers of the page
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.errors import OptionError, StorageError
+from gibbsian.files import replace_file
+from gibbsian.molecules.conformations import Landscape, Map, lowest_frames
+from gibbsian.molecules.frames import check_frames
+from gibbsian.molecules.landscape import cell_centres, free_energy, free_energy_band
+from gibbsian.molecules.torsion_model import DESCRIPTION, TEMPLATES, TOPOLOGY, WEIGHTS, TorsionModel, save_torsion_model
+
+RECORD, REPORT = "landscape.json", "report.html"
+FILES = (
+    WEIGHTS, DESCRIPTION, TOPOLOGY, TEMPLATES, RECORD, REPORT, "frames.csv", "surface.csv", "basins.csv",
+    "low_energy.pdb", "samples.pdb", "samples.xtc", "samples.csv",
+)  # fmt: skip
+"""All that `write_landscape` writes."""
+
+SAMPLE_FILES = (".pdb", ".xtc", ".dcd", ".csv")
+"""Endings of files of drawn conformations."""
+
+
+def prepare_folder(folder: Path, overwrite: bool) -> None:
+    """Make a landscape's folder, or empty one that is to be replaced.
+
+    Raises
+    ------
+    OptionError
+        If it holds a landscape and is not to be overwritten.
+    StorageError
+        If it cannot be written.
+    """
+    there = [name for name in (RECORD, DESCRIPTION) if (folder / name).exists()]
+    if there and not overwrite:
+        raise OptionError(
+            f"{folder} holds a landscape already ({there[0]}). Add --overwrite to replace it, or --out FOLDER for "
+            "another place."
+        )
+    if (folder / "simulation.json").exists():
+        raise OptionError(f"{folder} holds a simulation, whose frames must stay: name another place with --out FOLDER.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES if there else ():
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from error
+
+
+def write_landscape(
+    folder: str | Path, landscape: Landscape, *, rng: Generator, structures: int = 10, samples: int = 100
+) -> dict[str, Any]:
+    """Write everything but the page; return the record that ``landscape.json`` holds.
+
+    Parameters
+    ----------
+    folder
+        Made where needed; what is there is replaced.
+    landscape
+        What was learned.
+    rng
+        Of the drawn conformations.
+    structures
+        Frames of low energy to write.
+    samples
+        Conformations to draw.
+
+    Raises
+    ------
+    StorageError
+        If something cannot be written.
+    """
+    home = Path(folder)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        save_torsion_model(home, landscape.model)
+        write_table(home / "frames.csv", frames_table(landscape))
+        if landscape.maps:
+            write_table(home / "surface.csv", surface_table(landscape))
+            write_table(home / "basins.csv", basins_table(landscape))
+        lowest = lowest_frames(landscape, structures)
+        if len(lowest):
+            landscape.frames.trajectory[lowest].save_pdb(str(home / "low_energy.pdb"))
+        drawn = landscape.model.draw(samples, rng)
+        built = landscape.model.conformations(drawn)
+        for ending in (".pdb", ".xtc", ".csv"):
+            write_conformations(home / f"samples{ending}", landscape.model, drawn, built)
+        record = record_of(landscape) | {
+            "low_energy_frames": lowest.tolist(),
+            "samples": samples,
+            "samples_physical": int(check_frames(built).physical.sum()),
+        }
+        replace_file(home / RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{home} cannot be written: {error.strerror or error}. Choose another place.") from error
+    return record
+
+
+def write_conformations(path: Path, model: TorsionModel, angles: Tensor, built: Any | None = None) -> Any:
+    """Write drawn torsions as coordinates (.pdb, .xtc, .dcd) or as a table of degrees and energies (.csv).
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    model
+        From which they were drawn.
+    angles
+        In radians, ``(n, d)``.
+    built
+        Their coordinates, where they are there already.
+
+    Returns
+    -------
+    The coordinates, an mdtraj ``Trajectory``; ``None`` for a table alone.
+
+    Raises
+    ------
+    OptionError
+        If the ending is none of these.
+    StorageError
+        If the file cannot be written.
+    """
+    import pandas as pd
+
+    ending = path.suffix.lower()
+    if ending not in SAMPLE_FILES:
+        raise OptionError(f"{path} ends in {ending or 'nothing'}; conformations are written as {', '.join(SAMPLE_FILES)}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if ending == ".csv":
+            table = pd.DataFrame(torch.rad2deg(angles).numpy(), columns=[degrees_of(n) for n in model.names])
+            with torch.no_grad():
+                table["energy_kt"] = model.energy(angles).double().numpy()
+            table["energy_kj_mol"] = model.kt * table["energy_kt"]
+            write_table(path, table)
+            return None
+        built = model.conformations(angles) if built is None else built
+        {".pdb": built.save_pdb, ".xtc": built.save_xtc, ".dcd": built.save_dcd}[ending](str(path))
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+    return built
+
+
+def frames_table(landscape: Landscape) -> Any:
+    """A pandas ``DataFrame`` with a line per frame."""
+    import pandas as pd
+
+    trajectory, kt = landscape.frames.trajectory, landscape.model.kt
+    columns: dict[str, Any] = {"frame": np.arange(len(trajectory)), "time_ps": trajectory.time}
+    for i, name in enumerate(landscape.torsions.names):
+        columns[degrees_of(name)] = torch.rad2deg(landscape.torsions.angles[:, i]).numpy()
+    columns["energy_kt"] = landscape.energies.numpy()
+    columns["energy_kj_mol"] = kt * landscape.energies.numpy()
+    columns["weight"] = landscape.frames.weights.numpy()
+    return pd.concat([pd.DataFrame(columns), landscape.checks.table()], axis=1)
+
+
+def surface_table(landscape: Landscape) -> Any:
+    """A pandas ``DataFrame`` with a line per cell of each map; cells without frames are empty in the frames' columns."""
+    import pandas as pd
+
+    kt, parts = landscape.model.kt, []
+    for one in landscape.maps:
+        band = free_energy_band(one.frames, one.frames_resampled, kt)
+        at = torch.rad2deg(cell_centres(len(one.frames)))
+        phi, psi = torch.meshgrid(at, at, indexing="ij")
+        learned = free_energy(one.learned)
+        columns = {
+            "phi_deg": phi, "psi_deg": psi, "learned_kt": learned, "learned_kj_mol": kt * learned,
+            "frames_kj_mol": band.value, "frames_lower_kj_mol": band.lower, "frames_upper_kj_mol": band.upper,
+            "learned_probability": one.learned, "frames_probability": one.frames,
+        }  # fmt: skip
+        table = pd.DataFrame({name: value.flatten().numpy() for name, value in columns.items()})
+        table = table.replace([np.inf, -np.inf], np.nan)
+        table.insert(0, "residue", one.residue)
+        parts.append(table)
+    return pd.concat(parts)
+
+
+def basins_table(landscape: Landscape) -> Any:
+    """A pandas ``DataFrame`` with a line per basin of each map."""
+    import pandas as pd
+
+    lines = []
+    for one in landscape.maps:
+        names = zip(one.frame_differences.populations, one.frame_differences.kj_mol)
+        for basin, pair in names:
+            line: dict[str, Any] = {"residue": one.residue, "basin": basin}
+            for what, found in (("learned", one.learned_differences), ("frames", one.frame_differences)):
+                line |= {
+                    f"{what}_population": found.populations[basin].value,
+                    f"{what}_population_stderr": found.populations[basin].stderr,
+                    f"{what}_kj_mol": found.kj_mol[pair].value,
+                    f"{what}_kj_mol_stderr": found.kj_mol[pair].stderr,
+                }
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def record_of(landscape: Landscape) -> dict[str, Any]:
+    """The numbers of a landscape as plain values."""
+    checks, fit = landscape.checks, landscape.fit
+    return {
+        "name": landscape.frames.name,
+        "temperature_k": landscape.model.temperature,
+        "kt_kj_mol": landscape.model.kt,
+        "frames": len(landscape.energies),
+        "effective_frames": landscape.effective_frames,
+        "block_frames": landscape.block,
+        "unphysical_frames": int((~checks.physical).sum()),
+        "torsions": list(landscape.torsions.names),
+        "objective": fit.objective,
+        "steps": fit.steps,
+        "held_out_loss": {str(k): v for k, v in fit.scores.items()},
+        "members": len(landscape.model.members),
+        "maps": [_map_record(one) for one in landscape.maps],
+        "notes": list(landscape.notes),
+    }
+
+
+def _map_record(one: Map) -> dict[str, Any]:
+    def told(values: dict[str, Estimate]) -> dict[str, Any]:
+        return {name: {"value": _plain(v.value), "stderr": _plain(v.stderr)} for name, v in values.items()}
+
+    return {
+        "residue": one.residue,
+        "learned": {
+            "kj_mol": told(one.learned_differences.kj_mol),
+            "populations": told(one.learned_differences.populations),
+        },
+        "frames": {
+            "kj_mol": told(one.frame_differences.kj_mol),
+            "populations": told(one.frame_differences.populations),
+        },
+    }
+
+
+def _plain(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def degrees_of(name: str) -> str:
+    """A torsion's name as a column: ``phi ALA2`` to ``phi_ALA2_deg``."""
+    return f"{name.replace(' ', '_')}_deg"
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a pandas ``DataFrame`` as CSV, in one move."""
+    replace_file(path, table.to_csv(index=False, float_format="%.7g").encode())
+
+
