@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.diagnostics.estimate import Estimate
+from gibbsian.energies.fourier import FourierTable
 from gibbsian.errors import DataError, OptionError
 from gibbsian.molecules.backmapping import turnable
 from gibbsian.molecules.features import Torsions, torsions
@@ -31,6 +32,7 @@ from gibbsian.molecules.landscape import (
 )
 from gibbsian.molecules.reweighting import effective_sample_size, resampled_rows
 from gibbsian.molecules.sources import Frames
+from gibbsian.molecules.thermal import thermal_energy
 from gibbsian.molecules.torsion_model import TorsionModel
 from gibbsian.molecules.torsion_training import TorsionFit, TorsionTraining, fit_torsion_energy
 
@@ -157,7 +159,7 @@ def landscape_of(
             raise DataError(f"{checks} Nothing can be learned from them; is the topology the right one?")
         w = torch.where(bad, 0.0, w)
         w = w / w.sum()
-        frames = Frames(frames.trajectory, w, frames.temperature, frames.weighted, frames.name)
+        frames = replace(frames, weights=w)
     pairs = dict(list(found.pairs().items())[: max(maps, 0)])
     some = list(pairs.values()) or [(0, min(1, len(found) - 1))]
     carries = w > 0
@@ -167,7 +169,10 @@ def landscape_of(
             f"The frames hold fewer than {FEWEST_BLOCKS} independent stretches: errors are too small. Simulate longer."
         )
     x, v = found.angles[carries], w[carries]
-    fit = fit_torsion_energy(x, v, settings, rng=rng, block=block, progress=progress)
+    bias = bias_energy(frames, found)
+    fit = fit_torsion_energy(
+        x, v if bias is None else None, settings, rng=rng, bias=bias, block=block, progress=progress
+    )
     index = torch.unique(resampled_rows(w, TEMPLATES, rng)).numpy()
     model = TorsionModel(
         fit.energy, fit.noise, found.names, found.atoms, frames.temperature, frames.trajectory[index]
@@ -179,6 +184,18 @@ def landscape_of(
     return Landscape(
         model, fit, found, frames, energies - energies.min(), checks, made, block, tuple(notes)
     )
+
+
+def bias_energy(frames: Frames, found: Torsions) -> FourierTable | None:
+    """The bias of metadynamics in nats as an energy on the torsions, where it is known and they are among them."""
+    if frames.bias is None:
+        return None
+    at = {tuple(four): i for i, four in enumerate(found.atoms.tolist())}
+    columns = (at.get(frames.bias.phi), at.get(frames.bias.psi))
+    if columns[0] is None or columns[1] is None:
+        return None
+    table = torch.as_tensor(frames.bias.table) / thermal_energy(frames.temperature)
+    return FourierTable(table, columns=(columns[0], columns[1]), dim=len(found))
 
 
 def _turnable(found: Torsions, trajectory: Any) -> tuple[Torsions, list[str]]:

@@ -103,13 +103,18 @@ def checked_weights(weights: Any, n: int) -> Tensor:
     DataError
         If they are no weights.
     """
-    w = torch.ones(n, dtype=torch.float64) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+    w = torch.ones(n, dtype=torch.float64) if weights is None else _read(weights)
     if tuple(w.shape) != (n,):
         raise ShapeError(f"{n} frames have as many weights, ({n},); got {tuple(w.shape)}. Were frames left out?")
     bad = int((~w.isfinite() | (w < 0)).sum())
     if bad or not float(w.sum()) > 0:
         raise DataError(f"Weights are finite, not negative, and not all 0; {bad} of {n} are not so.")
     return w / w.sum()
+
+
+def _read(values: Any) -> Tensor:
+    """As float64 of its own memory: tables are often read-only."""
+    return values.detach().double() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
 
 
 def resampled_rows(weights: Tensor, rows: int, rng: Generator) -> Tensor:

@@ -40,6 +40,8 @@ class Frames:
         Whether the weights differ.
     name
         Of what was read, for titles.
+    bias
+        The bias of metadynamics, where its table is there.
     """
 
     trajectory: Any
@@ -47,6 +49,24 @@ class Frames:
     temperature: float
     weighted: bool
     name: str
+    bias: TorsionBias | None = None
+
+
+@dataclass(frozen=True)
+class TorsionBias:
+    """The bias under which frames were drawn, as a function of two torsions.
+
+    Attributes
+    ----------
+    table
+        In kJ/mol, ``(m, m)``, at ``-180 + 360 i / m`` degrees of phi along the first axis and of psi along the second.
+    phi, psi
+        The four atoms of each.
+    """
+
+    table: np.ndarray
+    phi: tuple[int, ...]
+    psi: tuple[int, ...]
 
 
 def read_frames(
@@ -153,4 +173,24 @@ def _of_simulation(
     trajectory = read_trajectory(folder / "trajectory.dcd", folder / "topology.pdb", **reading)
     kelvin, stride = checked_temperature(kelvin), int(reading.get("stride", 1))
     w = read_weights(weights or folder / "frames.csv", len(trajectory), kelvin, stride)
-    return Frames(trajectory, w, kelvin, bool(w.max() > w.min()), str(record.get("molecule", folder.name)))
+    weighted = bool(w.max() > w.min())
+    # Atoms that are selected are counted anew, and the table's torsions would be others; so would other weights.
+    own = weights is None and reading.get("atoms") is None
+    bias = _bias_of(folder, record) if weighted and own else None
+    return Frames(trajectory, w, kelvin, weighted, str(record.get("molecule", folder.name)), bias)
+
+
+def _bias_of(folder: Path, record: dict[str, Any]) -> TorsionBias | None:
+    """The table of metadynamics, where there is one."""
+    if not (folder / "bias.npz").is_file() or not record.get("torsions"):
+        return None
+    try:
+        with np.load(folder / "bias.npz") as kept:
+            table = np.array(kept["bias_kj_mol"], dtype=np.float64)
+        phi, psi = (tuple(int(i) for i in record["torsions"][name]) for name in ("phi", "psi"))
+        if table.ndim != 2 or table.shape[0] != table.shape[1] or not np.isfinite(table).all():
+            raise ValueError(f"a table of shape {table.shape}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / 'bias.npz'} is damaged: {error}. The weights are in frames.csv.") from error
+    # The last row and column are the first again.
+    return TorsionBias(table[:-1, :-1], phi, psi)

@@ -5,6 +5,10 @@ and more steps, until frames of the others become less likely. The energy is the
 all frames from different initial weights, as a product of experts, which is closer to the truth than each; and networks
 trained on block-bootstrap resamples of the frames say how far the data determine it.
 
+Frames of a biased run are draws of :math:`e^{-E - V / kT}`. Where the bias V is known as a function, the sum of a network
+and V is fitted to them as they are, and the network is the unbiased energy; where only weights are known, rows are drawn by
+these.
+
 Two torsions are fitted by exact maximum likelihood, with log Z on a grid; up to eight by noise contrastive estimation
 against a mixture of von Mises densities, whose weights of separate basins are right; more by denoising, whose noise
 wraps round the torus, and which knows the shape of basins better than their relative masses.
@@ -142,6 +146,7 @@ def fit_torsion_energy(
     settings: TorsionTraining | None = None,
     *,
     rng: Generator,
+    bias: Energy | None = None,
     block: int = 1,
     progress: Callable[[str], object] | None = None,
 ) -> TorsionFit:
@@ -158,6 +163,10 @@ def fit_torsion_energy(
         The defaults when left out.
     rng
         Of everything random.
+    bias
+        A known energy under which the frames were drawn besides the one that is sought, in nats: what is fitted to the
+        frames is the sum of both, and the sought one is returned. Frames of metadynamics then count alike, instead of by
+        weights that are small wherever the bias helped.
     block
         Frames that belong together in time, as `gibbsian.molecules.landscape.block_length` finds them.
     progress
@@ -176,7 +185,7 @@ def fit_torsion_energy(
     if kind == "auto":
         kind = "exact" if x.shape[1] <= 2 else "nce" if x.shape[1] <= MOST_BY_NCE else "denoising"
     noise = fit_von_mises_mixture(x, min(settings.components, len(x)), rng=rng, weights=w)
-    problem = _Problem(settings, kind, noise, int(torch.randint(2**31, (), generator=rng)))
+    problem = _Problem(settings, kind, noise, bias, int(torch.randint(2**31, (), generator=rng)))
     say = progress or (lambda _: None)
     scores = {}
     steps = settings.steps[-1]
@@ -205,6 +214,7 @@ class _Problem:
     settings: TorsionTraining
     kind: str
     noise: VonMisesMixture
+    bias: Energy | None
     seed: int
 
     def network(self, dim: int, member: int) -> PeriodicMLP:
@@ -235,7 +245,7 @@ class _Problem:
         net, objective = self.network(x.shape[1], member), self.objective()
         settings = self.settings
         fit(
-            net,
+            self.fitted(net),
             rows,
             objective,
             rng=rng,
@@ -248,12 +258,16 @@ class _Problem:
         )
         return net.eval(), objective
 
+    def fitted(self, net: PeriodicMLP) -> Energy:
+        """What the frames are draws of."""
+        return net if self.bias is None else net + self.bias
+
     @torch.no_grad()
     def score(self, net: PeriodicMLP, objective: Objective, x: Tensor, w: Tensor) -> float:
         """Loss of rows that the network has not seen."""
         rng = torch.Generator().manual_seed(self.seed)
         rows = x[resampled_rows(w, 8192, rng)]
-        return float(objective.eval()(net, Batch(rows), rng).value)
+        return float(objective.eval()(self.fitted(net), Batch(rows), rng).value)
 
 
 def _cross_validated(
