@@ -26,8 +26,8 @@ class FourierTable(Energy):
     ----------
     values
         At :math:`-\pi + 2 \pi i / m` along both axes, ``(m, m)``, without the points at the end that are the first again.
-    harmonics
-        The highest frequency kept, below ``m / 2``; as many as the grid has when left out.
+    tolerance
+        High frequencies are left out as long as their amplitudes, which bound what this changes, add up to less.
     columns
         Which two angles of a point it is a function of.
     dim
@@ -47,24 +47,23 @@ class FourierTable(Energy):
     orders: Tensor
 
     def __init__(
-        self, values: Tensor, harmonics: int | None = None, columns: tuple[int, int] = (0, 1), dim: int = 2
+        self, values: Tensor, tolerance: float = 0.0, columns: tuple[int, int] = (0, 1), dim: int = 2
     ) -> None:
         super().__init__()
         table = torch.as_tensor(values).double()
         if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 3:
             raise ShapeError(f"Values on a grid of two angles form a square (m, m); got {tuple(table.shape)}.")
-        most = (len(table) - 1) // 2
-        harmonics = most if harmonics is None else harmonics
-        good = 1 <= harmonics <= most and len(set(columns)) == 2 and all(0 <= c < dim for c in columns)
-        if not good or not bool(table.isfinite().all()):
+        if len(set(columns)) != 2 or not all(0 <= c < dim for c in columns) or not tolerance >= 0.0:
             raise OptionError(
-                f"A table of finite values takes harmonics from 1 to {most} and two different columns below {dim}; got "
-                f"{harmonics}, {columns}."
+                f"A table is of two different columns below {dim}, with a tolerance of 0 or more; got {columns}, {tolerance}."
             )
+        if not bool(table.isfinite().all()):
+            raise OptionError(f"The values of a table are finite; {int((~table.isfinite()).sum())} are not.")
         self.event_shape = torch.Size((dim,))
         self.columns = columns
-        order = torch.arange(-harmonics, harmonics + 1)
         found = torch.fft.fft2(table) / table.numel()
+        harmonics = _needed(found.abs(), tolerance)
+        order = torch.arange(-harmonics, harmonics + 1)
         kept = found[order % len(table)][:, order % len(table)]
         # The grid begins at minus pi, where a transform takes its origin to be.
         shift = torch.exp(1j * math.pi * (order[:, None] + order[None, :]).double())
@@ -86,3 +85,15 @@ class FourierTable(Energy):
     def extra_repr(self) -> str:
         """Columns and frequencies."""
         return f"columns={self.columns}, harmonics={(len(self.orders) - 1) // 2}"
+
+
+def _needed(amplitude: Tensor, tolerance: float) -> int:
+    """The lowest frequency beyond which amplitudes add up to no more than the tolerance."""
+    m = len(amplitude)
+    order = torch.arange(m)
+    order = torch.minimum(order, m - order)
+    outer = torch.maximum(order[:, None], order[None, :])
+    for harmonics in range(1, (m - 1) // 2):
+        if float(amplitude[outer > harmonics].sum()) <= tolerance:
+            return harmonics
+    return (m - 1) // 2

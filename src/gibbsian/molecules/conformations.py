@@ -42,6 +42,9 @@ TEMPLATES = 1000
 MARGINAL = 20_000
 """Draws from which the map of a pair of torsions is made, where the energy is one of more."""
 
+BIAS_TOLERANCE = 1e-3
+"""Nats by which the bias of metadynamics may be off."""
+
 RESAMPLES = 200
 """Of the block bootstrap of the frames."""
 
@@ -195,7 +198,7 @@ def bias_energy(frames: Frames, found: Torsions) -> FourierTable | None:
     if columns[0] is None or columns[1] is None:
         return None
     table = torch.as_tensor(frames.bias.table) / thermal_energy(frames.temperature)
-    return FourierTable(table, columns=(columns[0], columns[1]), dim=len(found))
+    return FourierTable(table, BIAS_TOLERANCE, (columns[0], columns[1]), len(found))
 
 
 def _turnable(found: Torsions, trajectory: Any) -> tuple[Torsions, list[str]]:

@@ -88,10 +88,10 @@ class TorsionTraining:
 
     objective: str = "auto"
     hidden: tuple[int, ...] = (64, 64)
-    harmonics: int = 2
-    members: int = 3
-    replicates: int = 8
-    steps: tuple[int, ...] = (400, 800, 1600, 3200)
+    harmonics: int = 3
+    members: int = 2
+    replicates: int = 4
+    steps: tuple[int, ...] = (800, 1600, 3200)
     folds: int = 2
     batch_size: int = 512
     learning_rate: float = 3e-3

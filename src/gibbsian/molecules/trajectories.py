@@ -10,6 +10,10 @@ times in picoseconds, as in mdtraj.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,9 +126,10 @@ def read_trajectory(
     MissingPackageError
         If mdtraj is not installed.
     """
-    parts = list(trajectory_chunks(files, topology, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete))
-    if progress is not None:
-        for part in parts:
+    parts = []
+    for part in trajectory_chunks(files, topology, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete):
+        parts.append(part)
+        if progress is not None:
             progress(len(part))
     return parts[0] if len(parts) == 1 else require_mdtraj().join(parts, check_topology=False)
 
@@ -242,9 +247,14 @@ def _frames(path: Path, topology: Any, kept: np.ndarray | None, stride: int, chu
             yield found[start : start + chunk * stride : stride]
         return
     _check_atoms(path, _atoms_in(path), topology)
+    frames = iter(md.iterload(str(path), top=topology, chunk=chunk, stride=stride, atom_indices=kept))
     try:
-        # Frames cannot be skipped by the reader in chunks of one, where iterload has no positive count to read.
-        yield from md.iterload(str(path), top=topology, chunk=chunk, stride=stride, atom_indices=kept)
+        while True:
+            with _silent():
+                part = next(frames, None)
+            if part is None:
+                return
+            yield part
     except (ValueError, OSError, RuntimeError, TypeError) as error:
         if isinstance(error, (DataError, OptionError)):
             raise
@@ -255,7 +265,7 @@ def _atoms_in(path: Path) -> int | None:
     """Atoms per frame of a trajectory file, where its format tells."""
     md = require_mdtraj()
     try:
-        with md.open(str(path)) as file:
+        with _silent(), md.open(str(path)) as file:
             if hasattr(file, "n_atoms") and not callable(file.n_atoms):
                 return int(file.n_atoms)
             first = file.read(1)
@@ -295,6 +305,28 @@ def _from_top(path: Path) -> Any:
         return md.load_prmtop(str(path))
     app = require_openmm().app
     return md.Topology.from_openmm(app.GromacsTopFile(str(path)).topology)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the reader of DCD files prints about every file from the terminal; it writes past Python's streams."""
+    try:
+        kept = os.dup(1)
+    except OSError:
+        yield
+        return
+    sys.stdout.flush()
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        if libc is not None:
+            libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_there(path: Path) -> None:
