@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from gibbsian.commands.protein_landscape import landscape
 from gibbsian.commands.protein_sample import sample_conformations
+from gibbsian.commands.protein_simulate import simulate
 
 PROTEIN_COMMANDS: dict[str, Callable[..., None]] = {
     "landscape": landscape,
     "sample": sample_conformations,
+    "simulate": simulate,
 }
 """What ``gibbsian protein`` offers."""

@@ -1,9 +1,9 @@
 """Alanine dipeptide (acetyl-alanine-N-methylamide) from its internal geometry: atoms, bonds, coordinates.
 
 Coordinates are built atom by atom: each stands at a distance from a first atom, at an angle with a second, and at a
-torsion around the bond of these two from a third. Lengths and angles are those of the standard peptide geometry, so that
-a minimiser has little to do. Atoms stand in the order that the literature on this molecule uses, where phi turns around
-atoms 4, 6, 8, 14 and psi around 6, 8, 14, 16.
+torsion around the bond of these two from a third. Lengths and angles are those of the standard peptide geometry, so
+that a minimiser has little to do. Atoms stand in the order that the literature on this molecule uses, where phi is of
+atoms 4, 6, 8, 14 and psi of 6, 8, 14, 16.
 """
 
 from __future__ import annotations

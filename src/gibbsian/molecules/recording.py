@@ -1,7 +1,7 @@
 """What a simulation leaves in its folder, and how it goes on after an interruption.
 
-While it runs, frames go to ``partial/``: coordinates are appended to one file, and a checkpoint, replaced whole, says how
-many of them count and holds what is needed to go on. At the end they become the files that other programs read::
+While it runs, frames go to ``partial/``: coordinates are appended to one file, and a checkpoint, replaced whole, says
+how many of them count and holds what is needed to go on. At the end they become the files that other programs read::
 
     topology.pdb       names, bonds and the structure at the start
     trajectory.dcd     frames, readable by mdtraj, VMD, PyMOL, ChimeraX
@@ -150,7 +150,9 @@ class Recording:
             if self._coordinates.stat().st_size < size:
                 raise ValueError(f"{self._coordinates} is shorter than the {self.frames} frames of the checkpoint")
         except (OSError, ValueError, KeyError) as error:
-            raise StorageError(f"The interrupted simulation in {self.folder} is damaged: {error}. Start anew.") from error
+            raise StorageError(
+                f"The interrupted simulation in {self.folder} is damaged: {error}. Start anew."
+            ) from error
         for name, value in self.identity.items():
             if identity.get(name) != value:
                 raise OptionError(
@@ -210,10 +212,11 @@ def frames_table(
 
     x, count = recording.positions(), recording.frames
     columns: dict[str, np.ndarray] = {"time_ps": frame_ps * np.arange(1, count + 1)}
+    angles: list[np.ndarray] = []
     if torsions is not None:
         angles = [np.concatenate([torsion_of(part, t) for part in _parts(x)]) for t in torsions]
         columns |= {"phi_deg": np.degrees(angles[0]), "psi_deg": np.degrees(angles[1])}
-    if torsions is None or table is None:
+    if not angles or table is None:
         columns |= {"bias_kj_mol": np.zeros(count), "weight": np.ones(count)}
     else:
         bias = bias_at(table, *angles)

@@ -12,7 +12,17 @@ from gibbsian.errors import DataError
 from gibbsian.molecules.extras import require_openmm
 
 _WATER = {"HOH", "WAT", "H2O", "TIP3", "SOL"}
+_CAPS = {"ACE", "NME", "NH2", "NMA", "FOR"}
+_PROTEIN = {
+    "ALA", "ARG", "ASN", "ASP", "ASH", "CYS", "CYX", "CYM", "GLN", "GLU", "GLH", "GLY", "HIS", "HID", "HIE", "HIP",
+    "ILE", "LEU", "LYS", "LYN", "MET", "PHE", "PRO", "SER", "THR", "TRP", "TYR", "VAL",
+}  # fmt: skip
 _SHOWN = 5
+
+
+def is_protein(residue: Any) -> bool:
+    """Whether an OpenMM residue is an amino acid, or a cap at the end of a chain."""
+    return residue.name in _PROTEIN or residue.name in _CAPS
 
 
 def check_complete(topology: Any, forcefield: Any, path: Path, add_hydrogens: bool = False) -> None:
@@ -59,12 +69,13 @@ def check_complete(topology: Any, forcefield: Any, path: Path, add_hydrogens: bo
     if unknown:
         raise DataError(
             f"The force field does not know {_listed(unknown)} in {path}. Take ligands, ions and modified residues out "
-            "of the file, or give force field files that describe them."
+            "of the file (protein_only=True, or --protein-only, does it), or give force field files that describe them."
         )
     if waters:
         raise DataError(
             f"{path} holds {len(waters)} waters, which the force field does not describe: take them out for implicit "
-            "solvent, or give files with water, such as amber14-all.xml, amber14/tip3p.xml."
+            "solvent (protein_only=True, or --protein-only, does it), or give files with water, such as "
+            "amber14-all.xml, amber14/tip3p.xml."
         )
     if hydrogens and not add_hydrogens:
         raise DataError(

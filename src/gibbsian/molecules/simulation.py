@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gibbsian.errors import DivergenceError, OptionError, StorageError, TrainingInterrupted, unknown_name
+from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted, unknown_name
 from gibbsian.molecules.extras import require_openmm
 from gibbsian.molecules.metadynamics import Bias, bias_table, biased, effective_frames
-from gibbsian.molecules.recording import Recording, finish, frames_table
+from gibbsian.molecules.recording import SETTINGS, Recording, finish, frames_table
+from gibbsian.molecules.simulation_page import write_simulation_page
 from gibbsian.molecules.systems import MolecularSystem, platform_for
 
 
@@ -172,9 +173,7 @@ def simulate(
     if bias is not None and torsions is not None:
         every = steps_in("the interval of Gaussians", bias.every, dynamics.step_fs)
         metadynamics = biased(system, torsions, molecule.temperature, every, bias, table)
-    integrator = openmm.LangevinMiddleIntegrator(
-        molecule.temperature, dynamics.friction, dynamics.step_fs * 1e-3
-    )
+    integrator = openmm.LangevinMiddleIntegrator(molecule.temperature, dynamics.friction, dynamics.step_fs * 1e-3)
     # To OpenMM a seed of 0 means one that nobody knows.
     integrator.setRandomNumberSeed(dynamics.seed + 1)
     chosen = platform_for(system, platform_name)
@@ -270,6 +269,7 @@ def _finished_with(
         | {"python": platform.python_version()},
     }
     finish(recording, molecule, table, frames, record)
+    write_simulation_page(recording.folder, record, frames)
     return result
 
 
@@ -308,8 +308,6 @@ def _identity(molecule: MolecularSystem, dynamics: Dynamics, bias: Bias | None, 
 
 
 def _finished(recording: Recording) -> bool:
-    from gibbsian.molecules.recording import SETTINGS
-
     return (recording.folder / SETTINGS).exists()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from gibbsian.errors import DataError, OptionError
 from gibbsian.molecules.dipeptide import ATOMS, RESIDUES, dipeptide_bonds, dipeptide_coordinates
 from gibbsian.molecules.extras import require_openmm
-from gibbsian.molecules.residues import check_complete
+from gibbsian.molecules.residues import check_complete, is_protein
 from gibbsian.molecules.thermal import checked_temperature
 
 IMPLICIT = ("amber99sb.xml", "amber99_obc.xml")
@@ -120,6 +120,7 @@ def system_from_pdb(
     temperature: float = 300.0,
     *,
     forcefield: Sequence[str] = IMPLICIT,
+    protein_only: bool = False,
     add_hydrogens: bool = False,
     constrain_hydrogens: bool = False,
     relax: bool = True,
@@ -133,7 +134,9 @@ def system_from_pdb(
     temperature
         In kelvin.
     forcefield
-        Files of a force field that OpenMM knows; implicit solvent by default, for which waters must be taken out.
+        Files of a force field that OpenMM knows; implicit solvent by default.
+    protein_only
+        Leave out waters, ions and ligands: all residues that are not amino acids or caps of a chain.
     add_hydrogens
         Add the hydrogens that the file leaves out, as those of crystal structures do, at pH 7.
     constrain_hydrogens
@@ -155,13 +158,17 @@ def system_from_pdb(
     path = Path(path)
     topology, positions = _read(path)
     field_ = _forcefield(forcefield)
+    if protein_only:
+        modeller = app.Modeller(topology, positions)
+        modeller.delete([residue for residue in topology.residues() if not is_protein(residue)])
+        topology, positions = modeller.topology, _numbers(modeller.positions)
+        if not len(positions):
+            raise DataError(f"There is no amino acid in {path}.")
+    check_complete(topology, field_, path, add_hydrogens)
     if add_hydrogens:
         modeller = app.Modeller(topology, positions)
-        check_complete(topology, field_, path, add_hydrogens=True)
         modeller.addHydrogens(field_)
-        topology, positions = modeller.topology, np.array(modeller.positions._value)
-    else:
-        check_complete(topology, field_, path)
+        topology, positions = modeller.topology, _numbers(modeller.positions)
     return _built(
         topology,
         positions,
@@ -197,6 +204,12 @@ def backbone_torsions(topology: Any) -> list[tuple[str, tuple[int, int, int, int
     return found
 
 
+def _numbers(positions: Any) -> np.ndarray:
+    """Quantities of vectors as numbers, in nanometres."""
+    unit = require_openmm().unit
+    return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64).reshape(-1, 3)
+
+
 def _read(path: Path) -> tuple[Any, np.ndarray]:
     app = require_openmm().app
     if not path.is_file():
@@ -206,7 +219,7 @@ def _read(path: Path) -> tuple[Any, np.ndarray]:
         raise DataError(f"A structure is a .pdb, .cif or .mmcif file; got {path}.")
     try:
         file = kinds[path.suffix.lower()](str(path))
-        topology, positions = file.topology, np.array(file.positions._value, dtype=np.float64)
+        topology, positions = file.topology, _numbers(file.positions)
     except Exception as error:
         raise DataError(f"{path} cannot be read as a structure: {error}") from error
     if not len(positions):
@@ -248,12 +261,18 @@ def _built(
     app = require_openmm().app
     temperature = checked_temperature(temperature)
     box = topology.getPeriodicBoxVectors() is not None and not any("obc" in f or "gb" in f for f in forcefield)
-    system = _forcefield(forcefield).createSystem(
-        topology,
-        nonbondedMethod=app.PME if box else app.NoCutoff,
-        constraints=app.HBonds if constrain_hydrogens else None,
-        rigidWater=constrain_hydrogens,
-    )
+    try:
+        system = _forcefield(forcefield).createSystem(
+            topology,
+            nonbondedMethod=app.PME if box else app.NoCutoff,
+            constraints=app.HBonds if constrain_hydrogens else None,
+            rigidWater=constrain_hydrogens,
+        )
+    except ValueError as error:
+        raise DataError(
+            f"The force field {', '.join(forcefield)} does not describe {name}: {error}. Implicit solvents know no "
+            "ions: take them out of the file, or let protein_only=True (--protein-only) do it."
+        ) from error
     if relax:
         positions = _relaxed(system, positions, held)
     return MolecularSystem(system, topology, positions, temperature, name, tuple(forcefield))
@@ -283,8 +302,8 @@ def torsion_of(positions: np.ndarray, atoms: Sequence[int]) -> Any:
     return np.arctan2(sine, (first * second).sum(-1))
 
 
-SMALL = 200
-"""Up to how many atoms one thread of OpenMM's reference code is faster than its code for many (see the benchmark)."""
+SMALL = 40
+"""Atoms up to which one thread of OpenMM's reference code is faster than its code for many."""
 
 
 def platform_for(system: Any, name: str | None = None) -> Any:
