@@ -194,7 +194,7 @@ def fit_von_mises_mixture(
         )
     w = x.new_ones(len(x)) if weights is None else weights.to(x)
     w = w / w.sum()
-    first = torch.multinomial(w, components, replacement=bool((w > 0).sum() < components), generator=rng)
+    first = _spread_rows(x, w, components, rng)
     locs, kappa = torch.cat((x[first], x.new_zeros(1, x.shape[1]))), x.new_full((components + 1, x.shape[1]), 4.0)
     kappa[-1] = 0.0
     mass = torch.cat((x.new_full((components,), (1.0 - uniform) / components), x.new_tensor([uniform])))
@@ -209,3 +209,14 @@ def fit_von_mises_mixture(
         kappa[:-1] = (length * (2.0 - length.square()) / (1.0 - length.square())).clamp(max=most)
         mass[:-1] = (1.0 - uniform) * total / total.sum()
     return VonMisesMixture(TURN.wrap(locs), kappa, mass)
+
+
+def _spread_rows(x: Tensor, w: Tensor, k: int, rng: Generator) -> Tensor:
+    """Pick k rows at a distance of each other: `k-means++ (Arthur & Vassilvitskii, 2007)`, on the torus."""
+    chosen = torch.multinomial(w, 1, generator=rng)
+    apart = torch.full_like(w, torch.inf)
+    for _ in range(k - 1):
+        apart = torch.minimum(apart, (1.0 - (x - x[chosen[-1]]).cos()).sum(1))
+        mass = w * apart
+        chosen = torch.cat((chosen, torch.multinomial(mass if bool((mass > 0).any()) else w, 1, generator=rng)))
+    return chosen

@@ -22,7 +22,7 @@ import numpy as np
 
 from gibbsian.errors import DataError, OptionError
 from gibbsian.molecules.extras import require_mdtraj, require_openmm
-from gibbsian.molecules.geometry import check_complete, check_coordinates, made_whole
+from gibbsian.molecules.geometry import check_complete, check_coordinates, check_gaps, made_whole, without_gap_bonds
 
 CHUNK = 1000
 """Frames read at once."""
@@ -175,12 +175,18 @@ def trajectory_chunks(
     kept = selected_atoms(whole, atoms)
     if not incomplete:
         check_complete(whole if kept is None else whole.subset(kept), str(topology or paths[0]))
-    seen = 0
+    seen, mended = 0, None
     for path in paths:
         for part in _frames(path, whole, kept, stride, chunk):
             if unit == "angstrom":
                 part.xyz = part.xyz * 0.1
             check_coordinates(part, str(path), first=seen, stride=stride)
+            if not seen and not incomplete:
+                check_gaps(part, str(topology or path))
+            elif not seen:
+                mended = without_gap_bonds(part)
+            if mended is not None:
+                part.topology = mended
             seen += len(part)
             yield made_whole(part, str(path))
     if not seen:
