@@ -84,7 +84,7 @@ def cell_of(angles: Tensor, bins: int = BINS) -> Tensor:
     """Number of each row's cell in a flattened grid: ``(n, 2) -> (n,)``."""
     if angles.ndim != 2 or angles.shape[1] != 2:
         raise ShapeError(f"A Ramachandran map is of phi and psi, (n, 2); got {tuple(angles.shape)}.")
-    place = ((TURN.wrap(angles.double()) + math.pi) * (bins / (2 * math.pi))).long().clamp(0, bins - 1)
+    place = ((TURN.wrap(angles).double() + math.pi) * (bins / (2 * math.pi))).long().clamp(0, bins - 1)
     return place[:, 0] * bins + place[:, 1]
 
 
