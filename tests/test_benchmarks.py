@@ -544,3 +544,38 @@ def test_samplers_learned_from_an_energy_are_compared(script, tmp_path):
     assert all(math.isfinite(row["error"]) and row["energies"] > 0 for row in rows)
     assert "Funnel, 10-d: SMC" in (tmp_path / "from_energy.md").read_text()
     assert (tmp_path / "from_energy-funnel.png").stat().st_size < 200_000
+
+
+def test_molecules_are_sampled_and_compared(script, tmp_path, capsys):
+    pytest.importorskip("openmm")
+    molecular = script("molecular")
+    molecular.main(["--quick", "--keep", str(tmp_path / "kept")])
+    record = json.loads((tmp_path / "molecular.json").read_text())
+    assert record["agreement"]["energy"] < 1e-10
+    assert record["agreement"]["force"] < 1e-10
+    assert set(record["cost"]) == {"1", "8", "64"}
+    for name in ("langevin", "hmc", "tempering"):
+        assert math.isfinite(record["methods"][name]["energy_kj_mol"][0])
+        assert (tmp_path / "kept" / f"{name}.npz").exists()
+    assert (tmp_path / "molecular.png").exists()
+    # A second run takes the draws up.
+    molecular.main(["--quick", "--keep", str(tmp_path / "kept")])
+    again = json.loads((tmp_path / "molecular.json").read_text())
+    assert again["methods"] == record["methods"]
+    assert "bridge (us)" in capsys.readouterr().out
+
+
+def test_differences_from_langevin_dynamics_are_seen(script):
+    pytest.importorskip("openmm")
+    molecular = script("molecular")
+    rng = numpy.random.default_rng(0)
+
+    def draws(shift):
+        phi = -80 + shift + 25 * rng.standard_normal((400, 24))
+        return molecular.Draws(phi, phi + 60, 30 + shift + rng.standard_normal((400, 24)), 1, 1.0, {})
+
+    reference, same, other = draws(0.0), draws(0.0), draws(6.0)
+    assert molecular.compared(same, reference)["largest"] < 4.5
+    assert abs(molecular.compared(same, reference)["energy_z"]) < 4.5
+    assert molecular.compared(other, reference)["largest"] > 5
+    assert molecular.compared(other, reference)["energy_z"] > 5

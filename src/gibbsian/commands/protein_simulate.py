@@ -23,6 +23,7 @@ def simulate(
     residue: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None,
     frame_ps: float = 0.5,
     step_fs: float = 2.0,
+    equilibration_ps: float = 20.0,
     bias_factor: float = 6.0,
     discard: float = 0.1,
     protein_only: Annotated[bool, _FLAG] = False,
@@ -57,6 +58,8 @@ def simulate(
         Time between frames.
     step_fs
         Step of the integrator in femtoseconds; bonds to hydrogens are held.
+    equilibration_ps
+        Time before the first frame, unbiased.
     bias_factor
         By which metadynamics lowers barriers in the end.
     discard
@@ -79,7 +82,9 @@ def simulate(
 
     if metadynamics and plain:
         raise OptionError("--metadynamics and --plain are two ways to simulate: choose one.")
-    dynamics = Dynamics(picoseconds, step_fs, frame_ps=frame_ps, discard=discard, seed=seed)
+    dynamics = Dynamics(
+        picoseconds, step_fs, frame_ps=frame_ps, equilibration_ps=equilibration_ps, discard=discard, seed=seed
+    )
     bias = Bias(bias_factor)
     console = console_of()
     if molecule == "ala2":

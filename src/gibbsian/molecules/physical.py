@@ -27,8 +27,8 @@ class MolecularEnergy(Energy):
 
     Points are coordinates in nanometres, ``(atoms, 3)``. Values and gradients are OpenMM's own, in double precision
     where its platform has it (the reference one, which is the fastest for small molecules), and come for all chains in
-    one call. The energy does not change as the molecule moves or turns as a whole: its density has no log Z until a
-    restraint keeps it in a place (`Centred`).
+    one call; second derivatives there are none. The energy does not change as the molecule moves or turns as a whole:
+    its density has no log Z until a restraint keeps it in a place (`Centred`).
 
     Parameters
     ----------

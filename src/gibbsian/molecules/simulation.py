@@ -103,10 +103,10 @@ class SimulationResult:
     seconds: float
 
     def __str__(self) -> str:
-        speed = 0.0864 * self.picoseconds / max(self.seconds, 1e-9) * 1000
+        speed = 86.4 * self.picoseconds / max(self.seconds, 1e-9)
         return (
             f"{self.frames} frames over {self.picoseconds:g} ps in {self.folder} ({self.seconds:.0f} s, "
-            f"{speed:.0f} ns per day; worth {self.effective_frames:.0f} of equal weight)"
+            f"{speed:.3g} ns per day; worth {self.effective_frames:.0f} of equal weight)"
         )
 
 

@@ -18,6 +18,9 @@ from gibbsian.molecules.thermal import checked_temperature
 IMPLICIT = ("amber99sb.xml", "amber99_obc.xml")
 """The AMBER ff99SB force field in the implicit solvent of Onufriev, Bashford and Case, of OpenMM's own files."""
 
+LONGEST_BOND = 0.3
+"""Nanometres; bonds of proteins are 0.21 at most, between sulphurs."""
+
 
 @dataclass(frozen=True)
 class MolecularSystem:
@@ -226,14 +229,28 @@ def _read(path: Path) -> tuple[Any, np.ndarray]:
         raise DataError(f"{path} holds no atoms.")
     if (bad := int((~np.isfinite(positions)).any(1).sum())) > 0:
         raise DataError(f"{bad} of {len(positions)} atoms in {path} have coordinates that are not finite.")
-    bonds = np.array([(a.index, b.index) for a, b in topology.bonds()]).reshape(-1, 2)
-    lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
+    _check_bonds(topology, positions, path)
+    return topology, positions
+
+
+def _check_bonds(topology: Any, positions: np.ndarray, path: Path) -> None:
+    """Refuse lengths of bonds that tell of another unit, or of a molecule in pieces."""
+    bonds = list(topology.bonds())
+    ends = np.array([(a.index, b.index) for a, b in bonds], dtype=int).reshape(-1, 2)
+    lengths = np.linalg.norm(positions[ends[:, 0]] - positions[ends[:, 1]], axis=1)
     if len(lengths) and not 0.06 < float(np.median(lengths)) < 0.3:
         raise DataError(
             f"Bonds in {path} have a median length of {10 * float(np.median(lengths)):.3g} angstroms, and 1 to 1.5 is "
             "usual: the coordinates are in another unit. PDB files are in angstroms, ten to a nanometre."
         )
-    return topology, positions
+    if (torn := lengths > LONGEST_BOND).any():
+        (a, b), length = bonds[int(torn.argmax())], 10 * float(lengths[torn.argmax()])
+        raise DataError(
+            f"{int(torn.sum())} bonds in {path} are longer than {10 * LONGEST_BOND:g} angstroms, such as {length:.1f} "
+            f"between {a.residue.name}{a.residue.id} {a.name} and {b.residue.name}{b.residue.id} {b.name}: a periodic "
+            "box splits the molecule (make it whole, for example with mdtraj's image_molecules), or residues are "
+            "missing in between (model them, or end the chain there with TER)."
+        )
 
 
 def _forcefield(files: Sequence[str]) -> Any:
@@ -261,8 +278,9 @@ def _built(
     app = require_openmm().app
     temperature = checked_temperature(temperature)
     box = topology.getPeriodicBoxVectors() is not None and not any("obc" in f or "gb" in f for f in forcefield)
+    described = _forcefield(forcefield)
     try:
-        system = _forcefield(forcefield).createSystem(
+        system = described.createSystem(
             topology,
             nonbondedMethod=app.PME if box else app.NoCutoff,
             constraints=app.HBonds if constrain_hydrogens else None,
