@@ -199,6 +199,10 @@ def test_files_that_are_not_there_cut_off_or_of_no_kind(files):
     content = (files / "traj.trr").read_bytes()
     (files / "cut.trr").write_bytes(content[: len(content) // 2 + 7])
     refused("cannot be read", files / "cut.trr", files / "top.pdb")
+    content = (files / "traj.dcd").read_bytes()
+    (files / "cut.dcd").write_bytes(content[: len(content) // 2])
+    with pytest.warns(RuntimeWarning, match="cut off: its head tells of 25 frames, and 12 are there"):
+        assert len(read_trajectory(files / "cut.dcd", files / "top.pdb")) == 12
     (files / "junk.dcd").write_bytes(b"no trajectory at all")
     refused("cannot be read", files / "junk.dcd", files / "top.pdb")
     refused("holds coordinates alone", files / "traj.dcd", error=OptionError)

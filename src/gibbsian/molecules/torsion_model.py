@@ -24,6 +24,7 @@ from gibbsian.molecules.features import torsion_angles
 from gibbsian.molecules.landscape import cell_centres
 from gibbsian.molecules.thermal import checked_temperature, thermal_energy
 from gibbsian.molecules.torsion_training import MOST_BY_NCE, mean_energy
+from gibbsian.molecules.trajectories import silent
 
 WEIGHTS, DESCRIPTION, TOPOLOGY, TEMPLATES = "model.safetensors", "torsions.json", "topology.pdb", "templates.dcd"
 
@@ -137,6 +138,7 @@ def save_torsion_model(folder: str | Path, model: TorsionModel) -> Path:
         "hidden": list(members[0].hidden),
         "harmonics": members[0].harmonics,
         "components": len(model.noise.locs),
+        "templates": len(model.templates),
     }
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -160,16 +162,17 @@ def load_torsion_model(folder: str | Path) -> TorsionModel:
     from safetensors.torch import load
 
     md, home = require_mdtraj(), Path(folder)
+    if missing := [name for name in (DESCRIPTION, WEIGHTS, TOPOLOGY, TEMPLATES) if not (home / name).is_file()]:
+        raise ModelFileError(
+            f"{home} holds no model of torsions: {', '.join(missing)} is not there. Make one: gibbsian protein landscape "
+            f"top.pdb traj.dcd --out {home}"
+        )
     try:
         told = json.loads((home / DESCRIPTION).read_text())
         weights = load((home / WEIGHTS).read_bytes())
         topology = md.load_topology(str(home / TOPOLOGY))
-        templates = md.load_dcd(str(home / TEMPLATES), top=topology)
-    except FileNotFoundError as error:
-        raise ModelFileError(
-            f"{home} holds no model of torsions: {Path(str(error.filename or home)).name} is not there. Make one: "
-            f"gibbsian protein landscape top.pdb traj.dcd --out {home}"
-        ) from error
+        with silent():
+            templates = md.load_dcd(str(home / TEMPLATES), top=topology)
     except Exception as error:
         raise ModelFileError(f"A file of the model in {home} is damaged: {error}. Train it again.") from error
     try:
@@ -181,6 +184,8 @@ def load_torsion_model(folder: str | Path) -> TorsionModel:
         temperature = checked_temperature(told["temperature"])
         if atoms.shape != (dim, 4) or int(atoms.max()) >= topology.n_atoms:
             raise ValueError(f"torsions of {atoms.shape} do not fit {topology.n_atoms} atoms")
+        if len(templates) != told["templates"]:
+            raise ValueError(f"{TEMPLATES} has {len(templates)} frames, not {told['templates']}")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFileError(f"{home / DESCRIPTION} is damaged, or does not fit the other files: {error}.") from error
     for net in members:

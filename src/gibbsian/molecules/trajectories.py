@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,10 +254,11 @@ def _frames(path: Path, topology: Any, kept: np.ndarray | None, stride: int, chu
             yield found[start : start + chunk * stride : stride]
         return
     _check_atoms(path, _atoms_in(path), topology)
+    _warn_if_cut(path)
     frames = iter(md.iterload(str(path), top=topology, chunk=chunk, stride=stride, atom_indices=kept))
     try:
         while True:
-            with _silent():
+            with silent():
                 part = next(frames, None)
             if part is None:
                 return
@@ -271,7 +273,7 @@ def _atoms_in(path: Path) -> int | None:
     """Atoms per frame of a trajectory file, where its format tells."""
     md = require_mdtraj()
     try:
-        with _silent(), md.open(str(path)) as file:
+        with silent(), md.open(str(path)) as file:
             if hasattr(file, "n_atoms") and not callable(file.n_atoms):
                 return int(file.n_atoms)
             first = file.read(1)
@@ -282,6 +284,23 @@ def _atoms_in(path: Path) -> int | None:
             f"{path} cannot be read as a trajectory: {_brief(error)}. It may be cut off, or of another format than its "
             "ending says."
         ) from error
+
+
+def _warn_if_cut(path: Path) -> None:
+    """Say when a DCD file tells of more frames than it holds; its reader takes what is there without a word."""
+    if _ending(path) != ".dcd":
+        return
+    with open(path, "rb") as file:
+        head = file.read(12)
+    told = int.from_bytes(head[8:12], "little") if head[4:8] == b"CORD" else 0
+    with silent(), require_mdtraj().open(str(path)) as file:
+        found = len(file)
+    if 0 < found < told < 2**31:
+        warnings.warn(
+            f"{path} is cut off: its head tells of {told} frames, and {found} are there, which are read.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def _check_atoms(path: Path, found: int | None, topology: Any) -> None:
@@ -314,7 +333,7 @@ def _from_top(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Keep what the reader of DCD files prints about every file from the terminal; it writes past Python's streams."""
     try:
         kept = os.dup(1)
