@@ -123,8 +123,17 @@ def test_a_landscape_from_the_command_line(simulation, toy, tmp_path):
     assert record["maps"][0]["residue"] == "ALA2"
     # Once more into the same place: only when asked for.
     assert "holds a landscape already" in refused("protein", "landscape", simulation, "--out", folder, *QUICK)
-    code, _, err = call("protein", "landscape", simulation, "--out", folder, "--overwrite", "--stride", "2", *QUICK)
+    decoys = tmp_path / "decoys.pdb"
+    barrier = torch.deg2rad(torch.tensor([0.0, -120.0])) + 0.2 * torch.randn(30, 2, generator=rng())
+    with_torsions(toy[:30], torsions(toy).atoms, barrier).save_pdb(str(decoys))
+    again = ("--overwrite", "--stride", "2", "--decoys", decoys)
+    code, out, err = call("protein", "landscape", simulation, "--out", folder, *again, *QUICK)
     assert code == 0, err
+    ranked = pd.read_csv(folder / "decoys.csv")
+    assert ranked["kind"].value_counts().to_dict() == {"native": N // 2, "decoys": 30}
+    assert ranked["rank"].is_monotonic_increasing
+    assert ranked["kind"].iloc[-20:].eq("decoys").mean() > 0.7
+    assert "decoys above frames with probability 0.9" in out
     assert json.loads((folder / "landscape.json").read_text())["frames"] == N // 2
     for ending in ("pdb", "xtc", "dcd", "csv"):
         code, out, err = call("protein", "sample", folder, "--n", "5", "--out", tmp_path / f"draws.{ending}")
@@ -137,6 +146,20 @@ def test_a_landscape_from_the_command_line(simulation, toy, tmp_path):
     assert np.abs(np.sin(0.5 * (torsions(found).angles[:, 0].numpy() - np.radians(table["phi_ALA2_deg"])))).max() < 0.02
     assert "this command writes" in refused("protein", "sample", folder, "--out", tmp_path / "draws.txt")
     assert "holds no model of torsions" in refused("protein", "sample", tmp_path / "sim")
+
+
+def test_one_command_simulates_and_learns(tmp_path):
+    folder = tmp_path / "ala2"
+    code, out, err = call("protein", "landscape", "ala2", "--out", folder, "--picoseconds", "60", *QUICK)
+    assert code == 0, err
+    assert (folder / "simulation" / "trajectory.dcd").exists()
+    assert (folder / "report.html").exists()
+    assert "at 300 K, exact" in out
+    # The simulation is taken up when the landscape is made anew.
+    before = (folder / "simulation" / "trajectory.dcd").stat().st_mtime_ns
+    code, _, err = call("protein", "landscape", "ala2", "--out", folder, "--overwrite", *QUICK)
+    assert code == 0, err
+    assert (folder / "simulation" / "trajectory.dcd").stat().st_mtime_ns == before
 
 
 def test_what_commands_refuse(simulation, tmp_path):

@@ -16,7 +16,7 @@ from gibbsian.molecules.torsion_training import TorsionTraining
 
 
 def landscape(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TOP TRAJ ... | FOLDER")],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TOP TRAJ ...|FOLDER|ala2")],
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="CSV", help_behavior_hint="")] = None,
     temperature: Annotated[float | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None,
@@ -31,6 +31,8 @@ def landscape(
     replicates: int = TorsionTraining.replicates,
     structures: int = 10,
     samples: int = 100,
+    decoys: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE ...", help_behavior_hint="")] = (),
+    picoseconds: float = 10_000.0,
     seed: int = 0,
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
@@ -39,7 +41,7 @@ def landscape(
     Parameters
     ----------
     files
-        The folder of a simulation (gibbsian protein simulate); or a topology (.pdb, .cif, .gro, .prmtop, .psf, .top) and
+        ala2, which simulates alanine dipeptide first; the folder of a simulation (gibbsian protein simulate); or a topology (.pdb, .cif, .gro, .prmtop, .psf, .top) and
         trajectories (.dcd, .xtc, .trr, .nc, .pdb); or one .pdb or .cif of several models.
     out
         The landscape's folder; runs/NAME-landscape by default.
@@ -71,6 +73,10 @@ def landscape(
         Frames of low energy to write.
     samples
         Conformations to draw and write.
+    decoys
+        Structures of the same atoms to rank against the frames by the learned energy, into decoys.csv.
+    picoseconds
+        Length of the metadynamics of ala2, a minute of which is worth some 2000 on a free core.
     seed
         Of everything random.
     overwrite
@@ -78,7 +84,7 @@ def landscape(
     """
     from gibbsian.diagnostics.estimate import with_error
     from gibbsian.molecules.conformations import landscape_of
-    from gibbsian.molecules.landscape_files import REPORT, prepare_folder, write_landscape
+    from gibbsian.molecules.landscape_files import REPORT, prepare_folder, write_decoys, write_landscape
     from gibbsian.molecules.landscape_page import landscape_page
     from gibbsian.molecules.sources import read_frames
     from gibbsian.report.shell import save_page
@@ -89,6 +95,8 @@ def landscape(
     settings = TorsionTraining(objective=objective, steps=steps, replicates=replicates)
     folder = out or Path("runs") / f"{files[-1].resolve().stem}-landscape"
     prepare_folder(folder, overwrite)
+    if files == (Path("ala2"),) and not files[0].exists():
+        files = (_simulated(folder / "simulation", picoseconds, temperature or 300.0, seed),)
     with console.status("reading frames") as status:
         frames = read_frames(
             files, weights, temperature, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete
@@ -103,6 +111,7 @@ def landscape(
         )
         status.update("drawing conformations")
         record = write_landscape(folder, found, rng=rng, structures=structures, samples=samples)
+        areas = write_decoys(folder, found, decoys, rng=rng) if decoys else None
         command = shlex.join(["gibbsian", *sys.argv[1:]])
         save_page(folder / REPORT, landscape_page(found, record, command, time.perf_counter() - began))
     console.print(
@@ -116,4 +125,21 @@ def landscape(
             frame = one.frame_differences.kj_mol[pair]
             told = f"{with_error(*value)} kJ/mol (frames alone: {with_error(*frame)})"
             console.print(f"  {one.residue} {pair}: {told}", markup=False, soft_wrap=True)
+    if areas is not None:
+        told = f"decoys above frames with probability {with_error(*areas)} (1 parts them, 0.5 is chance)"
+        console.print(f"  {told}: {folder / 'decoys.csv'}", markup=False, soft_wrap=True)
     console.print(f"Report, tables, structures and model in {folder}: open {folder / REPORT}", soft_wrap=True)
+
+
+def _simulated(folder: Path, picoseconds: float, temperature: float, seed: int) -> Path:
+    """Metadynamics of alanine dipeptide in a folder: made, gone on with, or as it is there."""
+    from gibbsian.molecules.metadynamics import Bias
+    from gibbsian.molecules.simulation import Dynamics, simulate
+    from gibbsian.molecules.systems import alanine_dipeptide
+
+    if not (folder / "simulation.json").exists():
+        molecule = alanine_dipeptide(temperature, constrain_hydrogens=True)
+        console_of().print(f"ala2: {picoseconds:g} ps of well-tempered metadynamics at {temperature:g} K, into {folder}")
+        going = (folder / "partial").exists()
+        simulate(molecule, folder, Dynamics(picoseconds, seed=seed), bias=Bias(), resume=going, progress=True)
+    return folder

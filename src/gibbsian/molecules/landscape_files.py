@@ -5,6 +5,7 @@
     report.html             maps, profiles, basins, how it was made
     frames.csv              a line per frame: torsions, learned energy in kT and kJ/mol, weight, geometry
     surface.csv             a line per cell of each map: free energies with the frames' band
+    decoys.csv              decoys and frames ranked by learned energy, where decoys were given
     basins.csv              populations and free-energy differences with their errors
     low_energy.pdb          frames of the lowest learned energy, unlike each other
     samples.pdb, samples.xtc, samples.csv   conformations drawn from the learned energy, and their torsions
@@ -15,7 +16,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,23 @@ from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.errors import OptionError, StorageError
 from gibbsian.files import replace_file
 from gibbsian.molecules.conformations import Landscape, Map, lowest_frames
+from gibbsian.molecules.decoys import rank_decoys
+from gibbsian.molecules.features import torsion_angles
 from gibbsian.molecules.frames import check_frames
 from gibbsian.molecules.landscape import cell_centres, free_energy, free_energy_band
+from gibbsian.molecules.reweighting import resampled_rows
 from gibbsian.molecules.torsion_model import DESCRIPTION, TEMPLATES, TOPOLOGY, WEIGHTS, TorsionModel, save_torsion_model
+from gibbsian.molecules.trajectories import read_trajectory
 
 RECORD, REPORT = "landscape.json", "report.html"
 FILES = (
     WEIGHTS, DESCRIPTION, TOPOLOGY, TEMPLATES, RECORD, REPORT, "frames.csv", "surface.csv", "basins.csv",
-    "low_energy.pdb", "samples.pdb", "samples.xtc", "samples.csv",
+    "decoys.csv", "low_energy.pdb", "samples.pdb", "samples.xtc", "samples.csv",
 )  # fmt: skip
 """All that `write_landscape` writes."""
+
+NATIVE = 2000
+"""Frames that stand for the native state where decoys are ranked."""
 
 SAMPLE_FILES = (".pdb", ".xtc", ".dcd", ".csv")
 """Endings of files of drawn conformations."""
@@ -117,6 +125,48 @@ def write_landscape(
             raise
         raise StorageError(f"{home} cannot be written: {error.strerror or error}. Choose another place.") from error
     return record
+
+
+def write_decoys(folder: str | Path, landscape: Landscape, files: Sequence[Path], *, rng: Generator) -> Estimate:
+    """Rank decoys against the frames by the learned energy, into ``decoys.csv``.
+
+    Parameters
+    ----------
+    folder
+        Of the landscape.
+    landscape
+        What was learned.
+    files
+        Structures or trajectories of the same atoms.
+    rng
+        Of the bootstrap, and of the frames that stand for the native state, drawn by their weights.
+
+    Returns
+    -------
+    Estimate
+        Area under the curve over all decoys.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, or holds other atoms.
+    StorageError
+        If the table cannot be written.
+    """
+    topology, model = landscape.frames.trajectory.topology, landscape.model
+    energies = {}
+    for path in files:
+        found = read_trajectory(path, topology)
+        with torch.no_grad():
+            energies[Path(path).stem] = model.energy(torsion_angles(found.xyz, model.atoms))
+    lowest = torch.cat([model.energy(part).detach() for part in landscape.torsions.angles.split(1 << 14)]).min()
+    native = landscape.energies[resampled_rows(landscape.frames.weights, min(NATIVE, len(landscape.energies)), rng)]
+    ranking = rank_decoys(native, {name: e - lowest for name, e in energies.items()}, rng=rng)
+    try:
+        write_table(Path(folder) / "decoys.csv", ranking.table())
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error}. Choose another place.") from error
+    return ranking.areas["all"]
 
 
 def write_conformations(path: Path, model: TorsionModel, angles: Tensor, built: Any | None = None) -> Any:
