@@ -4,7 +4,7 @@ Three questions. Are energies and gradients OpenMM's, and what do they cost besi
 Monte Carlo and parallel tempering agree with OpenMM's Langevin dynamics on torsion marginals and mean
 energy? And how often is the rare left-handed basin (0 < phi < 120 degrees) found?
 
-    python benchmarks/molecular.py            about 20 minutes a method on one core
+    python benchmarks/molecular.py            about 10 minutes on a free core
     python benchmarks/molecular.py --quick    seconds; for a look at whether it runs
     ... --keep FOLDER                         keeps the draws of each method there, and takes them up again
 """
@@ -29,9 +29,10 @@ from openmm import unit
 import common
 import gibbsian as gb
 from gibbsian.kernels.base import evaluate
+from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dipeptide import PHI, PSI
 from gibbsian.molecules.physical import MolecularEnergy
-from gibbsian.molecules.systems import alanine_dipeptide, torsion_of
+from gibbsian.molecules.systems import alanine_dipeptide
 
 TEMPERATURE = 300.0
 LADDER = (300.0, 375.0, 470.0, 590.0, 735.0)
@@ -46,12 +47,12 @@ class Scale:
     """How much is run: chains, trajectories of how many leapfrog steps, and what OpenMM runs."""
 
     chains: int = 48
-    trajectories: int = 2200
+    trajectories: int = 1300
     leapfrog: int = 80
     tempered_chains: int = 16
-    tempered: int = 1400
+    tempered: int = 900
     runs: int = 48
-    run_ps: float = 175.0
+    run_ps: float = 110.0
     frame_ps: float = 0.1
     burn: float = 0.2
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from gibbsian.errors import OptionError
+from gibbsian.molecules.dynamics import Dynamics
 from gibbsian.molecules.extras import require_openmm
 from gibbsian.molecules.metadynamics import Bias, bias_at, bias_table, biased, effective_frames, unbiasing_weights
-from gibbsian.molecules.simulation import Dynamics, simulate
+from gibbsian.molecules.simulation import simulate
 from gibbsian.molecules.systems import MolecularSystem
 from gibbsian.molecules.thermal import thermal_energy
 

@@ -9,9 +9,10 @@ import pytest
 
 import gibbsian.molecules.simulation as simulation
 from gibbsian.errors import DivergenceError, OptionError, StorageError, TrainingInterrupted
+from gibbsian.molecules.dynamics import Dynamics, steps_in
 from gibbsian.molecules.extras import require_openmm
 from gibbsian.molecules.metadynamics import Bias
-from gibbsian.molecules.simulation import Dynamics, simulate, steps_in
+from gibbsian.molecules.simulation import simulate
 from gibbsian.molecules.systems import alanine_dipeptide
 from gibbsian.molecules.thermal import thermal_energy
 

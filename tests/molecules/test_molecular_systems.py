@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from gibbsian.errors import DataError, MissingPackageError, OptionError
+from gibbsian.molecules.backbone import backbone_torsions, torsion_of
 from gibbsian.molecules.dipeptide import ATOMS, PHI, PSI, dipeptide_bonds, dipeptide_coordinates
 from gibbsian.molecules.extras import require_mdtraj, require_openmm
-from gibbsian.molecules.systems import alanine_dipeptide, backbone_torsions, platform_for, system_from_pdb, torsion_of
+from gibbsian.molecules.platforms import platform_for
+from gibbsian.molecules.systems import alanine_dipeptide, system_from_pdb
 
 pytest.importorskip("openmm")
 openmm = require_openmm()

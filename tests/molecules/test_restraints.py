@@ -8,17 +8,17 @@ import torch
 
 import gibbsian as gb
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
+from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dipeptide import PHI, PSI, dipeptide_coordinates
 from gibbsian.molecules.restraints import (
     Centred,
     DistanceRestraint,
     OfVariables,
     TorsionRestraint,
-    angles,
-    distances,
-    torsions,
+    bond_angles,
+    pair_distances,
+    torsion_angles,
 )
-from gibbsian.molecules.systems import torsion_of
 from oracles import Z_LIMIT
 
 
@@ -33,11 +33,11 @@ def x():
 
 
 def test_variables_are_those_of_the_geometry(x):
-    assert torch.allclose(torsions(x, [PHI, PSI])[0], torch.tensor([-1.4, 1.2], dtype=torch.float64))
+    assert torch.allclose(torsion_angles(x, [PHI, PSI])[0], torch.tensor([-1.4, 1.2], dtype=torch.float64))
     for quad in (PHI, PSI, (0, 1, 4, 5), (10, 8, 14, 15)):
-        assert torch.allclose(torsions(x, [quad])[:, 0], torch.tensor(torsion_of(x.numpy(), quad)))
-    assert torch.allclose(distances(x, [(4, 6)]), torch.tensor(0.1335, dtype=torch.float64))
-    assert torch.allclose(angles(x, [(1, 4, 6)]), torch.tensor(math.radians(116.6), dtype=torch.float64))
+        assert torch.allclose(torsion_angles(x, [quad])[:, 0], torch.tensor(torsion_of(x.numpy(), quad)))
+    assert torch.allclose(pair_distances(x, [(4, 6)]), torch.tensor(0.1335, dtype=torch.float64))
+    assert torch.allclose(bond_angles(x, [(1, 4, 6)]), torch.tensor(math.radians(116.6), dtype=torch.float64))
 
 
 def test_torsions_are_mdtrajs(x):
@@ -50,7 +50,7 @@ def test_torsions_are_mdtrajs(x):
     trajectory = mdtraj.Trajectory(x.numpy(), topology)
     quads = [PHI, PSI, (5, 4, 6, 7), (9, 8, 10, 12)]
     theirs = mdtraj.compute_dihedrals(trajectory, quads, periodic=False)
-    assert np.allclose(np.cos(torsions(x, quads).numpy() - theirs), 1.0, atol=1e-6)
+    assert np.allclose(np.cos(torsion_angles(x, quads).numpy() - theirs), 1.0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_torsions_are_mdtrajs(x):
         DistanceRestraint((1, 18), 0.1, 0.05, flat=0.02),
         Centred(0.1),
         Centred(0.1, atoms=[1, 8]),
-        OfVariables(lambda s: s.square().sum(1), lambda x: torsions(x, [PHI, PSI])),
-        OfVariables(lambda s: s.square().sum(1), lambda x: angles(x, [(1, 4, 6)])),
+        OfVariables(lambda s: s.square().sum(1), lambda x: torsion_angles(x, [PHI, PSI])),
+        OfVariables(lambda s: s.square().sum(1), lambda x: bond_angles(x, [(1, 4, 6)])),
     ],
 )
 def test_gradients_are_right(energy, x):
@@ -79,7 +79,7 @@ def test_values():
 
 def test_a_restraint_is_a_von_mises_density_and_adds_up(x):
     energy = TorsionRestraint(PHI, 30.0, 4.0)
-    expected = 4.0 * (1 - torch.cos(torsions(x, [PHI])[:, 0] - math.pi / 6))
+    expected = 4.0 * (1 - torch.cos(torsion_angles(x, [PHI])[:, 0] - math.pi / 6))
     assert torch.allclose(energy(x), expected)
     both = 2.0 * energy + DistanceRestraint((1, 18), 0.5, 0.05)
     assert repr(both) == "2*TorsionRestraint((4, 6, 8, 14), 30 deg) + DistanceRestraint((1, 18), 0.5 nm)"
@@ -95,7 +95,7 @@ def test_chains_on_a_molecule_stay_where_they_are_held():
     held = energy + TorsionRestraint(PHI, 60.0, 300.0) + Centred(0.05)
     kernel = gb.HMC(0.001, 40, scale=energy.scale(4.0))
     out = gb.sample(held, kernel, energy.start(24), steps=25, warmup=10, thin=5, rng=seeded())
-    phi = torsions(out.draws.flatten(0, 1), [PHI])[:, 0]
+    phi = torsion_angles(out.draws.flatten(0, 1), [PHI])[:, 0]
     # The restraint is far narrower than what the molecule does of its own.
     assert abs(float(phi.mean()) - math.radians(60)) < 0.06
     assert 0.4 < float(phi.std()) * math.sqrt(300) < 1.6
@@ -130,4 +130,4 @@ def test_what_is_refused(x):
     with pytest.raises(ShapeError, match=r"\(n, atoms, 3\)"):
         TorsionRestraint(PHI, 0.0, 1.0)(x.flatten(1))
     with pytest.raises(ShapeError, match="has 4 atoms"):
-        torsions(x, [(0, 1, 2)])
+        torsion_angles(x, [(0, 1, 2)])

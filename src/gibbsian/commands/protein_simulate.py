@@ -75,8 +75,8 @@ def simulate(
     resume
         Go on with the interrupted simulation in the folder.
     """
+    from gibbsian.molecules.dynamics import Dynamics
     from gibbsian.molecules.metadynamics import Bias
-    from gibbsian.molecules.simulation import Dynamics
     from gibbsian.molecules.simulation import simulate as run
     from gibbsian.molecules.systems import alanine_dipeptide, system_from_pdb
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gibbsian.errors import OptionError
 from gibbsian.molecules.extras import require_openmm
-from gibbsian.molecules.systems import platform_for
+from gibbsian.molecules.platforms import platform_for
 
 FARTHEST = 1e6
 """Nanometres from the origin beyond which a configuration has exploded."""

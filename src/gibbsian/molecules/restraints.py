@@ -20,7 +20,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 
 
-def distances(x: Tensor, pairs: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def pair_distances(x: Tensor, pairs: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Distances of pairs of atoms, in nanometres.
 
     Parameters
@@ -38,7 +38,7 @@ def distances(x: Tensor, pairs: Tensor | Sequence[Sequence[int]]) -> Tensor:
     return torch.linalg.vector_norm(second - first, dim=-1)
 
 
-def angles(x: Tensor, triples: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def bond_angles(x: Tensor, triples: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Angles at the middle one of three atoms, in radians from 0 to pi.
 
     Parameters
@@ -58,7 +58,7 @@ def angles(x: Tensor, triples: Tensor | Sequence[Sequence[int]]) -> Tensor:
     return torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(u, v), dim=-1), (u * v).sum(-1))
 
 
-def torsions(x: Tensor, quadruples: Tensor | Sequence[Sequence[int]]) -> Tensor:
+def torsion_angles(x: Tensor, quadruples: Tensor | Sequence[Sequence[int]]) -> Tensor:
     """Torsions around the middle bond of four atoms, in radians from -pi to pi (IUPAC's sign).
 
     Parameters
@@ -111,7 +111,7 @@ class DistanceRestraint(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, atoms, 3) -> (n,)``, in nats."""
-        beyond = (distances(x, [self.pair])[:, 0] - self.centre).abs() - self.flat
+        beyond = (pair_distances(x, [self.pair])[:, 0] - self.centre).abs() - self.flat
         return 0.5 * (beyond.clamp(min=0.0) / self.width).square()
 
     def extra_repr(self) -> str:
@@ -150,7 +150,7 @@ class TorsionRestraint(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, atoms, 3) -> (n,)``, in nats."""
-        return self.concentration * (1.0 - torch.cos(torsions(x, [self.atoms])[:, 0] - math.radians(self.centre)))
+        return self.concentration * (1.0 - torch.cos(torsion_angles(x, [self.atoms])[:, 0] - math.radians(self.centre)))
 
     def extra_repr(self) -> str:
         """Atoms and centre."""
@@ -203,7 +203,7 @@ class OfVariables(Energy):
     energy
         From ``(n, m)`` to ``(n,)``, in nats.
     variables
-        From coordinates ``(n, atoms, 3)`` to ``(n, m)``, differentiable, as `torsions` with its atoms filled in.
+        From coordinates ``(n, atoms, 3)`` to ``(n, m)``, differentiable, as `torsion_angles` with its atoms filled in.
 
     Raises
     ------
@@ -216,10 +216,11 @@ class OfVariables(Energy):
         if not callable(variables):
             raise ArgumentTypeError(f"Collective variables are a function of coordinates; got {variables!r}.")
         self.inner, self.variables = Energy.of(energy), variables
+        self.context = self.inner.context
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **context: Tensor) -> Tensor:
         """``(n, atoms, 3) -> (n,)``, in nats."""
-        return self.inner(self.variables(x))
+        return self.inner(self.variables(x), **context)
 
     def extra_repr(self) -> str:
         """The energy inside."""

@@ -78,7 +78,7 @@ def torsion_figures(frames: Any, record: dict[str, Any]) -> str:
     seen = np.isfinite(free)
 
     def trace(paper: Figure) -> None:
-        step = max(1, len(phi) // 4000)
+        step = max(1, len(phi) // 1500)
         for axes, values, name in zip(paper.subplots(2, 1, sharex=True), (phi, psi), ("phi", "psi")):
             axes.plot(frames["time_ps"].to_numpy()[::step] / 1000, values[::step], ".", ms=1.2, color=colour("data"))
             axes.set(ylim=(-180, 180), yticks=(-180, -90, 0, 90, 180))

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from gibbsian.errors import DataError, OptionError
+from gibbsian.molecules.backbone import backbone_torsions, torsion_of
 from gibbsian.molecules.dipeptide import ATOMS, RESIDUES, dipeptide_bonds, dipeptide_coordinates
 from gibbsian.molecules.extras import require_openmm
+from gibbsian.molecules.platforms import platform_for
 from gibbsian.molecules.residues import check_complete, is_protein
+from gibbsian.molecules.structures import in_nanometres, read_structure
 from gibbsian.molecules.thermal import checked_temperature
 
 IMPLICIT = ("amber99sb.xml", "amber99_obc.xml")
 """The AMBER ff99SB force field in the implicit solvent of Onufriev, Bashford and Case, of OpenMM's own files."""
-
-LONGEST_BOND = 0.3
-"""Nanometres; bonds of proteins are 0.21 at most, between sulphurs."""
 
 
 @dataclass(frozen=True)
@@ -159,19 +159,19 @@ def system_from_pdb(
     """
     app = require_openmm().app
     path = Path(path)
-    topology, positions = _read(path)
+    topology, positions = read_structure(path)
     field_ = _forcefield(forcefield)
     if protein_only:
         modeller = app.Modeller(topology, positions)
         modeller.delete([residue for residue in topology.residues() if not is_protein(residue)])
-        topology, positions = modeller.topology, _numbers(modeller.positions)
+        topology, positions = modeller.topology, in_nanometres(modeller.positions)
         if not len(positions):
             raise DataError(f"There is no amino acid in {path}.")
     check_complete(topology, field_, path, add_hydrogens)
     if add_hydrogens:
         modeller = app.Modeller(topology, positions)
         modeller.addHydrogens(field_)
-        topology, positions = modeller.topology, _numbers(modeller.positions)
+        topology, positions = modeller.topology, in_nanometres(modeller.positions)
     return _built(
         topology,
         positions,
@@ -181,76 +181,6 @@ def system_from_pdb(
         constrain_hydrogens=constrain_hydrogens,
         relax=relax,
     )
-
-
-def backbone_torsions(topology: Any) -> list[tuple[str, tuple[int, int, int, int], tuple[int, int, int, int]]]:
-    """Find the backbone torsions of an OpenMM topology.
-
-    Returns
-    -------
-    For each residue that is bonded to one before and one after it: its name with its number, the atoms of phi, and the
-    atoms of psi.
-    """
-    named = {residue: {atom.name: atom.index for atom in residue.atoms()} for residue in topology.residues()}
-    joined: dict[Any, dict[str, Any]] = {residue: {} for residue in named}
-    for first, second in topology.bonds():
-        for a, b in ((first, second), (second, first)):
-            if a.name == "C" and b.name == "N" and a.residue is not b.residue:
-                joined[a.residue]["next"], joined[b.residue]["previous"] = b, a
-    found = []
-    for residue, names in named.items():
-        ends = joined[residue]
-        if len(ends) == 2 and {"N", "CA", "C"} <= names.keys():
-            n, ca, c = names["N"], names["CA"], names["C"]
-            label = f"{residue.name}{residue.id}"
-            found.append((label, (ends["previous"].index, n, ca, c), (n, ca, c, ends["next"].index)))
-    return found
-
-
-def _numbers(positions: Any) -> np.ndarray:
-    """Quantities of vectors as numbers, in nanometres."""
-    unit = require_openmm().unit
-    return np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64).reshape(-1, 3)
-
-
-def _read(path: Path) -> tuple[Any, np.ndarray]:
-    app = require_openmm().app
-    if not path.is_file():
-        raise DataError(f"There is no file {path}. A structure is a .pdb, .cif or .mmcif file.")
-    kinds = {".pdb": app.PDBFile, ".ent": app.PDBFile, ".cif": app.PDBxFile, ".mmcif": app.PDBxFile}
-    if path.suffix.lower() not in kinds:
-        raise DataError(f"A structure is a .pdb, .cif or .mmcif file; got {path}.")
-    try:
-        file = kinds[path.suffix.lower()](str(path))
-        topology, positions = file.topology, _numbers(file.positions)
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as a structure: {error}") from error
-    if not len(positions):
-        raise DataError(f"{path} holds no atoms.")
-    if (bad := int((~np.isfinite(positions)).any(1).sum())) > 0:
-        raise DataError(f"{bad} of {len(positions)} atoms in {path} have coordinates that are not finite.")
-    _check_bonds(topology, positions, path)
-    return topology, positions
-
-
-def _check_bonds(topology: Any, positions: np.ndarray, path: Path) -> None:
-    """Refuse lengths of bonds that tell of another unit, or of a molecule in pieces."""
-    bonds = list(topology.bonds())
-    ends = np.array([(a.index, b.index) for a, b in bonds], dtype=int).reshape(-1, 2)
-    lengths = np.linalg.norm(positions[ends[:, 0]] - positions[ends[:, 1]], axis=1)
-    if len(lengths) and not 0.06 < float(np.median(lengths)) < 0.3:
-        raise DataError(
-            f"Bonds in {path} have a median length of {10 * float(np.median(lengths)):.3g} angstroms, and 1 to 1.5 is "
-            "usual: the coordinates are in another unit. PDB files are in angstroms, ten to a nanometre."
-        )
-    if (torn := lengths > LONGEST_BOND).any():
-        (a, b), length = bonds[int(torn.argmax())], 10 * float(lengths[torn.argmax()])
-        raise DataError(
-            f"{int(torn.sum())} bonds in {path} are longer than {10 * LONGEST_BOND:g} angstroms, such as {length:.1f} "
-            f"between {a.residue.name}{a.residue.id} {a.name} and {b.residue.name}{b.residue.id} {b.name}: a periodic "
-            "box splits the molecule (make it whole, for example with mdtraj's image_molecules), or residues are "
-            "missing in between (model them, or end the chain there with TER)."
-        )
 
 
 def _forcefield(files: Sequence[str]) -> Any:
@@ -309,40 +239,3 @@ def _relaxed(system: Any, positions: np.ndarray, held: Sequence[tuple[int, ...]]
     context.setPositions(positions)
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=1000)
     return np.array(context.getState(positions=True).getPositions(asNumpy=True)._value)
-
-
-def torsion_of(positions: np.ndarray, atoms: Sequence[int]) -> Any:
-    """Torsions in radians of four atoms, for coordinates ``(..., atoms, 3)``: one less two axes."""
-    a, b, c, d = (positions[..., i, :] for i in atoms)
-    axis = (c - b) / np.linalg.norm(c - b, axis=-1, keepdims=True)
-    first, second = np.cross(b - a, axis), np.cross(axis, d - c)
-    sine = (np.cross(first, second) * axis).sum(-1)
-    return np.arctan2(sine, (first * second).sum(-1))
-
-
-SMALL = 40
-"""Atoms up to which one thread of OpenMM's reference code is faster than its code for many."""
-
-
-def platform_for(system: Any, name: str | None = None) -> Any:
-    """Choose the OpenMM platform: the reference code, in double precision, for few atoms, else the CPU's.
-
-    Parameters
-    ----------
-    system
-        An ``openmm.System``.
-    name
-        Choose this one: ``"Reference"``, ``"CPU"``, ``"CUDA"``, ``"OpenCL"``.
-
-    Raises
-    ------
-    OptionError
-        If there is no such platform here.
-    """
-    platforms = require_openmm().Platform
-    if name is None:
-        name = "Reference" if system.getNumParticles() <= SMALL else "CPU"
-    here = [platforms.getPlatform(i).getName() for i in range(platforms.getNumPlatforms())]
-    if name not in here:
-        raise OptionError(f"OpenMM has no platform {name!r} on this machine; it has {', '.join(here)}.")
-    return platforms.getPlatformByName(name)
