@@ -1,13 +1,13 @@
 """Alanine dipeptide from nothing to landscape, against a long reference run.
 
-    python benchmarks/alanine.py                                  # simulates both runs first: about an hour on a free core
-    python benchmarks/alanine.py --run FOLDER --reference FOLDER  # runs that gibbsian protein simulate ala2 made
+    python benchmarks/alanine.py                                  # simulates both runs first: about an hour on a free
+    core python benchmarks/alanine.py --run FOLDER --reference FOLDER  # runs that gibbsian protein simulate ala2 made
     python benchmarks/alanine.py --quick                          # tiny runs, to see that it goes
 
-A run of some minutes (10 ns of well-tempered metadynamics) trains the torsion energy; a run ten times as long, of another
-seed, is what it is compared with, by the Kullback-Leibler divergence on a grid of 36 x 36 cells from the reference's
-weighted histogram to the learned density. Beside it stands the noise floor, the same divergence between the two halves of
-the reference. The left-handed basin is all of phi > 0.
+A run of some minutes (10 ns of well-tempered metadynamics) trains the torsion energy; a run ten times as long, of
+another seed, is what it is compared with, by the Kullback-Leibler divergence on a grid of 36 x 36 cells from the
+reference's weighted histogram to the learned density. Beside it stands the noise floor, the same divergence between the
+two halves of the reference. The left-handed basin is all of phi > 0.
 
 Writes results/alanine.json and .md, and docs/images/alanine.png.
 """
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
 
+import common
 from gibbsian.diagnostics.estimate import with_error
 from gibbsian.molecules.conformations import Landscape, landscape_of
 from gibbsian.molecules.features import torsions

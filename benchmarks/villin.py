@@ -4,10 +4,11 @@
     python benchmarks/villin.py --work FOLDER      # takes up simulations that are there
     python benchmarks/villin.py --quick
 
-The structure is the package OpenMM's own (app/data/test.pdb, without water and ions), in implicit solvent (amber99_obc).
-Energies are learned from one run at 300 K: of backbone torsions, a periodic network, and of distances of alpha carbons, both
-by denoising score matching; their sum ranks. Native frames are those of another run at 300 K. Decoys are frames of two runs
-at 500 K, after 10 ps, and native frames whose backbone torsions are turned at random by 5, 10 and 20 degrees.
+The structure is the package OpenMM's own (app/data/test.pdb, without water and ions), in implicit solvent
+(amber99_obc). Energies are learned from one run at 300 K: of backbone torsions, a periodic network, and of distances of
+alpha carbons, both by denoising score matching; their sum ranks. Native frames are those of another run at 300 K.
+Decoys are frames of two runs at 500 K, after 10 ps, and native frames whose backbone torsions are turned at random by
+5, 10 and 20 degrees.
 
 Writes results/villin.json and .md, and docs/images/villin.png.
 """
@@ -20,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
 import numpy as np
 import torch
 
+import common
 from gibbsian.diagnostics.estimate import with_error
 from gibbsian.energies.base import Energy
 from gibbsian.energies.neural import MLP
@@ -113,7 +114,9 @@ def draw_figure(path: Path, fluctuation: dict[str, np.ndarray], native: Any, dec
         # Energies of torn decoys reach far: the axis is logarithmic above the lowest.
         edges = np.geomspace(5.0, max(float(v.max()) for v in kinds.values()) - low + 20.0, 50)
         for shade, (name, values) in zip(shades, kinds.items()):
-            right.hist(values.numpy() - low + 10.0, edges, histtype="step", density=False, color=colour(shade), label=name)
+            right.hist(
+                values.numpy() - low + 10.0, edges, histtype="step", density=False, color=colour(shade), label=name
+            )
         right.set_xscale("log")
         tidy(right, "learned energy above the lowest (kT, + 10)", "frames")
         right.legend(frameon=False, fontsize=7.5)
@@ -155,7 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for kelvin in (300, 500)
     }
     record = common.circumstances([0], 1) | {
-        "runs": {name: {"ps": r["picoseconds"], "kelvin": r["temperature_k"], "seconds": r["seconds"]} for name, r in told.items()},
+        "runs": {
+            name: {"ps": r["picoseconds"], "kelvin": r["temperature_k"], "seconds": r["seconds"]}
+            for name, r in told.items()
+        },
         "native_frames": len(native),
         "decoys": {name: sum(len(p) for p in parts) for name, parts in decoys.items()},
         "physical_decoys": {
@@ -169,8 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     table = common.table(["learned energy of", *decoys, "all"], rows)
     words = (
         "Area under the curve of decoys against "
-        f"{len(native)} native frames of another run at 300 K than the one learned from; at least 0.95 is asked for. Mean "
-        "fluctuation of alpha carbons: "
+        f"{len(native)} native frames of another run at 300 K than the one learned from; at least 0.95 is asked for. "
+        "Mean fluctuation of alpha carbons: "
         + ", ".join(f"{10 * v.mean():.2f} Å at {name}" for name, v in rmsf.items())
         + "."
     )

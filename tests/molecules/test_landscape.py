@@ -86,7 +86,7 @@ def test_weights_take_temperature_and_bias_out():
 
 
 def test_weights_that_are_none_or_worth_too_little_are_refused():
-    with pytest.raises(DataError, match="worth 1.0 frames of equal weight, fewer than 50"):
+    with pytest.raises(DataError, match=r"worth 1\.0 frames of equal weight, fewer than 50"):
         normalised_weights(torch.tensor([0.0, -100.0, -100.0]), fewest=50)
     with pytest.raises(DataError, match="at least one"):
         normalised_weights(torch.tensor([-math.inf, -math.inf]))
@@ -150,21 +150,26 @@ def test_divergence_of_a_known_pair_and_its_pseudocount():
 
 
 def test_basin_errors_cover_the_truth_for_correlated_frames():
-    """Of 60 series of correlated frames, the basin's difference is within two errors of the truth as often as it should."""
+    """Of 60 series of correlated frames, the basin's difference is within two errors of the truth as often as due."""
     known = differences(learned_basins(truth()), KT)
     within = {"blocks": 0, "single frames": 0}
     for seed in range(60):
         x = persistent(4000, 30.0, seed)
         for name, block in (("blocks", None), ("single frames", 1)):
             if name == "blocks":
-                found = list(basin_differences(x, None, KT, rng=rng(seed), block=block, resamples=60).kj_mol.values())[1]
+                found = list(basin_differences(x, None, KT, rng=rng(seed), block=block, resamples=60).kj_mol.values())[
+                    1
+                ]
                 value, error = found
             else:
                 # A broken twin: frames resampled one by one.
                 inside = BASINS[1].holds(x).double()
                 drawn = block_bootstrap(lambda c, i=inside: (c * i).sum() / c.sum(), len(x), 1, 60, rng(seed))
                 spread = differences(torch.stack((drawn, 1 - drawn), 1), KT)[:, 0]
-                value, error = float(differences(torch.stack((inside.mean(), 1 - inside.mean())), KT)[0]), float(spread.std())
+                value, error = (
+                    float(differences(torch.stack((inside.mean(), 1 - inside.mean())), KT)[0]),
+                    float(spread.std()),
+                )
             within[name] += abs(value - float(known[1])) < 2 * error
     assert within["blocks"] >= 51
     assert within["single frames"] < 40
@@ -289,7 +294,7 @@ def test_rows_that_cannot_be_learned_from_are_refused():
         fit_torsion_energy(torch.zeros(100), rng=rng())
     with pytest.raises(DataError, match="1 of 100 frames have torsions that are NaN"):
         fit_torsion_energy(torch.cat((torch.zeros(99, 2), torch.full((1, 2), math.nan))), rng=rng())
-    with pytest.raises(DataError, match="worth 20.0 of equal weight"):
+    with pytest.raises(DataError, match=r"worth 20\.0 of equal weight"):
         fit_torsion_energy(torch.zeros(20, 2), rng=rng())
 
 

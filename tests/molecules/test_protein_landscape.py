@@ -99,7 +99,9 @@ def test_a_landscape_from_the_command_line(simulation, toy, tmp_path):
     frames = pd.read_csv(folder / "frames.csv")
     assert len(frames) == N
     assert frames["energy_kt"].min() == 0.0
-    np.testing.assert_allclose(frames["energy_kj_mol"], thermal_energy(310.0) * frames["energy_kt"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        frames["energy_kj_mol"], thermal_energy(310.0) * frames["energy_kt"], rtol=1e-5, atol=1e-6
+    )
     assert frames["physical"].all()
     surface = pd.read_csv(folder / "surface.csv")
     assert len(surface) == 36 * 36
@@ -228,9 +230,7 @@ def test_unphysical_frames_weigh_nothing_and_are_told(simulation, toy):
     frames = read_frames([simulation])
     broken = frames.trajectory[:]
     broken.xyz[7, 3] += 0.3
-    found = landscape_of(
-        type(frames)(broken, frames.weights, 300.0, False, "broken"), FAST, rng=rng()
-    )
+    found = landscape_of(type(frames)(broken, frames.weights, 300.0, False, "broken"), FAST, rng=rng())
     assert found.frames.weights[7] == 0.0
     assert "1 of 1200 frames are unphysical" in found.notes[0]
     assert 7 not in lowest_frames(found, 50).tolist()

@@ -60,7 +60,8 @@ def test_amber_and_gromacs_topologies(tmp_path):
     top = tmp_path / "ions.top"
     top.write_text(
         "[ defaults ]\n1 2 yes 0.5 0.8333\n[ atomtypes ]\nNA 11 22.99 0.0 A 0.33 0.01\nCL 17 35.45 0.0 A 0.44 0.4\n"
-        "[ moleculetype ]\nNA 1\n[ atoms ]\n1 NA 1 NA NA 1 1.0\n[ moleculetype ]\nCL 1\n[ atoms ]\n1 CL 1 CL CL 1 -1.0\n"
+        "[ moleculetype ]\nNA 1\n[ atoms ]\n1 NA 1 NA NA 1 1.0\n"
+        "[ moleculetype ]\nCL 1\n[ atoms ]\n1 CL 1 CL CL 1 -1.0\n"
         "[ system ]\nions\n[ molecules ]\nNA 2\nCL 1\n"
     )
     assert [a.name for a in read_topology(top).atoms] == ["NA", "NA", "CL"]
@@ -134,7 +135,9 @@ def test_missing_chains_are_named(files, piece):
     two = piece.topology.join(piece.topology)
     piece.save_dcd(str(files / "one.dcd"))
     refused("those of the first 1 chains: the rest is missing", files / "one.dcd", two)
-    refused("chainid 7.*picks none.*chain 0 of", files / "one.dcd", piece.topology, atoms="chainid 7", error=OptionError)
+    refused(
+        "chainid 7.*picks none.*chain 0 of", files / "one.dcd", piece.topology, atoms="chainid 7", error=OptionError
+    )
     refused("cannot be read as a selection", files / "one.dcd", piece.topology, atoms="name ~~", error=OptionError)
 
 

@@ -118,7 +118,15 @@ def test_an_invariant_network_learns_the_forces_of_a_cluster():
     x, f = x.detach(), -slope
     torch.manual_seed(0)
     net = InvariantNetwork([0, 0, 1, 1], features=24, layers=1, basis=16, cutoff=0.7)
-    fit(net, Batch(x[:1000], {"forces": f[:1000]}), ForceMatching(), rng=rng(1), steps=500, batch_size=64, learning_rate=5e-3)
+    fit(
+        net,
+        Batch(x[:1000], {"forces": f[:1000]}),
+        ForceMatching(),
+        rng=rng(1),
+        steps=500,
+        batch_size=64,
+        learning_rate=5e-3,
+    )
     held = Batch(x[1000:], {"forces": f[1000:]})
     told = ForceMatching()(net, held, rng()).metrics
     assert float(told["force_rms"]) < 0.2 * float(told["force_scale"])

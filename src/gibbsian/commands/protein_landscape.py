@@ -26,7 +26,7 @@ def landscape(
     stride: int = 1,
     unit: Literal["nanometre", "angstrom"] = "nanometre",
     incomplete: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
-    objective: Literal["auto", "exact", "nce", "denoising", "score", "pcd"] = TorsionTraining.objective,
+    objective: Literal["auto", "exact", "nce", "denoising", "score", "pcd"] = "auto",
     steps: tuple[int, ...] = TorsionTraining.steps,
     replicates: int = TorsionTraining.replicates,
     structures: int = 10,
@@ -41,8 +41,9 @@ def landscape(
     Parameters
     ----------
     files
-        ala2, which simulates alanine dipeptide first; the folder of a simulation (gibbsian protein simulate); or a topology (.pdb, .cif, .gro, .prmtop, .psf, .top) and
-        trajectories (.dcd, .xtc, .trr, .nc, .pdb); or one .pdb or .cif of several models.
+        ala2, which simulates alanine dipeptide first; the folder of a simulation (gibbsian protein simulate); or a
+        topology (.pdb, .cif, .gro, .prmtop, .psf, .top) and trajectories (.dcd, .xtc, .trr, .nc, .pdb); or one .pdb or
+        .cif of several models.
     out
         The landscape's folder; runs/NAME-landscape by default.
     weights
@@ -98,9 +99,7 @@ def landscape(
     if files == (Path("ala2"),) and not files[0].exists():
         files = (_simulated(folder / "simulation", picoseconds, temperature or 300.0, seed),)
     with console.status("reading frames") as status:
-        frames = read_frames(
-            files, weights, temperature, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete
-        )
+        frames = read_frames(files, weights, temperature, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete)
         found = landscape_of(
             frames,
             settings,
@@ -139,7 +138,9 @@ def _simulated(folder: Path, picoseconds: float, temperature: float, seed: int) 
 
     if not (folder / "simulation.json").exists():
         molecule = alanine_dipeptide(temperature, constrain_hydrogens=True)
-        console_of().print(f"ala2: {picoseconds:g} ps of well-tempered metadynamics at {temperature:g} K, into {folder}")
+        console_of().print(
+            f"ala2: {picoseconds:g} ps of well-tempered metadynamics at {temperature:g} K, into {folder}"
+        )
         going = (folder / "partial").exists()
         simulate(molecule, folder, Dynamics(picoseconds, seed=seed), bias=Bias(), resume=going, progress=True)
     return folder

@@ -30,8 +30,8 @@ def sample_conformations(
     n
         Conformations to draw.
     out
-        Where to write them: .pdb, .xtc or .dcd with coordinates (topology.pdb in the folder goes with the latter two), or
-        .csv with torsions and energies; draws.pdb in the folder by default.
+        Where to write them: .pdb, .xtc or .dcd with coordinates (topology.pdb in the folder goes with the latter two),
+        or .csv with torsions and energies; draws.pdb in the folder by default.
     seed
         Of the draws.
     overwrite
@@ -52,4 +52,6 @@ def sample_conformations(
         angles = model.draw(n, generator(seed))
         built = write_conformations(path, model, angles)
     told = "" if built is None else f" {check_frames(built)}"
-    console.print(f"{n} draws of {len(model.names)} torsions at {model.temperature:g} K in {path}.{told}", soft_wrap=True)
+    console.print(
+        f"{n} draws of {len(model.names)} torsions at {model.temperature:g} K in {path}.{told}", soft_wrap=True
+    )

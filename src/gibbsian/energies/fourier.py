@@ -2,8 +2,8 @@ r"""A periodic function of two angles from its values on a grid, as a trigonomet
 
 .. math:: E(x) = \sum_{|k|, |l| \le m} c_{kl}\, e^{i (k x_1 + l x_2)},
 
-with the coefficients of the discrete Fourier transform. It goes through the values at the grid's points where these hold
-no higher frequency, and is smooth, with exact derivatives.
+with the coefficients of the discrete Fourier transform. It goes through the values at the grid's points where these
+hold no higher frequency, and is smooth, with exact derivatives.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class FourierTable(Energy):
     Parameters
     ----------
     values
-        At :math:`-\pi + 2 \pi i / m` along both axes, ``(m, m)``, without the points at the end that are the first again.
+        At :math:`-\pi + 2 \pi i / m` along both axes, ``(m, m)``, without the points at the end that are the first
+        again.
     tolerance
         High frequencies are left out as long as their amplitudes, which bound what this changes, add up to less.
     columns
@@ -46,16 +47,15 @@ class FourierTable(Energy):
     sines: Tensor
     orders: Tensor
 
-    def __init__(
-        self, values: Tensor, tolerance: float = 0.0, columns: tuple[int, int] = (0, 1), dim: int = 2
-    ) -> None:
+    def __init__(self, values: Tensor, tolerance: float = 0.0, columns: tuple[int, int] = (0, 1), dim: int = 2) -> None:
         super().__init__()
         table = torch.as_tensor(values).double()
         if table.ndim != 2 or table.shape[0] != table.shape[1] or len(table) < 3:
             raise ShapeError(f"Values on a grid of two angles form a square (m, m); got {tuple(table.shape)}.")
         if len(set(columns)) != 2 or not all(0 <= c < dim for c in columns) or not tolerance >= 0.0:
             raise OptionError(
-                f"A table is of two different columns below {dim}, with a tolerance of 0 or more; got {columns}, {tolerance}."
+                f"A table is of two different columns below {dim}, with a tolerance of 0 or more; got {columns} and "
+                f"{tolerance}."
             )
         if not bool(table.isfinite().all()):
             raise OptionError(f"The values of a table are finite; {int((~table.isfinite()).sum())} are not.")

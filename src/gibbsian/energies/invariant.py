@@ -1,8 +1,8 @@
 r"""Energies of coordinates that do not change when a molecule is moved, turned or mirrored.
 
-They see coordinates only through distances of atoms. Their gradients, the forces, turn with the molecule. A density over
-coordinates that does not depend on where the molecule is has no finite Z; draws are made with a restraint of the centre,
-or of relative coordinates. Seeing distances alone, they do not tell a molecule from its mirror image either.
+They see coordinates only through distances of atoms. Their gradients, the forces, turn with the molecule. A density
+over coordinates that does not depend on where the molecule is has no finite Z; draws are made with a restraint of the
+centre, or of relative coordinates. Seeing distances alone, they do not tell a molecule from its mirror image either.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class DistanceEnergy(Energy):
         if bool(((index < 0) | (index >= atoms)).any()) or bool((index[:, 0] == index[:, 1]).any()):
             raise OptionError(f"A pair is of two different atoms of {atoms}; got {index.tolist()[:5]}.")
         if head.event_shape is not None and tuple(head.event_shape) != (len(index),):
-            raise ShapeError(f"The head is over points of {tuple(head.event_shape)}, and there are {len(index)} distances.")
+            raise ShapeError(
+                f"The head is over points of {tuple(head.event_shape)}, and there are {len(index)} distances."
+            )
         self.event_shape = torch.Size((atoms, 3))
         self.head = head
         self.register_buffer("pairs", index)

@@ -49,7 +49,9 @@ def with_torsions(frames: Any, atoms: np.ndarray, angles: Tensor) -> Any:
         If a torsion is about a bond in a ring, which cannot be turned, such as phi of proline.
     """
     if tuple(angles.shape) != (len(frames), len(atoms)):
-        raise ShapeError(f"{len(frames)} frames of {len(atoms)} torsions take as many angles; got {tuple(angles.shape)}.")
+        raise ShapeError(
+            f"{len(frames)} frames of {len(atoms)} torsions take as many angles; got {tuple(angles.shape)}."
+        )
     sides = [moving_side(frames.topology, four) for four in atoms]
     xyz = torch.as_tensor(np.array(frames.xyz)).double()
     for i, side in enumerate(sides):

@@ -177,16 +177,12 @@ def landscape_of(
         x, v if bias is None else None, settings, rng=rng, bias=bias, block=block, progress=progress
     )
     index = torch.unique(resampled_rows(w, TEMPLATES, rng)).numpy()
-    model = TorsionModel(
-        fit.energy, fit.noise, found.names, found.atoms, frames.temperature, frames.trajectory[index]
-    )
+    model = TorsionModel(fit.energy, fit.noise, found.names, found.atoms, frames.temperature, frames.trajectory[index])
     say("drawing maps")
     made = tuple(_map(model, fit, residue, pair, x, v, block, rng) for residue, pair in pairs.items())
     with torch.no_grad():
         energies = torch.cat([fit.energy(part) for part in found.angles.split(1 << 14)]).double()
-    return Landscape(
-        model, fit, found, frames, energies - energies.min(), checks, made, block, tuple(notes)
-    )
+    return Landscape(model, fit, found, frames, energies - energies.min(), checks, made, block, tuple(notes))
 
 
 def bias_energy(frames: Frames, found: Torsions) -> FourierTable | None:

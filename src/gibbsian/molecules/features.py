@@ -95,7 +95,7 @@ def torsions(trajectory: Any, kinds: Sequence[str] = ("phi", "psi"), residues: S
         have = ", ".join(f"{r.name}{r.resSeq}" for r in list(topology.residues)[:10])
         raise DataError(
             f"There is no torsion {', '.join(kinds)}{asked}, of a molecule of the residues {have}"
-            f"{', ...' if topology.n_residues > 10 else ''}. A phi and a psi need a residue between two others, or caps."
+            f"{', ...' if topology.n_residues > 10 else ''}. Phi and psi need a residue between two others, or caps."
         )
     found.sort(key=lambda one: one[:2])
     atoms = np.stack([one[3] for one in found])
@@ -143,9 +143,7 @@ def distances(trajectory: Any, pairs: np.ndarray | Sequence[tuple[int, int]]) ->
 def residue_pairs(topology: Any, apart: int = 3, atom: str = "CA") -> np.ndarray:
     """Pairs of one atom of each residue, of residues at least so many apart in their chain, ``(k, 2)``."""
     sites = [(a.residue.chain.index, a.residue.index, a.index) for a in topology.atoms if a.name == atom]
-    pairs = [
-        (i, j) for n, (c, r, i) in enumerate(sites) for d, s, j in sites[n + 1 :] if c != d or abs(s - r) >= apart
-    ]
+    pairs = [(i, j) for n, (c, r, i) in enumerate(sites) for d, s, j in sites[n + 1 :] if c != d or abs(s - r) >= apart]
     return np.array(pairs, dtype=int).reshape(-1, 2)
 
 

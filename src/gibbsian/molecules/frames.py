@@ -102,11 +102,13 @@ def check_frames(trajectory: Any, *, bond_tolerance: float = 0.35, clash_distanc
         ratio = bond_lengths(trajectory, pairs) / expected_lengths(topology, pairs)
         error = np.abs(ratio - 1.0).max(1)
     error = np.where(np.isfinite(trajectory.xyz).all((1, 2)), error, np.inf)
-    return FrameChecks(error, _clashes(trajectory, clash_distance), _inverted(trajectory), bond_tolerance, clash_distance)
+    return FrameChecks(
+        error, _clashes(trajectory, clash_distance), _inverted(trajectory), bond_tolerance, clash_distance
+    )
 
 
 def _clashes(trajectory: Any, nearest: float) -> np.ndarray:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]
 
     topology = trajectory.topology
     heavy = np.array([a.index for a in topology.atoms if a.element is None or a.element.symbol != "H"], dtype=int)

@@ -7,6 +7,7 @@ kinds another order of the atoms.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def chain_gaps(trajectory: Any) -> list[tuple[Any, Any]]:
     gaps = []
     for chain in trajectory.topology.chains:
         acids = [r for r in chain.residues if is_amino_acid(r)]
-        for before, after in zip(acids, acids[1:]):
+        for before, after in pairwise(acids):
             ends = [a.index for a in before.atoms if a.name == "C"] + [a.index for a in after.atoms if a.name == "N"]
             if after.resSeq - before.resSeq > 1 and len(ends) == 2:
                 apart = np.linalg.norm(trajectory.xyz[0, ends[0]] - trajectory.xyz[0, ends[1]])
@@ -190,8 +191,8 @@ def check_coordinates(trajectory: Any, source: str, first: int = 0, stride: int 
     oblique = trajectory.unitcell_lengths is not None and not np.allclose(trajectory.unitcell_angles, 90.0)
     if wild > 0.3 and not oblique:
         raise DataError(
-            f"{source} does not match its topology: {wild:.0%} of the topology's bonds have lengths that their elements "
-            "do not allow. The number of atoms fits and their order does not: use the topology from which the "
+            f"{source} does not match its topology: {wild:.0%} of the topology's bonds have lengths that their "
+            "elements do not allow. The number of atoms fits and their order does not: use the topology from which the "
             "trajectory was written."
         )
 
@@ -246,8 +247,8 @@ def made_whole(trajectory: Any, source: str) -> Any:
     why = "it holds no box to make them whole by" if trajectory.unitcell_vectors is None else "its box does not help"
     raise DataError(
         f"Molecules in {source} are split, by a periodic box or by another order of the atoms: the bond {a}-{b} is "
-        f"{length:.3g} nm long in a frame, {int(split.sum())} of {len(split)} frames have such bonds, and {why}. Make "
-        "molecules whole with the program that wrote it: gmx trjconv -pbc whole, or autoimage in cpptraj."
+        f"{length:.3g} nm long in a frame, {int(split.sum())} of {len(trajectory)} frames have such bonds, and {why}. "
+        "Make molecules whole with the program that wrote it: gmx trjconv -pbc whole, or autoimage in cpptraj."
     )
 
 

@@ -70,8 +70,8 @@ class Differences:
     Attributes
     ----------
     kj_mol
-        By the pair's name, such as ``"left-handed - rest"``: the difference in kJ/mol with its standard error, NaN where
-        a basin was never visited.
+        By the pair's name, such as ``"left-handed - rest"``: the difference in kJ/mol with its standard error, NaN
+        where a basin was never visited.
     populations
         By the basin's name, probability with standard error.
     """
@@ -198,9 +198,9 @@ def basin_differences(
     basins
         Parts of the plane.
     block
-        Frames in a block at least; by `block_length` when left out. Blocks of twice, four times ... as many are tried too,
-        up to an eighth of the series, and the largest error counts: weights by the last bias of metadynamics drift more
-        slowly than torsions do.
+        Frames in a block at least; by `block_length` when left out. Blocks of twice, four times ... as many are tried
+        too, up to an eighth of the series, and the largest error counts: weights by the last bias of metadynamics drift
+        more slowly than torsions do.
     resamples
         Of the bootstrap.
 
@@ -295,7 +295,7 @@ def free_energy_band(masses: Tensor, resampled: Tensor, kt: float, level: float 
     spread = -resampled.log() * kt
     tail = 0.5 * (1.0 - level)
     ordered = spread.sort(0).values
-    low, high = (int(round(q * (len(ordered) - 1))) for q in (tail, 1.0 - tail))
+    low, high = (round(q * (len(ordered) - 1)) for q in (tail, 1.0 - tail))
     return Band(value - shift, ordered[low] - shift, ordered[high] - shift)
 
 

@@ -198,7 +198,9 @@ def write_conformations(path: Path, model: TorsionModel, angles: Tensor, built: 
 
     ending = path.suffix.lower()
     if ending not in SAMPLE_FILES:
-        raise OptionError(f"{path} ends in {ending or 'nothing'}; conformations are written as {', '.join(SAMPLE_FILES)}.")
+        raise OptionError(
+            f"{path} ends in {ending or 'nothing'}; conformations are written as {', '.join(SAMPLE_FILES)}."
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if ending == ".csv":
@@ -208,13 +210,13 @@ def write_conformations(path: Path, model: TorsionModel, angles: Tensor, built: 
             table["energy_kj_mol"] = model.kt * table["energy_kt"]
             write_table(path, table)
             return None
-        built = model.conformations(angles) if built is None else built
-        {".pdb": built.save_pdb, ".xtc": built.save_xtc, ".dcd": built.save_dcd}[ending](str(path))
+        made: Any = model.conformations(angles) if built is None else built
+        {".pdb": made.save_pdb, ".xtc": made.save_xtc, ".dcd": made.save_dcd}[ending](str(path))
     except OSError as error:
         if isinstance(error, StorageError):
             raise
         raise StorageError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
-    return built
+    return made
 
 
 def frames_table(landscape: Landscape) -> Any:
@@ -232,7 +234,7 @@ def frames_table(landscape: Landscape) -> Any:
 
 
 def surface_table(landscape: Landscape) -> Any:
-    """A pandas ``DataFrame`` with a line per cell of each map; cells without frames are empty in the frames' columns."""
+    """A pandas ``DataFrame`` with a line per cell of each map; without frames, the frames' columns are empty."""
     import pandas as pd
 
     kt, parts = landscape.model.kt, []
@@ -323,5 +325,3 @@ def degrees_of(name: str) -> str:
 def write_table(path: Path, table: Any) -> None:
     """Write a pandas ``DataFrame`` as CSV, in one move."""
     replace_file(path, table.to_csv(index=False, float_format="%.7g").encode())
-
-

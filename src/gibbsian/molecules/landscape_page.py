@@ -16,7 +16,9 @@ from gibbsian.report.markup import card, definitions, figure, panels, paragraph,
 from gibbsian.report.shell import duration, header, html_page
 
 
-def landscape_page(landscape: Landscape, record: dict[str, Any], command: str = "", seconds: float | None = None) -> str:
+def landscape_page(
+    landscape: Landscape, record: dict[str, Any], command: str = "", seconds: float | None = None
+) -> str:
     """Write the page.
 
     Parameters
@@ -30,20 +32,22 @@ def landscape_page(landscape: Landscape, record: dict[str, Any], command: str = 
     seconds
         It took, or ``None``.
     """
-    frames = landscape.frames
+    frames, maps, kt = landscape.frames, landscape.maps, landscape.model.kt
     facts = [
         f"{plain(len(landscape.energies))} frames, worth {landscape.effective_frames:.0f}",
         f"{len(landscape.torsions)} torsions",
         f"{frames.temperature:g} K",
     ]
     facts += [] if seconds is None else [duration(seconds)]
-    top = header("Conformations: report of a landscape", frames.name, facts) + _notes(landscape.notes) + _cards(landscape)
+    top = (
+        header("Conformations: report of a landscape", frames.name, facts) + _notes(landscape.notes) + _cards(landscape)
+    )
     return html_page(
         f"Landscape of {frames.name}",
         top,
         [
-            ("map", "Ramachandran maps", "".join(_map_panel(i, one, landscape) for i, one in enumerate(landscape.maps))),
-            ("profiles", "Free energy along each torsion", "".join(_profiles(i, one, landscape) for i, one in enumerate(landscape.maps))),
+            ("map", "Ramachandran maps", "".join(_map_panel(i, m, kt) for i, m in enumerate(maps))),
+            ("profiles", "Free energy along torsions", "".join(_profiles(i, m, kt) for i, m in enumerate(maps))),
             ("basins", "Basins", _basins(landscape)),
             ("frames", "Frames", _frames(landscape, record)),
             ("made", "How it was made", _made(landscape, command)),
@@ -90,8 +94,8 @@ def _kj(value: Estimate) -> str:
     return with_error(*value) if math.isfinite(value.value) else "unknown"
 
 
-def _map_panel(i: int, one: Map, landscape: Landscape) -> str:
-    learned, frames = maps_of(one, landscape.model.kt)
+def _map_panel(i: int, one: Map, kt: float) -> str:
+    learned, frames = maps_of(one, kt)
     caption = f"Free energy in kJ/mol, lines every {STEP:g}, darkest lowest, white from {DEPTH:g} on."
     return panels(
         [
@@ -109,10 +113,10 @@ def _map_panel(i: int, one: Map, landscape: Landscape) -> str:
     )
 
 
-def _profiles(i: int, one: Map, landscape: Landscape) -> str:
+def _profiles(i: int, one: Map, kt: float) -> str:
     shown = []
     for axis, name in enumerate(("φ", "ψ")):
-        learned, frames = profile_bands(one, axis, landscape.model.kt)
+        learned, frames = profile_bands(one, axis, kt)
         shown.append(
             figure(
                 f"{name} of {one.residue}",
@@ -140,9 +144,10 @@ def _basins(landscape: Landscape) -> str:
             rows.append((f"{one.residue}, {basin}", cells, ""))
     heads = ["Basin", "Population", "Learned, kJ/mol", "Learned, kT", "Frames, kJ/mol"]
     told = (
-        "Free energy of each basin against the rest of the plane. Left-handed is all of φ > 0; right-handed is φ < 0 with ψ "
-        "from −120° to 50°, beta the rest of φ < 0. The error of the frames' values comes from a bootstrap of stretches of "
-        f"{landscape.block} frames; the learned values' adds their distance from the frames' in quadrature."
+        "Free energy of each basin against the rest of the plane. Left-handed is all of φ > 0; right-handed is φ < 0 "
+        "with ψ from −120° to 50°, beta the rest of φ < 0. The error of the frames' values comes from a bootstrap of "
+        f"stretches of {landscape.block} frames or more; the learned values' adds their distance "
+        "from the frames' in quadrature."
     )
     return paragraph(told) + table(heads, rows)
 
@@ -150,14 +155,14 @@ def _basins(landscape: Landscape) -> str:
 def _frames(landscape: Landscape, record: dict[str, Any]) -> str:
     checks = landscape.checks
     told = (
-        f"{checks} A frame is unphysical with a bond more than {checks.bond_tolerance:.0%} out of the length its elements "
-        f"say, heavy atoms nearer than {checks.clash_distance:g} nm, or an amino acid of D hand. frames.csv tells of each."
+        f"{checks} A frame is unphysical with a bond more than {checks.bond_tolerance:.0%} out of the length its "
+        f"elements say, heavy atoms nearer than {checks.clash_distance:g} nm, or an amino acid of D hand."
     )
     drawn = (
         f"{record['samples']} conformations were drawn from the learned energy into samples.pdb, samples.xtc and "
-        f"samples.csv: the torsions are turned in the nearest frame, and {record['samples_physical']} of them are physical "
-        "by the same checks. low_energy.pdb holds the frames of lowest learned energy that differ from each other by more "
-        "than 20° in some torsion."
+        f"samples.csv: the torsions are turned in the nearest frame, and {record['samples_physical']} of them are "
+        "physical by the same checks. low_energy.pdb holds the frames of lowest learned energy that differ from each "
+        "other by more than 20° in some torsion."
     )
     return paragraph(told) + paragraph(drawn)
 
@@ -173,7 +178,7 @@ def _made(landscape: Landscape, command: str) -> str:
     }[fit.objective]
     scores = ", ".join(f"{k}: {v:.4f}" for k, v in fit.scores.items())
     facts: dict[str, object] = {
-        "Energy": f"mean of {len(landscape.model.members)} periodic networks of {net.hidden}, harmonics up to {net.harmonics}",
+        "Energy": f"mean of {len(landscape.model.members)} networks, {net.hidden}, harmonics to {net.harmonics}",
         "Trained by": f"{objective}, {fit.steps} steps",
         "Held-out loss by steps": scores or "not compared",
         "Torsions": ", ".join(landscape.torsions.names[:12]) + (", ..." if len(landscape.torsions) > 12 else ""),

@@ -60,7 +60,9 @@ def paint_map(axes: Axes, free: Tensor) -> None:
         spine.set_visible(True)
 
 
-def profile_svg(name: str, torsion: str, learned: Band, frames: Band, width: float = 4.2, reference: Band | None = None) -> str:
+def profile_svg(
+    name: str, torsion: str, learned: Band, frames: Band, width: float = 4.2, reference: Band | None = None
+) -> str:
     """Draw free energies in kJ/mol along one torsion: learned, by the frames, and by a reference, with their bands."""
 
     def paint(figure: Figure) -> None:

@@ -81,8 +81,8 @@ def normalised_weights(log_weights: Any, fewest: float = 0.0) -> Tensor:
     if worth < fewest:
         raise DataError(
             f"The {len(w)} weighted frames are worth {worth:.1f} frames of equal weight, fewer than {fewest:g}: a few "
-            "outweigh the rest, and any estimate would be theirs. The two ensembles overlap too little: simulate nearer "
-            "to the one asked for, or in steps between."
+            "outweigh the rest, and any estimate would be theirs. The two ensembles overlap too little: simulate "
+            "nearer to the one asked for, or in steps between."
         )
     return w
 
@@ -208,7 +208,9 @@ def block_bootstrap(
         If a number is out of its range.
     """
     if not 1 <= block <= n or resamples < 2:
-        raise OptionError(f"A block bootstrap takes blocks of 1 to {n} and 2 or more resamples; got {block}, {resamples}.")
+        raise OptionError(
+            f"A block bootstrap takes blocks of 1 to {n} and 2 or more resamples; got {block}, {resamples}."
+        )
     return torch.stack([statistic(resample_counts(n, block, rng)) for _ in range(resamples)])
 
 

@@ -1,4 +1,4 @@
-"""Where frames and their weights come from: a simulation's folder, or a topology, trajectories and a table of weights."""
+"""Where frames and their weights come from: a simulation's folder, or trajectories and a table of weights."""
 
 from __future__ import annotations
 
@@ -138,15 +138,17 @@ def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1) 
     name = next((c for c in ("weight", "log_weight", "bias_kj_mol") if c in table.columns), None)
     if name is None:
         raise DataError(
-            f"{path} has no column weight, log_weight or bias_kj_mol; its columns are {', '.join(map(str, table.columns))}."
+            f"{path} has no column weight, log_weight or bias_kj_mol; its columns are "
+            f"{', '.join(map(str, table.columns))}."
         )
-    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+    column: Any = pd.to_numeric(table[name], errors="coerce")
+    values = np.array(column, dtype=np.float64)
     if len(values) != n and len(values[::stride]) == n:
         values = values[::stride]
     if len(values) != n:
         raise DataError(
-            f"{path} has {len(values)} lines and there are {n} frames: a table of weights has a line for each frame, in "
-            "their order."
+            f"{path} has {len(values)} lines and there are {n} frames: a table of weights has a line for each frame, "
+            "in their order."
         )
     if name == "weight":
         return checked_weights(values, n)

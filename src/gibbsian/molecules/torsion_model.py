@@ -62,7 +62,7 @@ class TorsionModel:
 
     @property
     def kt(self) -> float:
-        """kT in kJ/mol."""
+        """KT in kJ/mol."""
         return thermal_energy(self.temperature)
 
     @property
@@ -164,8 +164,8 @@ def load_torsion_model(folder: str | Path) -> TorsionModel:
     md, home = require_mdtraj(), Path(folder)
     if missing := [name for name in (DESCRIPTION, WEIGHTS, TOPOLOGY, TEMPLATES) if not (home / name).is_file()]:
         raise ModelFileError(
-            f"{home} holds no model of torsions: {', '.join(missing)} is not there. Make one: gibbsian protein landscape "
-            f"top.pdb traj.dcd --out {home}"
+            f"{home} holds no model of torsions: {', '.join(missing)} is not there. Make one: gibbsian protein "
+            f"landscape top.pdb traj.dcd --out {home}"
         )
     try:
         told = json.loads((home / DESCRIPTION).read_text())

@@ -5,9 +5,9 @@ and more steps, until frames of the others become less likely. The energy is the
 all frames from different initial weights, as a product of experts, which is closer to the truth than each; and networks
 trained on block-bootstrap resamples of the frames say how far the data determine it.
 
-Frames of a biased run are draws of :math:`e^{-E - V / kT}`. Where the bias V is known as a function, the sum of a network
-and V is fitted to them as they are, and the network is the unbiased energy; where only weights are known, rows are drawn by
-these.
+Frames of a biased run are draws of :math:`e^{-E - V / kT}`. Where the bias V is known as a function, the sum of a
+network and V is fitted to them as they are, and the network is the unbiased energy; where only weights are known, rows
+are drawn by these.
 
 Two torsions are fitted by exact maximum likelihood, with log Z on a grid; up to eight by noise contrastive estimation
 against a mixture of von Mises densities, whose weights of separate basins are right; more by denoising, whose noise
@@ -49,7 +49,7 @@ OBJECTIVES = ("exact", "nce", "denoising", "score", "pcd")
 """Exact likelihood, noise contrastive estimation, denoising and exact score matching, persistent chains."""
 
 GRID = 40
-"""Points along each torsion at which exact likelihood integrates: the sum converges fast for a smooth periodic function."""
+"""Points along each torsion at which exact likelihood integrates: sums converge fast for smooth periodic functions."""
 
 MOST_BY_NCE = 8
 """Torsions up to which noise covers data well enough to be contrasted with."""
@@ -165,8 +165,8 @@ def fit_torsion_energy(
         Of everything random.
     bias
         A known energy under which the frames were drawn besides the one that is sought, in nats: what is fitted to the
-        frames is the sum of both, and the sought one is returned. Frames of metadynamics then count alike, instead of by
-        weights that are small wherever the bias helped.
+        frames is the sum of both, and the sought one is returned. Frames of metadynamics then count alike, instead of
+        by weights that are small wherever the bias helped.
     block
         Frames that belong together in time, as `gibbsian.molecules.landscape.block_length` finds them.
     progress
@@ -306,14 +306,14 @@ def _checked(angles: Tensor, weights: Any) -> tuple[Tensor, Tensor]:
     worth = effective_sample_size(w)
     if worth < FEW:
         raise DataError(
-            f"The {len(x)} frames are worth {worth:.1f} of equal weight, and a landscape needs {FEW:g} or more: simulate "
-            "longer, or save frames more often."
+            f"The {len(x)} frames are worth {worth:.1f} of equal weight, and a landscape needs {FEW:g} or more: "
+            "simulate longer, or save frames more often."
         )
     return x, w
 
 
 def log_z_of(energy: Energy, points: int = 240) -> float:
-    """log Z of an energy on two torsions by the midpoint rule, in nats."""
+    """Log Z of an energy on two torsions by the midpoint rule, in nats."""
     axis = (torch.arange(points, dtype=torch.float32) + 0.5) * (2 * math.pi / points) - math.pi
     with torch.no_grad():
         value = energy(torch.cartesian_prod(axis, axis)).double()

@@ -212,7 +212,9 @@ def selected_atoms(topology: Any, atoms: str | None) -> np.ndarray | None:
             "'resSeq 3 to 20 and not element H'."
         ) from error
     if not len(kept):
-        raise OptionError(f"The selection {atoms!r} picks none of {topology.n_atoms} atoms. There are {told(topology)}.")
+        raise OptionError(
+            f"The selection {atoms!r} picks none of {topology.n_atoms} atoms. There are {told(topology)}."
+        )
     return kept
 
 

@@ -4,9 +4,9 @@ With forces F of a physical system at its temperature, in nats per unit of x, :m
 
 .. math:: \tfrac12 \, \mathbb{E} \left\| \nabla_x E(x) + f(x) \right\|^2,
 
-summed over a point's coordinates. Where x is all of the system's coordinates, the minimum is the physical energy over kT, up
-to a constant, wherever there are rows. Where x is a part of them, or a map of them, and f the force along it, f scatters
-around its mean given x, and the minimum is the potential of mean force, whose density is that of x: multiscale
+summed over a point's coordinates. Where x is all of the system's coordinates, the minimum is the physical energy over
+kT, up to a constant, wherever there are rows. Where x is a part of them, or a map of them, and f the force along it, f
+scatters around its mean given x, and the minimum is the potential of mean force, whose density is that of x: multiscale
 coarse-graining. Rows need not follow any particular law, so that biased and hot runs serve as well.
 """
 
