@@ -26,12 +26,13 @@ import torch
 
 import common
 from gibbsian.diagnostics.estimate import with_error
+from gibbsian.molecules.basins import basin_differences
 from gibbsian.molecules.conformations import Landscape, landscape_of
 from gibbsian.molecules.features import torsions
-from gibbsian.molecules.landscape import basin_differences, divergence, free_energy, histogram, learned_masses
+from gibbsian.molecules.landscape import divergence, free_energy, histogram, learned_masses
 from gibbsian.molecules.reweighting import effective_sample_size
 from gibbsian.molecules.sources import read_frames
-from gibbsian.molecules.torsion_training import TorsionTraining
+from gibbsian.molecules.torsion_settings import TorsionTraining
 
 LEFT = "left-handed - rest"
 PSEUDOCOUNT = 1e-6

@@ -8,20 +8,22 @@ import torch
 from gibbsian.energies.fourier import FourierTable
 from gibbsian.energies.periodic import TURN, VonMisesMixture
 from gibbsian.errors import DataError, OptionError, ShapeError
-from gibbsian.molecules.landscape import (
+from gibbsian.molecules.basins import (
     BASINS,
     basin_differences,
     basin_weights,
     block_length,
+    differences,
+    in_range,
+    learned_basins,
+)
+from gibbsian.molecules.landscape import (
     cell_centres,
     cell_of,
-    differences,
     divergence,
     free_energy,
     free_energy_band,
     histogram,
-    in_range,
-    learned_basins,
     learned_masses,
     profile,
     resampled_maps,
@@ -38,7 +40,8 @@ from gibbsian.molecules.reweighting import (
     weighted_average,
 )
 from gibbsian.molecules.thermal import thermal_energy
-from gibbsian.molecules.torsion_training import TorsionTraining, fit_torsion_energy, log_z_of
+from gibbsian.molecules.torsion_settings import TorsionTraining
+from gibbsian.molecules.torsion_training import fit_torsion_energy, log_z_of
 
 KT = thermal_energy(300.0)
 

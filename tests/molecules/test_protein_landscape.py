@@ -26,7 +26,8 @@ from gibbsian.molecules.sources import read_frames, read_weights  # noqa: E402
 from gibbsian.molecules.systems import alanine_dipeptide  # noqa: E402
 from gibbsian.molecules.thermal import thermal_energy  # noqa: E402
 from gibbsian.molecules.torsion_model import TorsionModel, load_torsion_model, save_torsion_model  # noqa: E402
-from gibbsian.molecules.torsion_training import TorsionTraining, mean_energy  # noqa: E402
+from gibbsian.molecules.torsion_settings import TorsionTraining  # noqa: E402
+from gibbsian.molecules.torsion_training import mean_energy  # noqa: E402
 
 FAST = TorsionTraining(steps=(150,), members=1, replicates=1, hidden=(32, 32), batch_size=256, learning_rate=8e-3)
 QUICK = ("--steps", "80", "--replicates", "1", "--samples", "12", "--structures", "3")

@@ -11,7 +11,8 @@ app = pytest.importorskip("openmm.app", reason="OpenMM is not installed")
 
 from gibbsian.errors import DataError, MissingPackageError, OptionError  # noqa: E402
 from gibbsian.molecules.frames import check_frames, chirality  # noqa: E402
-from gibbsian.molecules.trajectories import read_topology, read_trajectory, trajectory_chunks  # noqa: E402
+from gibbsian.molecules.topologies import read_topology  # noqa: E402
+from gibbsian.molecules.trajectories import read_trajectory, trajectory_chunks  # noqa: E402
 
 PDB = Path(app.__file__).parent / "data" / "test.pdb"
 

@@ -12,7 +12,7 @@ import tyro
 
 from gibbsian.commands.console import console_of, generator
 from gibbsian.errors import OptionError
-from gibbsian.molecules.torsion_training import TorsionTraining
+from gibbsian.molecules.torsion_settings import TorsionTraining
 
 
 def landscape(

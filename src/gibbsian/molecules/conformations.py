@@ -15,26 +15,24 @@ from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.energies.fourier import FourierTable
 from gibbsian.errors import DataError, OptionError
 from gibbsian.molecules.backmapping import turnable
-from gibbsian.molecules.features import Torsions, torsions
-from gibbsian.molecules.frames import FrameChecks, check_frames
-from gibbsian.molecules.landscape import (
-    BINS,
+from gibbsian.molecules.basins import (
     FEWEST_BLOCKS,
     Differences,
     basin_differences,
     basin_weights,
     block_length,
     differences,
-    histogram,
     learned_basins,
-    learned_masses,
-    resampled_maps,
 )
+from gibbsian.molecules.features import Torsions, torsions
+from gibbsian.molecules.frames import FrameChecks, check_frames
+from gibbsian.molecules.landscape import BINS, histogram, learned_masses, resampled_maps
 from gibbsian.molecules.reweighting import effective_sample_size, resampled_rows
 from gibbsian.molecules.sources import Frames
 from gibbsian.molecules.thermal import thermal_energy
 from gibbsian.molecules.torsion_model import TorsionModel
-from gibbsian.molecules.torsion_training import TorsionFit, TorsionTraining, fit_torsion_energy
+from gibbsian.molecules.torsion_settings import TorsionTraining
+from gibbsian.molecules.torsion_training import TorsionFit, fit_torsion_energy
 
 TEMPLATES = 1000
 """Frames kept for conformations to be built upon."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from gibbsian.errors import OptionError
-from gibbsian.molecules.geometry import bond_indices, bond_lengths, expected_lengths, is_amino_acid
+from gibbsian.molecules.completeness import is_amino_acid
+from gibbsian.molecules.geometry import bond_indices, bond_lengths, expected_lengths
 
 FAR = 3
 """Atoms this many bonds apart, or fewer, are not in each other's way: geometry brings them close."""

@@ -23,7 +23,8 @@ from gibbsian.molecules.extras import require_mdtraj
 from gibbsian.molecules.features import torsion_angles
 from gibbsian.molecules.landscape import cell_centres
 from gibbsian.molecules.thermal import checked_temperature, thermal_energy
-from gibbsian.molecules.torsion_training import MOST_BY_NCE, mean_energy
+from gibbsian.molecules.torsion_settings import MOST_BY_NCE
+from gibbsian.molecules.torsion_training import mean_energy
 from gibbsian.molecules.trajectories import silent
 
 WEIGHTS, DESCRIPTION, TOPOLOGY, TEMPLATES = "model.safetensors", "torsions.json", "topology.pdb", "templates.dcd"

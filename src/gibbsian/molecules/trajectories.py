@@ -22,58 +22,13 @@ from typing import Any
 import numpy as np
 
 from gibbsian.errors import DataError, OptionError
-from gibbsian.molecules.extras import require_mdtraj, require_openmm
-from gibbsian.molecules.geometry import check_complete, check_coordinates, check_gaps, made_whole, without_gap_bonds
+from gibbsian.molecules.completeness import check_complete, check_gaps, without_gap_bonds
+from gibbsian.molecules.extras import require_mdtraj
+from gibbsian.molecules.geometry import check_coordinates, made_whole
+from gibbsian.molecules.topologies import STRUCTURES, brief, check_there, ending_of, read_topology, selected_atoms, told
 
 CHUNK = 1000
 """Frames read at once."""
-
-STRUCTURES = (".pdb", ".cif", ".mmcif", ".pdbx", ".gro")
-"""Files that hold coordinates besides a topology."""
-
-TOPOLOGIES = (*STRUCTURES, ".prmtop", ".parm7", ".prm7", ".top", ".psf", ".mol2", ".h5", ".hdf5", ".hoomdxml", ".gsd")
-"""Endings of the files that `read_topology` reads."""
-
-
-def read_topology(path: str | Path) -> Any:
-    """Read which atoms there are and how they are bonded.
-
-    Parameters
-    ----------
-    path
-        A PDB, mmCIF, GRO, prmtop, PSF or GROMACS .top file; others as mdtraj reads them.
-
-    Returns
-    -------
-    mdtraj.Topology
-        With the standard bonds of amino acids where the file has none.
-
-    Raises
-    ------
-    DataError
-        If the file is not there or cannot be read.
-    OptionError
-        If its ending is that of no topology.
-    MissingPackageError
-        If mdtraj is not installed.
-    """
-    md, path = require_mdtraj(), Path(path)
-    ending = _ending(path)
-    _check_there(path)
-    if ending not in TOPOLOGIES:
-        raise OptionError(
-            f"{path} is no topology: it ends in {ending or 'nothing'}, and topologies in {', '.join(TOPOLOGIES)}. A "
-            "trajectory needs one beside it: top.pdb traj.dcd."
-        )
-    try:
-        topology = _from_top(path) if ending == ".top" else md.load_topology(str(path))
-    except Exception as error:
-        raise DataError(f"{path} cannot be read as a topology: {_brief(error)}") from error
-    if not topology.n_atoms:
-        raise DataError(f"{path} holds no atoms.")
-    if not topology.n_bonds:
-        topology.create_standard_bonds()
-    return topology
 
 
 def read_structure(path: str | Path, **options: Any) -> Any:
@@ -171,7 +126,7 @@ def trajectory_chunks(
     if unit not in ("nanometre", "angstrom"):
         raise OptionError(f"unit is 'nanometre' or 'angstrom'; got {unit!r}.")
     for path in paths:
-        _check_there(path)
+        check_there(path)
     whole = _topology_for(paths, topology)
     kept = selected_atoms(whole, atoms)
     if not incomplete:
@@ -194,45 +149,9 @@ def trajectory_chunks(
         raise DataError(f"{', '.join(map(str, paths))} holds no frames.")
 
 
-def selected_atoms(topology: Any, atoms: str | None) -> np.ndarray | None:
-    """Return the indices of selected atoms; ``None`` for all.
-
-    Raises
-    ------
-    OptionError
-        If the selection cannot be read, or nothing is selected; the message says which chains and residues there are.
-    """
-    if atoms is None:
-        return None
-    try:
-        kept = topology.select(atoms)
-    except Exception as error:
-        raise OptionError(
-            f"{atoms!r} cannot be read as a selection ({_brief(error)}). Examples: 'protein', 'chainid 0', 'name CA', "
-            "'resSeq 3 to 20 and not element H'."
-        ) from error
-    if not len(kept):
-        raise OptionError(
-            f"The selection {atoms!r} picks none of {topology.n_atoms} atoms. There are {told(topology)}."
-        )
-    return kept
-
-
-def told(topology: Any) -> str:
-    """Say what a topology holds, chain by chain."""
-    chains = []
-    for chain in topology.chains:
-        residues = [r.name for r in chain.residues]
-        names = ", ".join(dict.fromkeys(residues))
-        names = names if len(names) < 40 else names[:37] + "..."
-        chains.append(f"chain {chain.index} of {chain.n_atoms} atoms ({len(residues)} residues: {names})")
-    shown = "; ".join(chains[:6])
-    return shown if len(chains) <= 6 else f"{shown}; and {len(chains) - 6} chains more"
-
-
 def _topology_for(paths: list[Path], topology: Any) -> Any:
     if topology is None:
-        if _ending(paths[0]) not in (*STRUCTURES, ".h5", ".hdf5"):
+        if ending_of(paths[0]) not in (*STRUCTURES, ".h5", ".hdf5"):
             raise OptionError(
                 f"{paths[0]} holds coordinates alone: give the topology they belong to, such as top.pdb before it."
             )
@@ -243,12 +162,12 @@ def _topology_for(paths: list[Path], topology: Any) -> Any:
 def _frames(path: Path, topology: Any, kept: np.ndarray | None, stride: int, chunk: int) -> Iterator[Any]:
     """Frames of one file, after a look at whether its atoms can be those of the topology."""
     md = require_mdtraj()
-    ending = _ending(path)
+    ending = ending_of(path)
     if ending in STRUCTURES:
         try:
             found = md.load(str(path))
         except Exception as error:
-            raise DataError(f"{path} cannot be read: {_brief(error)}") from error
+            raise DataError(f"{path} cannot be read: {brief(error)}") from error
         _check_atoms(path, found.n_atoms, topology)
         found = md.Trajectory(found.xyz, topology, found.time, found.unitcell_lengths, found.unitcell_angles)
         found = found if kept is None else found.atom_slice(kept)
@@ -268,7 +187,7 @@ def _frames(path: Path, topology: Any, kept: np.ndarray | None, stride: int, chu
     except (ValueError, OSError, RuntimeError, TypeError) as error:
         if isinstance(error, (DataError, OptionError)):
             raise
-        raise DataError(f"{path} cannot be read to its end: {_brief(error)}") from error
+        raise DataError(f"{path} cannot be read to its end: {brief(error)}") from error
 
 
 def _atoms_in(path: Path) -> int | None:
@@ -283,14 +202,14 @@ def _atoms_in(path: Path) -> int | None:
             return int(np.asarray(getattr(xyz, "coordinates", xyz)).shape[1])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path} cannot be read as a trajectory: {_brief(error)}. It may be cut off, or of another format than its "
+            f"{path} cannot be read as a trajectory: {brief(error)}. It may be cut off, or of another format than its "
             "ending says."
         ) from error
 
 
 def _warn_if_cut(path: Path) -> None:
     """Say when a DCD file tells of more frames than it holds; its reader takes what is there without a word."""
-    if _ending(path) != ".dcd":
+    if ending_of(path) != ".dcd":
         return
     with open(path, "rb") as file:
         head = file.read(12)
@@ -323,17 +242,6 @@ def _check_atoms(path: Path, found: int | None, topology: Any) -> None:
     )
 
 
-def _from_top(path: Path) -> Any:
-    """A .top file: AMBER's prmtop by its first word, else GROMACS's by OpenMM."""
-    md = require_mdtraj()
-    with open(path, encoding="utf-8", errors="replace") as file:
-        amber = file.read(8).startswith("%VERSION")
-    if amber:
-        return md.load_prmtop(str(path))
-    app = require_openmm().app
-    return md.Topology.from_openmm(app.GromacsTopFile(str(path)).topology)
-
-
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
     """Keep what the reader of DCD files prints about every file from the terminal; it writes past Python's streams."""
@@ -354,17 +262,3 @@ def silent() -> Iterator[None]:
         os.dup2(kept, 1)
         os.close(kept)
         os.close(nowhere)
-
-
-def _check_there(path: Path) -> None:
-    if not path.is_file():
-        raise DataError(f"There is no file {path}.")
-
-
-def _ending(path: Path) -> str:
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
-
-
-def _brief(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return words if len(words) < 200 else words[:197] + "..."
