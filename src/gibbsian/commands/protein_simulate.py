@@ -103,6 +103,7 @@ def simulate(
     console.print(
         f"{system.name}: {system.atoms} atoms at {temperature:g} K, {picoseconds:g} ps of {way}, into {folder}",
         markup=False,
+        soft_wrap=True,
     )
     result = run(
         system,
