@@ -41,7 +41,7 @@ PSEUDOCOUNT = 1e-6
 QUICK = TorsionTraining(steps=(150,), members=1, replicates=1, hidden=(32, 32))
 
 
-def simulated(folder: Path, picoseconds: float, seed: int) -> Path:
+def simulated(folder: Path, picoseconds: float, seed: int, quick: bool = False) -> Path:
     """A run of metadynamics in a folder, made unless it is there."""
     if not (folder / "simulation.json").exists():
         from gibbsian.molecules.metadynamics import Bias
@@ -51,6 +51,8 @@ def simulated(folder: Path, picoseconds: float, seed: int) -> Path:
         molecule = alanine_dipeptide(300.0, constrain_hydrogens=True)
         print(f"simulating {picoseconds:g} ps into {folder}", flush=True)
         dynamics = Dynamics(picoseconds, seed=seed)
+        if quick:
+            dynamics = Dynamics(picoseconds, frame_ps=0.1, equilibration_ps=1.0, seed=seed)
         simulate(molecule, folder, dynamics, bias=Bias(), residue="ALA2", resume=(folder / "partial").exists())
     return folder
 
@@ -138,9 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    lengths = (60.0, 120.0) if options.quick else (10_000.0, 100_000.0)
-    run = options.run or simulated(options.work / "run", lengths[0], 2)
-    long = options.reference or simulated(options.work / "reference", lengths[1], 1)
+    lengths = (16.0, 24.0) if options.quick else (10_000.0, 100_000.0)
+    run = options.run or simulated(options.work / "run", lengths[0], 2, options.quick)
+    long = options.reference or simulated(options.work / "reference", lengths[1], 1, options.quick)
     with common.Stopwatch() as watch:
         frames = read_frames([run])
         settings = QUICK if options.quick else TorsionTraining()

@@ -5,8 +5,8 @@
     python benchmarks/villin.py --quick
 
 The structure is the package OpenMM's own (app/data/test.pdb, without water and ions), in implicit solvent
-(amber99_obc). Energies are learned from three runs at 300 K: of backbone torsions, a periodic network, and of distances of
-alpha carbons, both by denoising score matching; their sum ranks. Native frames are those of a fourth run at 300 K.
+(amber99_obc). Energies are learned from three runs at 300 K: of backbone torsions, a periodic network, and of distances
+of alpha carbons, both by denoising score matching; their sum ranks. Native frames are those of a fourth run at 300 K.
 Decoys are frames of two runs at 500 K, after 10 ps, and native frames whose backbone torsions are turned at random by
 5, 10 and 20 degrees.
 

@@ -586,8 +586,8 @@ def test_alanine_dipeptide_is_simulated_learned_and_compared(script, tmp_path):
     pytest.importorskip("mdtraj")
     alanine = script("alanine")
     record = alanine.main(["--quick", "--work", str(tmp_path / "runs")])
-    assert record["run_ps"] == 60.0
-    assert record["reference_ps"] == 120.0
+    assert record["run_ps"] == 16.0
+    assert record["reference_ps"] == 24.0
     assert record["kl_above_floor"] == pytest.approx(record["kl"] - record["floor"])
     assert math.isfinite(record["kl"])
     assert "| noise floor: between halves" in (tmp_path / "alanine.md").read_text()
@@ -600,7 +600,7 @@ def test_alanine_s_figure_is_drawn(script, tmp_path):
     from gibbsian.molecules.sources import read_frames
 
     alanine = script("alanine")
-    run = alanine.simulated(tmp_path / "run", 60.0, 2)
+    run = alanine.simulated(tmp_path / "run", 16.0, 2, quick=True)
     landscape = landscape_of(read_frames([run]), alanine.QUICK, rng=torch.Generator().manual_seed(0))
     reference = alanine.reference_of(run, landscape.model.kt)
     alanine.draw_figure(tmp_path / "alanine.png", landscape, reference)
