@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mdtraj as md
 import numpy as np
 import torch
 
