@@ -603,7 +603,7 @@ def test_alanine_s_figure_is_drawn(script, tmp_path):
     run = alanine.simulated(tmp_path / "run", 16.0, 2, quick=True)
     landscape = landscape_of(read_frames([run]), alanine.QUICK, rng=torch.Generator().manual_seed(0))
     reference = alanine.reference_of(run, landscape.model.kt)
-    alanine.draw_figure(tmp_path / "alanine.png", landscape, reference)
+    alanine.draw_figure(tmp_path / "alanine.png", landscape, reference, (16.0, 16.0))
     assert (tmp_path / "alanine.png").stat().st_size > 10_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -123,6 +124,7 @@ def landscape(
         for pair, value in one.learned_differences.kj_mol.items():
             frame = one.frame_differences.kj_mol[pair]
             told = f"{with_error(*value)} kJ/mol (frames alone: {with_error(*frame)})"
+            told = told if math.isfinite(frame.value) else "unknown, as frames are only there, or never"
             console.print(f"  {one.residue} {pair}: {told}", markup=False, soft_wrap=True)
     if areas is not None:
         told = f"decoys above frames with probability {with_error(*areas)} (1 parts them, 0.5 is chance)"

@@ -37,7 +37,7 @@ from gibbsian.molecules.torsion_training import TorsionFit, fit_torsion_energy
 TEMPLATES = 1000
 """Frames kept for conformations to be built upon."""
 
-MARGINAL = 20_000
+MARGINAL = 10_000
 """Draws from which the map of a pair of torsions is made, where the energy is one of more."""
 
 BIAS_TOLERANCE = 1e-3
@@ -171,13 +171,17 @@ def landscape_of(
         )
     x, v = found.angles[carries], w[carries]
     bias = bias_energy(frames, found)
+    if len(found) > 2:
+        # Maps of more torsions come from draws, whose bands would be those of chains.
+        settings = replace(settings or TorsionTraining(), replicates=0)
     fit = fit_torsion_energy(
         x, v if bias is None else None, settings, rng=rng, bias=bias, block=block, progress=progress
     )
     index = torch.unique(resampled_rows(w, TEMPLATES, rng)).numpy()
     model = TorsionModel(fit.energy, fit.noise, found.names, found.atoms, frames.temperature, frames.trajectory[index])
     say("drawing maps")
-    made = tuple(_map(model, fit, residue, pair, x, v, block, rng) for residue, pair in pairs.items())
+    drawn = model.draw(MARGINAL, rng) if pairs and len(found) > 2 else None
+    made = tuple(_map(model, fit, residue, pair, x, v, block, drawn, rng) for residue, pair in pairs.items())
     with torch.no_grad():
         energies = torch.cat([fit.energy(part) for part in found.angles.split(1 << 14)]).double()
     return Landscape(model, fit, found, frames, energies - energies.min(), checks, made, block, tuple(notes))
@@ -215,17 +219,18 @@ def _map(
     x: Tensor,
     w: Tensor,
     block: int,
+    drawn: Tensor | None,
     rng: Generator,
 ) -> Map:
     own = x[:, list(pair)]
     by_frames = basin_differences(own, w, model.kt, rng=rng, block=block, resamples=RESAMPLES)
     maps = resampled_maps(own, w, rng=rng, block=block, resamples=RESAMPLES)
-    if len(model.names) == 2:
+    if drawn is None:
         learned, populations = learned_masses(fit.energy), learned_basins(fit.energy)
         replicas = [learned_masses(e) for e in fit.replicates]
     else:
-        drawn = model.draw(MARGINAL, rng)[:, list(pair)]
-        learned, populations, replicas = histogram(drawn), basin_weights(drawn), []
+        seen = drawn[:, list(pair)]
+        learned, populations, replicas = histogram(seen), basin_weights(seen), []
     resampled = torch.stack(replicas) if replicas else torch.empty(0, BINS, BINS, dtype=torch.float64)
     by_model = _with_errors(populations, by_frames, model.kt)
     return Map(residue, histogram(own, w), learned, maps, resampled, by_frames, by_model)

@@ -80,7 +80,7 @@ def _cards(landscape: Landscape) -> str:
     for one in landscape.maps[:1]:
         for pair, value in one.learned_differences.kj_mol.items():
             known = one.frame_differences.kj_mol[pair]
-            told = f"by the frames {with_error(*known)}" if math.isfinite(known.value) else "no frame was ever there"
+            told = f"by the frames {with_error(*known)}" if math.isfinite(known.value) else "frames are only there, or never"
             level = "good" if math.isfinite(value.stderr) and value.stderr < 2.0 else "caution"
             basin = pair.removesuffix(" - rest")
             cards.append(card(f"{basin} of {one.residue}", _kj(value), f"kJ/mol against the rest; {told}", level))
@@ -91,7 +91,7 @@ def _cards(landscape: Landscape) -> str:
 
 
 def _kj(value: Estimate) -> str:
-    return with_error(*value) if math.isfinite(value.value) else "unknown"
+    return with_error(*value) if math.isfinite(value.value) and math.isfinite(value.stderr) else "unknown"
 
 
 def _map_panel(i: int, one: Map, kt: float) -> str:

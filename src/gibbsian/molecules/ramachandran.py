@@ -78,7 +78,7 @@ def paint_profile(axes: Axes, torsion: str, learned: Band, frames: Band, referen
     shown = shown if reference is None else [("reference", reference, "held"), *shown]
     top = 0.0
     for label, band, shade in shown:
-        value, low, high = (np.where(np.isfinite(v), v, np.nan) for v in (band.value, band.lower, band.upper))
+        value, low, high = (_shown(v) for v in (band.value, band.lower, band.upper))
         axes.fill_between(at, low, high, color=colour(shade), alpha=0.2, linewidth=0)
         axes.plot(at, value, color=colour(shade), label=label, linewidth=1.6 if label == "learned" else 1.2)
         top = max(top, float(np.nanmax(value)))
@@ -87,3 +87,9 @@ def paint_profile(axes: Axes, torsion: str, learned: Band, frames: Band, referen
     axes.set_xticks(range(-180, 181, 60))
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.25 * top)
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center")
+
+
+def _shown(values: Tensor) -> np.ndarray:
+    """As an array, with NaN where nothing is."""
+    array = values.numpy()
+    return np.where(np.isfinite(array), array, np.nan)
