@@ -1,13 +1,13 @@
 """Alanine dipeptide from nothing to landscape, against a long reference run.
 
-    python benchmarks/alanine.py                                  # simulates both runs first: about an hour on a free
-    core python benchmarks/alanine.py --run FOLDER --reference FOLDER  # runs that gibbsian protein simulate ala2 made
-    python benchmarks/alanine.py --quick                          # tiny runs, to see that it goes
+    python benchmarks/alanine.py            # simulates all runs first: some two hours of a free core
+    python benchmarks/alanine.py --run FOLDER ... --reference FOLDER    # runs that gibbsian protein simulate ala2 made
+    python benchmarks/alanine.py --quick    # tiny runs, to see that it goes
 
-A run of some minutes (10 ns of well-tempered metadynamics) trains the torsion energy; a run ten times as long, of
-another seed, is what it is compared with, by the Kullback-Leibler divergence on a grid of 36 x 36 cells from the
-reference's weighted histogram to the learned density. Beside it stands the noise floor, the same divergence between the
-two halves of the reference. The left-handed basin is all of phi > 0.
+Runs of some minutes (10 ns of well-tempered metadynamics, three seeds) train a torsion energy each. A run ten times as
+long, of another seed, is what they are compared with, by the Kullback-Leibler divergence on a grid of 36 x 36 cells
+from the reference's weighted histogram to the learned density. Beside it stands the noise floor, the same divergence
+between the two halves of the reference. The left-handed basin is all of phi > 0.
 
 Writes results/alanine.json and .md, and docs/images/alanine.png.
 """
@@ -18,7 +18,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from gibbsian.molecules.features import torsions
 from gibbsian.molecules.landscape import divergence, free_energy, histogram, learned_masses
 from gibbsian.molecules.reweighting import effective_sample_size
 from gibbsian.molecules.sources import read_frames
+from gibbsian.molecules.thermal import thermal_energy
 from gibbsian.molecules.torsion_settings import TorsionTraining
 
 LEFT = "left-handed - rest"
@@ -87,19 +88,14 @@ def compared(landscape: Landscape, reference: dict[str, Any]) -> dict[str, Any]:
     return {
         "kl": kl,
         "kl_histogram": divergence(reference["map"], one.frames, PSEUDOCOUNT),
-        "floor": reference["floor"],
-        "floors": reference["floors"],
         "kl_above_floor": kl - reference["floor"],
         "left_learned_kj_mol": list(learned),
         "left_frames_kj_mol": list(frames),
-        "left_reference_kj_mol": list(true),
         "left_gap_kj_mol": gap,
         "left_gap_in_own_errors": gap / learned.stderr,
         "left_gap_in_joint_errors": gap / math.hypot(learned.stderr, true.stderr),
         "run_frames": len(landscape.energies),
         "run_effective_frames": landscape.effective_frames,
-        "reference_frames": reference["frames"],
-        "reference_effective_frames": reference["effective_frames"],
         "objective": landscape.fit.objective,
         "steps": landscape.fit.steps,
         "held_out_loss": {str(k): v for k, v in landscape.fit.scores.items()},
@@ -133,56 +129,84 @@ def draw_figure(path: Path, landscape: Landscape, reference: dict[str, Any], len
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, help="folder of the short run")
+    parser.add_argument("--run", type=Path, nargs="+", help="folders of short runs")
     parser.add_argument("--reference", type=Path, help="folder of the long run")
     parser.add_argument("--work", type=Path, default=Path("runs") / "alanine", help="where missing runs are made")
     parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "alanine.png")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    lengths = (16.0, 24.0) if options.quick else (10_000.0, 100_000.0)
-    run = options.run or simulated(options.work / "run", lengths[0], 2, options.quick)
+    lengths, seeds = ((16.0, 24.0), (2,)) if options.quick else ((10_000.0, 100_000.0), (2, 3, 4))
+    runs = options.run or [simulated(options.work / f"run-{s}", lengths[0], s, options.quick) for s in seeds]
     long = options.reference or simulated(options.work / "reference", lengths[1], 1, options.quick)
-    with common.Stopwatch() as watch:
-        frames = read_frames([run])
-        settings = QUICK if options.quick else TorsionTraining()
-        rng = torch.Generator().manual_seed(0)
-        began = time.perf_counter()
-        landscape = landscape_of(frames, settings, rng=rng)
-        trained = time.perf_counter() - began
-    reference = reference_of(long, landscape.model.kt)
-    told = [json.loads((folder / "simulation.json").read_text()) for folder in (run, long)]
-    found = compared(landscape, reference) | {
-        "training_seconds": trained,
-        "training_cpu_seconds": watch.cpu,
-        "run_ps": told[0]["picoseconds"],
-        "run_seconds": told[0]["seconds"],
-        "reference_ps": told[1]["picoseconds"],
-        "reference_seconds": told[1]["seconds"],
+    reference = reference_of(long, thermal_energy(300.0))
+    told = json.loads((long / "simulation.json").read_text())
+    found, first = [], None
+    for i, run in enumerate(runs):
+        one, landscape = learned(run, reference, QUICK if options.quick else TorsionTraining())
+        found.append(one)
+        print(f"run {i + 1}: {one['kl']:.4f} nat, left-handed {one['left_gap_kj_mol']:.2f} kJ/mol off", flush=True)
+        first = first or landscape
+    record = common.circumstances([0], 1) | {
+        "runs": found,
+        "floor": reference["floor"],
+        "floors": reference["floors"],
+        "left_reference_kj_mol": list(reference["left"]),
+        "reference_frames": reference["frames"],
+        "reference_effective_frames": reference["effective_frames"],
+        "reference_ps": told["picoseconds"],
+        "reference_seconds": told["seconds"],
     }
-    record = common.circumstances([0], 1) | found
-    rows = [
-        ["divergence to the reference, learned (nat)", f"{found['kl']:.4f}", "floor + 0.02"],
-        ["noise floor: between halves of the reference (nat)", f"{found['floor']:.4f}", ""],
-        ["divergence above the floor (nat)", f"{found['kl_above_floor']:.4f}", "0.02"],
-        ["divergence to the reference, histogram of the run (nat)", f"{found['kl_histogram']:.4f}", ""],
-        ["left-handed basin, learned (kJ/mol)", with_error(*found["left_learned_kj_mol"]), ""],
-        ["left-handed basin, reference (kJ/mol)", with_error(*found["left_reference_kj_mol"]), ""],
-        ["difference (kJ/mol)", f"{found['left_gap_kj_mol']:.2f}", "1"],
-        ["difference in its own stated errors", f"{found['left_gap_in_own_errors']:.2f}", "1"],
-        ["difference in both errors", f"{found['left_gap_in_joint_errors']:.2f}", ""],
-    ]
+    table = common.table(["", *(f"run {i + 1}" for i in range(len(runs))), "at most"], lines(found, reference))
     times = (
-        f"Run of {found['run_ps'] / 1000:g} ns in {found['run_seconds']:.0f} s; training in {trained:.0f} s "
-        f"({watch.cpu:.0f} s of processor time); reference of {found['reference_ps'] / 1000:g} ns in "
-        f"{found['reference_seconds']:.0f} s."
+        f"Runs of {found[0]['run_ps'] / 1000:g} ns, of different seeds, in "
+        f"{_listed(found, 'run_seconds')} s; training in "
+        f"{_listed(found, 'training_cpu_seconds')} s of processor time; reference of "
+        f"{told['picoseconds'] / 1000:.3g} ns in {told['seconds']:.0f} s."
     )
-    table = common.table(["", "found", "asked for at most"], rows)
-    common.write("alanine", "Alanine dipeptide: learned landscape against a long reference", record, [times, table])
-    if not options.quick:
-        draw_figure(options.figure, landscape, reference, (found["run_ps"], found["reference_ps"]))
+    common.write("alanine", "Alanine dipeptide: learned landscapes against a long reference", record, [times, table])
+    if not options.quick and first is not None:
+        draw_figure(options.figure, first, reference, (found[0]["run_ps"], told["picoseconds"]))
     print(times + "\n\n" + table)
     return record
+
+
+def learned(run: Path, reference: dict[str, Any], settings: TorsionTraining) -> tuple[dict[str, Any], Landscape]:
+    """Learn a run's landscape, and compare it with the reference."""
+    told = json.loads((run / "simulation.json").read_text())
+    began = time.perf_counter()
+    with common.Stopwatch() as watch:
+        landscape = landscape_of(read_frames([run]), settings, rng=torch.Generator().manual_seed(0))
+    found = compared(landscape, reference) | {
+        "training_seconds": time.perf_counter() - began,
+        "training_cpu_seconds": watch.cpu,
+        "run_ps": told["picoseconds"],
+        "run_seconds": told["seconds"],
+    }
+    return found, landscape
+
+
+def _listed(found: list[dict[str, Any]], name: str) -> str:
+    return ", ".join(f"{one[name]:.0f}" for one in found)
+
+
+def lines(found: list[dict[str, Any]], reference: dict[str, Any]) -> list[list[str]]:
+    """The table, a column per run."""
+
+    def line(name: str, tell: Callable[[dict[str, Any]], str], limit: str = "") -> list[str]:
+        return [name, *(tell(one) for one in found), limit]
+
+    return [
+        line("divergence of the learned density from the reference (nat)", lambda one: f"{one['kl']:.4f}"),
+        line("noise floor: between halves of the reference (nat)", lambda one: f"{reference['floor']:.4f}"),
+        line("divergence above the floor (nat)", lambda one: f"{one['kl_above_floor']:.4f}", "0.02"),
+        line("divergence of the run's histogram (nat)", lambda one: f"{one['kl_histogram']:.4f}"),
+        line("left-handed basin, learned (kJ/mol)", lambda one: with_error(*one["left_learned_kj_mol"])),
+        line("left-handed basin, reference (kJ/mol)", lambda one: with_error(*reference["left"])),
+        line("difference (kJ/mol)", lambda one: f"{one['left_gap_kj_mol']:.2f}", "1"),
+        line("difference in stated errors", lambda one: f"{one['left_gap_in_own_errors']:.2f}", "1"),
+        line("difference in both errors", lambda one: f"{one['left_gap_in_joint_errors']:.2f}"),
+    ]
 
 
 if __name__ == "__main__":

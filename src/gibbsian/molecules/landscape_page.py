@@ -80,7 +80,8 @@ def _cards(landscape: Landscape) -> str:
     for one in landscape.maps[:1]:
         for pair, value in one.learned_differences.kj_mol.items():
             known = one.frame_differences.kj_mol[pair]
-            told = f"by the frames {with_error(*known)}" if math.isfinite(known.value) else "frames are only there, or never"
+            never = "frames are only there, or never"
+            told = f"by the frames {with_error(*known)}" if math.isfinite(known.value) else never
             level = "good" if math.isfinite(value.stderr) and value.stderr < 2.0 else "caution"
             basin = pair.removesuffix(" - rest")
             cards.append(card(f"{basin} of {one.residue}", _kj(value), f"kJ/mol against the rest; {told}", level))
