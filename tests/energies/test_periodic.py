@@ -118,3 +118,19 @@ def test_table_leaves_out_what_the_tolerance_allows():
     assert len(exact.orders) == 41
     x = 3.0 * torch.rand(100, 2, generator=rng())
     assert float((exact(x) - short(x)).abs().max()) < 1e-3
+
+
+def test_a_flow_of_circular_splines_is_normalised_and_drawn_right():
+    pytest.importorskip("zuko", reason="zuko is not installed")
+    from gibbsian.energies.torus_flow import circular_spline_flow
+
+    torch.manual_seed(0)
+    flow = circular_spline_flow(2, transforms=2, hidden=(16,)).double()
+    for p in flow.parameters():
+        torch.nn.init.normal_(p, std=0.4)
+    assert flow.support is TURN
+    masses = cell_masses(lambda x: flow.log_prob(x).detach(), -math.pi, math.pi, 24)
+    assert abs(float(masses.sum()) - 1.0) < 2e-3
+    x = flow.sample(20_000, rng(1))
+    assert bool(TURN.check(x).all())
+    assert fit_p_value(x, masses / masses.sum(), -math.pi, math.pi) > P_LIMIT

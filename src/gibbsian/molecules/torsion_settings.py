@@ -38,6 +38,9 @@ class TorsionTraining:
         Noise of denoising, in radians.
     components
         Of the mixture to contrast with, and from which chains start.
+    noise
+        What to contrast with: ``"mixture"``, or ``"flow"``, a flow of circular splines (zuko) fitted
+        to the frames first.
 
     Raises
     ------
@@ -56,10 +59,13 @@ class TorsionTraining:
     learning_rate: float = 3e-3
     sigma: float = 0.15
     components: int = 8
+    noise: str = "mixture"
 
     def __post_init__(self) -> None:
         if self.objective not in ("auto", *OBJECTIVES):
             raise unknown_name("objective of torsions", self.objective, ("auto", *OBJECTIVES))
+        if self.noise not in ("mixture", "flow"):
+            raise unknown_name("noise of torsions", self.noise, ("mixture", "flow"))
         if self.members < 1 or self.replicates < 0 or self.folds < 2 or self.batch_size < 2:
             raise OptionError(
                 "Training takes 1 or more members, 0 or more replicates, 2 or more folds and rows in a batch; got "

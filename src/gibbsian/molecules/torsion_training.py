@@ -25,6 +25,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Combination, Energy
+from gibbsian.energies.flows import Flow
 from gibbsian.energies.periodic import TURN, PeriodicMLP, VonMisesMixture, fit_von_mises_mixture
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DataError, ShapeError
@@ -42,12 +43,17 @@ from gibbsian.objectives.base import Batch, Objective
 from gibbsian.objectives.contrastive import PersistentContrastiveDivergence
 from gibbsian.objectives.denoising import DenoisingScoreMatching
 from gibbsian.objectives.exact import ExactLikelihood
+from gibbsian.objectives.maximum_likelihood import MaximumLikelihood
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
 from gibbsian.objectives.score_matching import ScoreMatching
 from gibbsian.training.fit import fit
 
 GRID = 40
 """Points along each torsion at which exact likelihood integrates: sums converge fast for smooth periodic functions."""
+
+
+FLOW_NOISE = 0.3
+"""Standard deviation in radians of the noise that a flow to contrast with is fitted to besides the frames."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def fit_torsion_energy(
     if kind == "auto":
         kind = "exact" if x.shape[1] <= 2 else "nce" if x.shape[1] <= MOST_BY_NCE else "denoising"
     noise = fit_von_mises_mixture(x, min(settings.components, len(x)), rng=rng, weights=w)
-    problem = _Problem(settings, kind, noise, bias, int(torch.randint(2**31, (), generator=rng)))
+    flow = fit_torsion_flow(x, w, settings, rng=rng) if settings.noise == "flow" and kind == "nce" else noise
+    problem = _Problem(settings, kind, flow, bias, int(torch.randint(2**31, (), generator=rng)))
     say = progress or (lambda _: None)
     scores = {}
     steps = settings.steps[-1]
@@ -147,11 +154,26 @@ def mean_energy(members: Sequence[Energy]) -> Energy:
     return members[0] if len(members) == 1 else Combination([(1.0 / len(members), e) for e in members])
 
 
+def fit_torsion_flow(x: Tensor, weights: Tensor, settings: TorsionTraining, *, rng: Generator) -> Flow:
+    """Fit a flow of circular splines to weighted torsions ``(n, d)`` by maximum likelihood, over a little noise."""
+    from gibbsian.energies.torus_flow import circular_spline_flow
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=rng)))
+        flow = circular_spline_flow(x.shape[1], hidden=settings.hidden)
+    rows = x[resampled_rows(weights, max(len(x), 4096), rng)]
+    # Rows that were drawn twice are no atoms of the density, and its narrowest parts no needles.
+    rows = TURN.wrap(rows + FLOW_NOISE * torch.randn(rows.shape, generator=rng))
+    steps, rate = settings.steps[0], settings.learning_rate
+    fit(flow, rows, MaximumLikelihood(), rng=rng, steps=steps, batch_size=settings.batch_size, learning_rate=rate)
+    return flow
+
+
 @dataclass(frozen=True)
 class _Problem:
     settings: TorsionTraining
     kind: str
-    noise: VonMisesMixture
+    noise: Tractable
     bias: Energy | None
     seed: int
 
@@ -172,9 +194,7 @@ class _Problem:
             return DenoisingScoreMatching(self.settings.sigma)
         if self.kind == "score":
             return ScoreMatching()
-        return PersistentContrastiveDivergence(
-            Wrapped(MALA(0.05), TURN), cast(Tractable, self.noise), steps=10, buffer_size=4096
-        )
+        return PersistentContrastiveDivergence(Wrapped(MALA(0.05), TURN), self.noise, steps=10, buffer_size=4096)
 
     def trained(self, x: Tensor, w: Tensor, steps: int, member: int) -> tuple[PeriodicMLP, Objective]:
         """One network on rows drawn by weight, and its objective with what that has learned."""
