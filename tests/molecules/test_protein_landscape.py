@@ -203,6 +203,22 @@ def test_weights_come_from_tables(simulation, toy, tmp_path):
         read_weights(table, N, 300.0)
 
 
+def test_frames_are_weighed_to_another_temperature(simulation, toy, tmp_path):
+    top, traj, table = simulation / "topology.pdb", simulation / "trajectory.dcd", tmp_path / "w.csv"
+    potential = 5.0 * np.random.default_rng(0).standard_normal(N)
+    pd.DataFrame({"weight": np.ones(N), "potential_kj_mol": potential}).to_csv(table, index=False)
+    found = read_frames([top, traj], table, 330.0, to=300.0)
+    assert found.temperature == 300.0
+    want = np.exp(potential / thermal_energy(330.0) - potential / thermal_energy(300.0))
+    np.testing.assert_allclose(found.weights, want / want.sum(), rtol=1e-6)
+    with pytest.raises(DataError, match=r"worth .* fewer than 50"):
+        read_frames([top, traj], table, 3000.0, to=30.0)
+    with pytest.raises(OptionError, match="takes a table of potential_kj_mol"):
+        read_frames([top, traj], None, 330.0, to=300.0)
+    with pytest.raises(DataError, match="no column potential_kj_mol"):
+        read_frames([simulation], None, None, to=300.0)
+
+
 def test_a_bias_that_is_known_is_taken_out_as_a_function(simulation, toy):
     """Frames as if drawn under a bias: its table leads to the law without it, and so do its weights."""
     grid = np.radians(np.linspace(-180, 180, 25))

@@ -21,6 +21,7 @@ def landscape(
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="CSV", help_behavior_hint="")] = None,
     temperature: Annotated[float | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None,
+    reweight_to: Annotated[float | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None,
     torsions: tuple[Literal["phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4"], ...] = ("phi", "psi"),
     residues: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...", help_behavior_hint="")] = (),
     atoms: Annotated[str | None, tyro.conf.arg(metavar="SELECTION", help_behavior_hint="")] = None,
@@ -52,6 +53,8 @@ def landscape(
         metadynamics); a simulation's own when left out.
     temperature
         Of the run, in kelvin; the simulation's, or 300, when left out.
+    reweight_to
+        Another temperature to weigh the frames to, in kelvin; takes --weights with a column potential_kj_mol.
     torsions
         Which ones to learn.
     residues
@@ -100,7 +103,9 @@ def landscape(
     if files == (Path("ala2"),) and not files[0].exists():
         files = (_simulated(folder / "simulation", picoseconds, temperature or 300.0, seed),)
     with console.status("reading frames") as status:
-        frames = read_frames(files, weights, temperature, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete)
+        frames = read_frames(
+            files, weights, temperature, reweight_to, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete
+        )
         found = landscape_of(
             frames,
             settings,

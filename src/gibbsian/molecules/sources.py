@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from gibbsian.errors import DataError, OptionError
-from gibbsian.molecules.reweighting import bias_log_weights, checked_weights, normalised_weights
+from gibbsian.molecules.reweighting import (
+    FEW,
+    bias_log_weights,
+    checked_weights,
+    normalised_weights,
+    temperature_log_weights,
+)
 from gibbsian.molecules.thermal import checked_temperature
 from gibbsian.molecules.trajectories import read_trajectory
 
@@ -73,6 +79,7 @@ def read_frames(
     files: Sequence[str | Path],
     weights: str | Path | None = None,
     temperature: float | None = None,
+    to: float | None = None,
     **reading: Any,
 ) -> Frames:
     """Read frames.
@@ -85,6 +92,9 @@ def read_frames(
         A table as `read_weights` reads it; a simulation's own when left out, else all frames weigh the same.
     temperature
         In kelvin; the simulation's, or 300, when left out.
+    to
+        Another temperature to weigh the frames to, in kelvin; the table of weights then needs a column
+        ``potential_kj_mol``, and the frames must be worth `FEW` there.
     reading
         Options of `gibbsian.molecules.trajectories.read_trajectory`; frames of weight 0 are kept.
 
@@ -99,18 +109,21 @@ def read_frames(
     if first.is_dir():
         if len(files) > 1:
             raise OptionError(f"{first} is a simulation's folder and stands alone; got {len(files)} arguments.")
-        return _of_simulation(first, weights, temperature, reading)
+        return _of_simulation(first, weights, temperature, to, reading)
+    if to is not None and weights is None:
+        raise OptionError("Weighing to another temperature takes a table of potential_kj_mol: --weights FILE.csv.")
     stride = int(reading.get("stride", 1))
     if len(files) == 1:
         trajectory = read_trajectory(first, None, **reading)
     else:
         trajectory = read_trajectory([Path(f) for f in files[1:]], first, **reading)
     kelvin = checked_temperature(ROOM_TEMPERATURE if temperature is None else temperature)
-    w = read_weights(weights, len(trajectory), kelvin, stride) if weights else checked_weights(None, len(trajectory))
-    return Frames(trajectory, w, kelvin, weights is not None, Path(files[-1]).stem)
+    n = len(trajectory)
+    w = read_weights(weights, n, kelvin, stride, to) if weights else checked_weights(None, n)
+    return Frames(trajectory, w, to or kelvin, weights is not None, Path(files[-1]).stem)
 
 
-def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1) -> Tensor:
+def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1, to: float | None = None) -> Tensor:
     """Read weights of n frames from a CSV file, ``(n,)`` float64 that sum to one.
 
     Parameters
@@ -123,6 +136,8 @@ def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1) 
         In kelvin, for biases.
     stride
         Between kept frames: of a table with a line per frame of the file the same ones are kept.
+    to
+        As in `read_frames`; without a column of weights all frames weigh the same before.
 
     Raises
     ------
@@ -136,13 +151,32 @@ def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1) 
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise DataError(f"The weights in {path} cannot be read: {error}") from error
     name = next((c for c in ("weight", "log_weight", "bias_kj_mol") if c in table.columns), None)
+    wanted = [] if to is None else ["potential_kj_mol"]
+    if (name is None and to is None) or any(c not in table.columns for c in wanted):
+        lacks = "potential_kj_mol" if wanted else "weight, log_weight or bias_kj_mol"
+        columns = ", ".join(map(str, table.columns))
+        raise DataError(f"{path} has no column {lacks}; its columns are {columns}.")
+
+    def column(which: str) -> Tensor:
+        return torch.tensor(_kept(path, table[which], n, stride))
+
     if name is None:
-        raise DataError(
-            f"{path} has no column weight, log_weight or bias_kj_mol; its columns are "
-            f"{', '.join(map(str, table.columns))}."
-        )
-    column: Any = pd.to_numeric(table[name], errors="coerce")
-    values = np.array(column, dtype=np.float64)
+        log_w = torch.zeros(n, dtype=torch.float64)
+    elif name == "weight":
+        log_w = checked_weights(column(name), n).log()
+    else:
+        log_w = column(name) if name == "log_weight" else bias_log_weights(column(name), temperature)
+    if to is None:
+        return normalised_weights(log_w)
+    return normalised_weights(log_w + temperature_log_weights(column("potential_kj_mol"), temperature, to), fewest=FEW)
+
+
+def _kept(path: str | Path, column: Any, n: int, stride: int) -> np.ndarray:
+    """The numbers of a column at the frames that were kept."""
+    import pandas as pd
+
+    numbers: Any = pd.to_numeric(column, errors="coerce")
+    values = np.array(numbers, dtype=np.float64)
     if len(values) != n and len(values[::stride]) == n:
         values = values[::stride]
     if len(values) != n:
@@ -150,14 +184,11 @@ def read_weights(path: str | Path, n: int, temperature: float, stride: int = 1) 
             f"{path} has {len(values)} lines and there are {n} frames: a table of weights has a line for each frame, "
             "in their order."
         )
-    if name == "weight":
-        return checked_weights(values, n)
-    log_w = torch.as_tensor(values)
-    return normalised_weights(log_w if name == "log_weight" else bias_log_weights(log_w, temperature))
+    return values
 
 
 def _of_simulation(
-    folder: Path, weights: str | Path | None, temperature: float | None, reading: dict[str, Any]
+    folder: Path, weights: str | Path | None, temperature: float | None, to: float | None, reading: dict[str, Any]
 ) -> Frames:
     missing = [name for name in SIMULATION if not (folder / name).is_file()]
     if missing:
@@ -174,12 +205,12 @@ def _of_simulation(
         raise DataError(f"{folder / 'simulation.json'} is damaged: {error}.") from error
     trajectory = read_trajectory(folder / "trajectory.dcd", folder / "topology.pdb", **reading)
     kelvin, stride = checked_temperature(kelvin), int(reading.get("stride", 1))
-    w = read_weights(weights or folder / "frames.csv", len(trajectory), kelvin, stride)
+    w = read_weights(weights or folder / "frames.csv", len(trajectory), kelvin, stride, to)
     weighted = bool(w.max() > w.min())
     # Atoms that are selected are counted anew, and the table's torsions would be others; so would other weights.
-    own = weights is None and reading.get("atoms") is None
+    own = weights is None and to is None and reading.get("atoms") is None
     bias = _bias_of(folder, record) if weighted and own else None
-    return Frames(trajectory, w, kelvin, weighted, str(record.get("molecule", folder.name)), bias)
+    return Frames(trajectory, w, to or kelvin, weighted, str(record.get("molecule", folder.name)), bias)
 
 
 def _bias_of(folder: Path, record: dict[str, Any]) -> TorsionBias | None:
