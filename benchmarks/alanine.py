@@ -147,8 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         found.append(one)
         print(f"run {i + 1}: {one['kl']:.4f} nat, left-handed {one['left_gap_kj_mol']:.2f} kJ/mol off", flush=True)
         first = first or landscape
+    forces = matched_forces(runs[0], options.quick)
     record = common.circumstances([0], 1) | {
         "runs": found,
+        "forces": forces,
         "floor": reference["floor"],
         "floors": reference["floors"],
         "left_reference_kj_mol": list(reference["left"]),
@@ -164,11 +166,51 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         f"{_listed(found, 'training_cpu_seconds')} s of processor time; reference of "
         f"{told['picoseconds'] / 1000:.3g} ns in {told['seconds']:.0f} s."
     )
-    common.write("alanine", "Alanine dipeptide: learned landscapes against a long reference", record, [times, table])
+    words = (
+        f"Forces matched by a message-passing network on {forces['rows']} frames in {forces['cpu_seconds']:.0f} s of "
+        f"processor time: root mean square error on held-out frames {forces['relative_error']:.3f} of the forces' own."
+    )
+    title = "Alanine dipeptide: learned landscapes against a long reference"
+    common.write("alanine", title, record, [times, table, words])
     if not options.quick and first is not None:
         draw_figure(options.figure, first, reference, (found[0]["run_ps"], told["picoseconds"]))
-    print(times + "\n\n" + table)
+    print("\n\n".join((times, table, words)))
     return record
+
+
+def matched_forces(run: Path, quick: bool) -> dict[str, float]:
+    """Fit a network of coordinates to the force field's forces on frames of a run; how far off it is on others."""
+    from gibbsian.energies.invariant import InvariantNetwork
+    from gibbsian.molecules.physical import MolecularEnergy
+    from gibbsian.molecules.systems import alanine_dipeptide
+    from gibbsian.objectives.base import Batch
+    from gibbsian.objectives.force_matching import ForceMatching
+    from gibbsian.training.fit import fit
+
+    frames = read_frames([run], stride=1 if quick else 10).trajectory
+    physical = MolecularEnergy(alanine_dipeptide(300.0))
+    x = torch.tensor(frames.xyz).double().requires_grad_()
+    (slope,) = torch.autograd.grad(physical(x).sum(), x)
+    rows, forces = x.detach().float(), -slope.float()
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    train, held = order[len(rows) // 10 :], order[: len(rows) // 10]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = InvariantNetwork(range(22), features=32, layers=2, basis=32, cutoff=1.0)
+    # In the size of the forces, so that the network's own slopes are of order one.
+    energy = float(forces.square().mean().sqrt()) * network
+    with common.Stopwatch() as watch:
+        rng = torch.Generator().manual_seed(0)
+        batch, steps = Batch(rows[train], {"forces": forces[train]}), 10 if quick else 1200
+        fit(energy, batch, ForceMatching(), rng=rng, steps=steps, batch_size=16, learning_rate=3e-3, health=False)
+    told = ForceMatching()(energy, Batch(rows[held], {"forces": forces[held]}), rng).metrics
+    return {
+        "relative_error": float(told["force_rms"] / told["force_scale"]),
+        "scale_nats_per_nm": float(told["force_scale"]),
+        "rows": len(train),
+        "steps": steps,
+        "cpu_seconds": watch.cpu,
+    }
 
 
 def learned(run: Path, reference: dict[str, Any], settings: TorsionTraining) -> tuple[dict[str, Any], Landscape]:
