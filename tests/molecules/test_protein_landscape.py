@@ -324,3 +324,31 @@ def test_drawn_conformations_have_the_torsions_and_are_physical(toy):
     gap = torsion_angles(built.xyz, model.atoms) - angles
     assert float(torch.sin(0.5 * gap).abs().max()) < 1e-3
     assert check_frames(built).physical.mean() > 0.9
+
+
+def test_a_landscape_of_several_residues(tmp_path):
+    """Four torsions of a piece of a protein, by noise contrastive estimation and chains."""
+    from pathlib import Path
+
+    import openmm.app
+
+    whole = md.load(str(Path(openmm.app.__file__).parent / "data" / "test.pdb"))
+    one = whole.atom_slice(whole.topology.select("resid 3 to 7"))
+    found = torsions(one, residues=(5, 6))
+    turned = found.angles + 0.2 * torch.randn(400, 4, generator=rng())
+    made = with_torsions(one[np.zeros(400, dtype=int)], found.atoms, turned)
+    made[0].save_pdb(str(tmp_path / "top.pdb"))
+    made.save_xtc(str(tmp_path / "traj.xtc"))
+    frames = read_frames([tmp_path / "top.pdb", tmp_path / "traj.xtc"])
+    landscape = landscape_of(frames, replace(FAST, steps=(60,)), rng=rng(), residues=(5, 6))
+    assert landscape.fit.objective == "nce"
+    assert [m.residue for m in landscape.maps] == ["ASP5", "PHE6"]
+    assert landscape.fit.replicates == ()
+    drawn = landscape.model.draw(500, rng(1))
+    spread = (drawn - found.angles).remainder(2 * math.pi)
+    spread = torch.minimum(spread, 2 * math.pi - spread)
+    assert 0.1 < float(spread.square().mean().sqrt()) < 0.4
+    assert landscape.maps[0].frames_resampled.shape == (200, 36, 36)
+    save_torsion_model(tmp_path / "m", landscape.model)
+    again = load_torsion_model(tmp_path / "m")
+    torch.testing.assert_close(again.energy(drawn), landscape.model.energy(drawn), rtol=1e-4, atol=1e-4)

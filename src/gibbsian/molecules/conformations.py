@@ -37,7 +37,7 @@ from gibbsian.molecules.torsion_training import TorsionFit, fit_torsion_energy
 TEMPLATES = 1000
 """Frames kept for conformations to be built upon."""
 
-MARGINAL = 10_000
+MARGINAL = 4000
 """Draws from which the map of a pair of torsions is made, where the energy is one of more."""
 
 BIAS_TOLERANCE = 1e-3

@@ -180,6 +180,7 @@ def _made(landscape: Landscape, command: str) -> str:
     scores = ", ".join(f"{k}: {v:.4f}" for k, v in fit.scores.items())
     facts: dict[str, object] = {
         "Energy": f"mean of {len(landscape.model.members)} networks, {net.hidden}, harmonics to {net.harmonics}",
+        "Over": "nothing" if fit.objective == "exact" else "a mixture of von Mises densities of the frames",
         "Trained by": f"{objective}, {fit.steps} steps",
         "Held-out loss by steps": scores or "not compared",
         "Torsions": ", ".join(landscape.torsions.names[:12]) + (", ..." if len(landscape.torsions) > 12 else ""),

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from gibbsian.molecules.features import torsion_angles
 from gibbsian.molecules.landscape import cell_centres
 from gibbsian.molecules.thermal import checked_temperature, thermal_energy
 from gibbsian.molecules.torsion_settings import MOST_BY_NCE
-from gibbsian.molecules.torsion_training import mean_energy
+from gibbsian.molecules.torsion_training import base_of, mean_energy
 from gibbsian.molecules.trajectories import silent
 
 WEIGHTS, DESCRIPTION, TOPOLOGY, TEMPLATES = "model.safetensors", "torsions.json", "topology.pdb", "templates.dcd"
@@ -32,7 +32,7 @@ WEIGHTS, DESCRIPTION, TOPOLOGY, TEMPLATES = "model.safetensors", "torsions.json"
 FINE = 360
 """Cells along each torsion from which points are drawn where there are two; within a cell they are uniform."""
 
-CHAIN_STEPS = 600
+CHAIN_STEPS = 300
 """Steps of the chains that draw from more torsions."""
 
 
@@ -43,7 +43,7 @@ class TorsionModel:
     Attributes
     ----------
     energy
-        ``(n, d) -> (n,)`` in nats; a `PeriodicMLP` or the mean of several.
+        ``(n, d) -> (n,)`` in nats; a `PeriodicMLP` or the mean of several, over `base_of` the noise where there is one.
     noise
         A mixture fitted to the frames.
     names, atoms
@@ -115,7 +115,7 @@ class TorsionModel:
 def members_of(energy: Energy) -> list[PeriodicMLP]:
     """The networks of an energy that `fit_torsion_energy` made."""
     parts = [e for _, e in energy.terms] if isinstance(energy, Combination) else [energy]
-    return [cast(PeriodicMLP, e) for e in parts]
+    return [e for e in parts if isinstance(e, PeriodicMLP)]
 
 
 def save_torsion_model(folder: str | Path, model: TorsionModel) -> Path:
@@ -138,6 +138,7 @@ def save_torsion_model(folder: str | Path, model: TorsionModel) -> Path:
         "members": len(members),
         "hidden": list(members[0].hidden),
         "harmonics": members[0].harmonics,
+        "based": any(isinstance(e, VonMisesMixture) for e in model.energy.modules()),
         "components": len(model.noise.locs),
         "templates": len(model.templates),
     }
@@ -185,13 +186,15 @@ def load_torsion_model(folder: str | Path) -> TorsionModel:
         temperature = checked_temperature(told["temperature"])
         if atoms.shape != (dim, 4) or int(atoms.max()) >= topology.n_atoms:
             raise ValueError(f"torsions of {atoms.shape} do not fit {topology.n_atoms} atoms")
+        based = bool(told["based"])
         if len(templates) != told["templates"]:
             raise ValueError(f"{TEMPLATES} has {len(templates)} frames, not {told['templates']}")
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelFileError(f"{home / DESCRIPTION} is damaged, or does not fit the other files: {error}.") from error
     for net in members:
         net.eval()
-    return TorsionModel(mean_energy(members), noise, tuple(told["torsions"]), atoms, temperature, templates)
+    energy = mean_energy(members, base_of(noise) if based else None)
+    return TorsionModel(energy, noise, tuple(told["torsions"]), atoms, temperature, templates)
 
 
 def _from_grid(energy: Energy, n: int, rng: Generator) -> Tensor:

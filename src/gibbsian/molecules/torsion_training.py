@@ -1,4 +1,4 @@
-"""Learning an energy on the torus of torsions from weighted frames.
+r"""Learning an energy on the torus of torsions from weighted frames.
 
 How long to train is found by cross-validation over stretches of time: networks are trained on some stretches for more
 and more steps, until frames of the others become less likely. The energy is then the mean of a few networks trained on
@@ -8,6 +8,9 @@ trained on block-bootstrap resamples of the frames say how far the data determin
 Frames of a biased run are draws of :math:`e^{-E - V / kT}`. Where the bias V is known as a function, the sum of a
 network and V is fitted to them as they are, and the network is the unbiased energy; where only weights are known, rows
 are drawn by these.
+
+Where there is no exact likelihood, networks are tilts of a mixture of von Mises densities fitted to the frames,
+:math:`E(x) = f(x) - \log q(x)`: far from all frames, of which nothing is known, the energy is that of the mixture.
 
 Two torsions are fitted by exact maximum likelihood, with log Z on a grid; up to eight by noise contrastive estimation
 against a mixture of von Mises densities, whose weights of separate basins are right; more by denoising, whose noise
@@ -52,6 +55,9 @@ GRID = 40
 """Points along each torsion at which exact likelihood integrates: sums converge fast for smooth periodic functions."""
 
 
+FAR = 1e-3
+"""Part of the mixture's uniform mass that the energy has far from all frames, before the network."""
+
 FLOW_NOISE = 0.3
 """Standard deviation in radians of the noise that a flow to contrast with is fitted to besides the frames."""
 
@@ -63,7 +69,7 @@ class TorsionFit:
     Attributes
     ----------
     energy
-        The mean of the members' energies: ``(n, d) -> (n,)`` in nats.
+        The mean of the members' energies: ``(n, d) -> (n,)`` in nats, over the base where there is one.
     replicates
         Energies of bootstrap resamples.
     noise
@@ -130,7 +136,8 @@ def fit_torsion_energy(
         kind = "exact" if x.shape[1] <= 2 else "nce" if x.shape[1] <= MOST_BY_NCE else "denoising"
     noise = fit_von_mises_mixture(x, min(settings.components, len(x)), rng=rng, weights=w)
     flow = fit_torsion_flow(x, w, settings, rng=rng) if settings.noise == "flow" and kind == "nce" else noise
-    problem = _Problem(settings, kind, flow, bias, int(torch.randint(2**31, (), generator=rng)))
+    base = None if kind == "exact" else base_of(noise)
+    problem = _Problem(settings, kind, flow, base, bias, int(torch.randint(2**31, (), generator=rng)))
     say = progress or (lambda _: None)
     scores = {}
     steps = settings.steps[-1]
@@ -145,13 +152,21 @@ def fit_torsion_energy(
     for i in range(settings.replicates):
         say(f"training on resample {i + 1} of {settings.replicates}")
         counts = resample_counts(len(x), min(block, len(x)), rng)
-        replicates.append(problem.trained(x, w * counts, steps, i % settings.members)[0])
-    return TorsionFit(mean_energy(members), tuple(replicates), noise, kind, steps, scores)
+        net = problem.trained(x, w * counts, steps, i % settings.members)[0]
+        replicates.append(mean_energy([net], base))
+    return TorsionFit(mean_energy(members, base), tuple(replicates), noise, kind, steps, scores)
 
 
-def mean_energy(members: Sequence[Energy]) -> Energy:
-    """The mean of energies: one as it is."""
-    return members[0] if len(members) == 1 else Combination([(1.0 / len(members), e) for e in members])
+def mean_energy(members: Sequence[Energy], base: Energy | None = None) -> Energy:
+    """The mean of energies, one as it is, over a base where there is one."""
+    mean = members[0] if len(members) == 1 else Combination([(1.0 / len(members), e) for e in members])
+    return mean if base is None else mean + base
+
+
+def base_of(noise: VonMisesMixture) -> VonMisesMixture:
+    """The mixture with next to nothing of its uniform part, which is there to be contrasted with."""
+    weights = noise.log_weights.exp()
+    return VonMisesMixture(noise.locs, noise.concentrations, torch.cat((weights[:-1], FAR * weights[-1:])))
 
 
 def fit_torsion_flow(x: Tensor, weights: Tensor, settings: TorsionTraining, *, rng: Generator) -> Flow:
@@ -174,6 +189,7 @@ class _Problem:
     settings: TorsionTraining
     kind: str
     noise: Tractable
+    base: VonMisesMixture | None
     bias: Energy | None
     seed: int
 
@@ -218,7 +234,8 @@ class _Problem:
 
     def fitted(self, net: PeriodicMLP) -> Energy:
         """What the frames are draws of."""
-        return net if self.bias is None else net + self.bias
+        energy = mean_energy([net], self.base)
+        return energy if self.bias is None else energy + self.bias
 
     @torch.no_grad()
     def score(self, net: PeriodicMLP, objective: Objective, x: Tensor, w: Tensor) -> float:
