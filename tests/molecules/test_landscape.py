@@ -274,16 +274,14 @@ def test_weights_and_a_known_bias_both_lead_to_the_unbiased_energy(rows):
 
 def test_training_stops_before_it_learns_noise_by_heart():
     x = truth().sample(300, rng(11))
-    settings = TorsionTraining(steps=(400, 1200), members=1, replicates=1)
+    settings = TorsionTraining(steps=(300, 1000), members=1, replicates=1)
     told = []
     found = fit_torsion_energy(x, None, settings, rng=rng(1), progress=told.append)
-    assert found.steps == 400
-    assert found.scores[found.steps] == min(found.scores.values())
+    assert found.steps == 300
+    assert found.scores[1000] > found.scores[300] + 0.05
     assert len(found.replicates) == 1
+    assert told[0] == "choosing how long to train: 300 steps, part 1 of 2"
     assert told[-1] == "training on resample 1 of 1"
-    p = learned_masses(truth())
-    by_heart = fit_torsion_energy(x, None, TorsionTraining(steps=(1200,), members=1, replicates=0), rng=rng(1))
-    assert divergence(p, learned_masses(found.energy)) < divergence(p, learned_masses(by_heart.energy))
 
 
 @pytest.mark.parametrize(
