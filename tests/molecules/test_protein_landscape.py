@@ -104,6 +104,7 @@ def test_a_landscape_from_the_command_line(simulation, toy, tmp_path):
         frames["energy_kj_mol"], thermal_energy(310.0) * frames["energy_kt"], rtol=1e-5, atol=1e-6
     )
     assert frames["physical"].all()
+    np.testing.assert_allclose(frames["time_ps"], 0.5 * np.arange(N))
     surface = pd.read_csv(folder / "surface.csv")
     assert len(surface) == 36 * 36
     assert surface["learned_probability"].sum() == pytest.approx(1.0, abs=1e-4)

@@ -177,15 +177,21 @@ def _made(landscape: Landscape, command: str) -> str:
         "score": "exact score matching",
         "pcd": "persistent contrastive divergence by wrapped MALA",
     }[fit.objective]
+    weights = "all frames weigh the same"
+    if landscape.frames.weighted:
+        weights = "of the frames, as they came"
+    if landscape.frames.bias is not None:
+        weights = "the energy is learned under the known bias, histograms and basins of frames are by weights"
     scores = ", ".join(f"{k}: {v:.4f}" for k, v in fit.scores.items())
     facts: dict[str, object] = {
         "Energy": f"mean of {len(landscape.model.members)} networks, {net.hidden}, harmonics to {net.harmonics}",
-        "Over": "nothing" if fit.objective == "exact" else "a mixture of von Mises densities of the frames",
         "Trained by": f"{objective}, {fit.steps} steps",
         "Held-out loss by steps": scores or "not compared",
         "Torsions": ", ".join(landscape.torsions.names[:12]) + (", ..." if len(landscape.torsions) > 12 else ""),
-        "Weights": "of the frames, as they came" if landscape.frames.weighted else "all frames weigh the same",
+        "Weights": weights,
         "Frames in a block of the bootstrap": landscape.block,
     }
+    if fit.objective != "exact":
+        facts["Networks are added to"] = "a mixture of von Mises densities of the frames"
     facts |= {"Command": command} if command else {}
     return definitions(facts)

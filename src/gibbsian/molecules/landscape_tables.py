@@ -13,11 +13,14 @@ from gibbsian.molecules.landscape import cell_centres, free_energy, free_energy_
 
 
 def frames_table(landscape: Landscape) -> Any:
-    """A pandas ``DataFrame`` with a line per frame."""
+    """A pandas ``DataFrame`` with a line per frame; with times where they are known."""
     import pandas as pd
 
     trajectory, kt = landscape.frames.trajectory, landscape.model.kt
-    columns: dict[str, Any] = {"frame": np.arange(len(trajectory)), "time_ps": trajectory.time}
+    columns: dict[str, Any] = {"frame": np.arange(len(trajectory))}
+    # Files without times, such as DCD, are read as if frames were a picosecond apart.
+    if not np.array_equal(trajectory.time, columns["frame"]):
+        columns["time_ps"] = trajectory.time
     for i, name in enumerate(landscape.torsions.names):
         columns[degrees_of(name)] = torch.rad2deg(landscape.torsions.angles[:, i]).numpy()
     columns["energy_kt"] = landscape.energies.numpy()

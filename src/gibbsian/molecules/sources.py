@@ -205,12 +205,22 @@ def _of_simulation(
         raise DataError(f"{folder / 'simulation.json'} is damaged: {error}.") from error
     trajectory = read_trajectory(folder / "trajectory.dcd", folder / "topology.pdb", **reading)
     kelvin, stride = checked_temperature(kelvin), int(reading.get("stride", 1))
+    _take_times(trajectory, folder / "frames.csv", stride)
     w = read_weights(weights or folder / "frames.csv", len(trajectory), kelvin, stride, to)
     weighted = bool(w.max() > w.min())
     # Atoms that are selected are counted anew, and the table's torsions would be others; so would other weights.
     own = weights is None and to is None and reading.get("atoms") is None
     bias = _bias_of(folder, record) if weighted and own else None
     return Frames(trajectory, w, to or kelvin, weighted, str(record.get("molecule", folder.name)), bias)
+
+
+def _take_times(trajectory: Any, path: Path, stride: int) -> None:
+    """Give frames the times of their table, for a DCD file has none."""
+    import pandas as pd
+
+    times = pd.read_csv(path).get("time_ps")
+    if times is not None and len(times[::stride]) == len(trajectory):
+        trajectory.time = np.array(times[::stride], dtype=np.float32)
 
 
 def _bias_of(folder: Path, record: dict[str, Any]) -> TorsionBias | None:
