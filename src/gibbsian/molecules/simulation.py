@@ -234,5 +234,5 @@ def _reporter(
 
     bar = Progress()
     bar.start()
-    task = bar.add_task("simulating", total=frames, completed=done)
-    return lambda count: bar.advance(task, count), bar.stop
+    task = bar.add_task("simulating" if done else "equilibrating", total=frames, completed=done)
+    return lambda count: bar.update(task, advance=count, description="simulating"), bar.stop
