@@ -596,3 +596,54 @@ def test_differences_from_langevin_dynamics_are_seen(script):
     assert abs(molecular.compared(same, reference)["energy_z"]) < 4.5
     assert molecular.compared(other, reference)["largest"] > 5
     assert molecular.compared(other, reference)["energy_z"] > 5
+
+
+def test_alanine_dipeptide_is_simulated_learned_and_compared(script, tmp_path):
+    pytest.importorskip("openmm")
+    pytest.importorskip("mdtraj")
+    alanine = script("alanine")
+    record = alanine.main(["--quick", "--work", str(tmp_path / "runs")])
+    (run,) = record["runs"]
+    assert run["run_ps"] == 16.0
+    assert record["reference_ps"] == 24.0
+    assert run["kl_above_floor"] == pytest.approx(run["kl"] - record["floor"])
+    assert math.isfinite(run["kl"])
+    assert "| noise floor: between halves" in (tmp_path / "alanine.md").read_text()
+
+
+def test_alanine_s_figure_is_drawn(script, tmp_path):
+    pytest.importorskip("openmm")
+    pytest.importorskip("mdtraj")
+    from gibbsian.molecules.conformations import landscape_of
+    from gibbsian.molecules.sources import read_frames
+
+    alanine = script("alanine")
+    run = alanine.simulated(tmp_path / "run", 16.0, 2, quick=True)
+    landscape = landscape_of(read_frames([run]), alanine.QUICK, rng=torch.Generator().manual_seed(0))
+    reference = alanine.reference_of(run, landscape.model.kt)
+    alanine.draw_figure(tmp_path / "alanine.png", landscape, reference, (16.0, 16.0))
+    assert (tmp_path / "alanine.png").stat().st_size > 10_000
+
+
+def test_villin_s_native_frames_are_ranked(script, tmp_path):
+    """Frames of simulations stand ready, made up: the structure, trembling, and more so when hot."""
+    pytest.importorskip("openmm")
+    md = pytest.importorskip("mdtraj")
+    villin = script("villin")
+    whole = md.load(str(villin.structure()))
+    one = whole.atom_slice(whole.topology.select("protein"))
+    for name, (kelvin, _, seed) in villin.RUNS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        one.save_pdb(str(folder / "topology.pdb"))
+        rng = numpy.random.default_rng(seed)
+        noise = rng.normal(0.0, 0.004 if kelvin < 400 else 0.02, (60, one.n_atoms, 3))
+        md.Trajectory((one.xyz + noise).astype(numpy.float32), one.topology).save_dcd(str(folder / "trajectory.dcd"))
+        rows = "".join("1.0\n" for _ in range(60))
+        (folder / "frames.csv").write_text("weight\n" + rows)
+        told = {"temperature_k": kelvin, "picoseconds": 12.0, "seconds": 1.0, "settings": {"frame_ps": 0.2}}
+        (folder / "simulation.json").write_text(json.dumps(told))
+    record = villin.main(["--quick", "--work", str(tmp_path)])
+    assert record["auroc"]["both"]["500 K"][0] > 0.9
+    assert record["mean_fluctuation_nm"]["500 K"] > 3 * record["mean_fluctuation_nm"]["300 K"]
+    assert "| both |" in (tmp_path / "villin.md").read_text()

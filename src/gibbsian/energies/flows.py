@@ -210,7 +210,7 @@ def spline_flow(
     MissingPackageError
         If zuko is not installed.
     """
-    zuko = _zuko()
+    zuko = require_zuko()
     if passes is not None and not (isinstance(passes, int) and passes >= 2):
         raise OptionError(f"passes is a whole number from 2, or None for one per coordinate; got {passes!r}.")
     shape = shape_of(dim)
@@ -251,7 +251,7 @@ def inverse_autoregressive_flow(
     MissingPackageError
         If zuko is not installed.
     """
-    zuko = _zuko()
+    zuko = require_zuko()
     shape = shape_of(dim)
     options = {"transforms": transforms, "hidden_features": tuple(hidden), "activation": nn.ELU}
     built = (
@@ -317,7 +317,8 @@ def check_continuous(x: Tensor, what: str, remedy: str) -> None:
         )
 
 
-def _zuko() -> Any:
+def require_zuko() -> Any:
+    """Import zuko, or say what installs it, by a `MissingPackageError`."""
     try:
         import zuko
     except ImportError as error:
