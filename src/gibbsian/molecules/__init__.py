@@ -1,1 +1,1 @@
-"""Molecules: their physical energies, simulation, conformations and what is learned from them."""
+"""Molecules: physical energies, simulations, trajectories, and learned landscapes of conformations."""

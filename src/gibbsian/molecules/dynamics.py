@@ -91,11 +91,17 @@ class SimulationResult:
     seconds: float
 
     def __str__(self) -> str:
-        speed = 86.4 * self.picoseconds / max(self.seconds, 1e-9)
+        speed = nanoseconds_per_day(self.picoseconds, self.seconds)
         return (
             f"{self.frames} frames over {self.picoseconds:g} ps in {self.folder} ({self.seconds:.0f} s, "
-            f"{speed:.3g} ns per day; worth {self.effective_frames:.0f} of equal weight)"
+            f"{speed} ns per day; worth {self.effective_frames:.0f} of equal weight)"
         )
+
+
+def nanoseconds_per_day(picoseconds: float, seconds: float) -> str:
+    """Tell the speed of a simulation, with three figures."""
+    speed = 86.4 * picoseconds / max(seconds, 1e-9)
+    return f"{float(f'{speed:.3g}'):,.0f}" if speed >= 100 else f"{speed:.3g}"
 
 
 def steps_in(name: str, picoseconds: float, step_fs: float) -> int:

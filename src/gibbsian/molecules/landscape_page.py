@@ -52,6 +52,7 @@ def landscape_page(
             ("frames", "Frames", _frames(landscape, record)),
             ("made", "How it was made", _made(landscape, command)),
         ],
+        "kT and kJ/mol as told; ± is one standard error.",
     )  # fmt: skip
 
 

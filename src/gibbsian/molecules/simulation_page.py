@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gibbsian.molecules.dynamics import nanoseconds_per_day
 from gibbsian.molecules.recording import TRAJECTORY
 from gibbsian.molecules.thermal import thermal_energy
 from gibbsian.report.canvas import colour, svg, tidy
@@ -44,12 +45,10 @@ def write_simulation_page(folder: Path, record: dict[str, Any], frames: Any) -> 
         If it cannot be written.
     """
     biased = record["metadynamics"] is not None
-    speed = 86.4 * record["picoseconds"] / max(record["seconds"], 1e-9)
+    speed = nanoseconds_per_day(record["picoseconds"], record["seconds"])
     cards = [
         card("Simulated", f"{record['picoseconds'] / 1000:.4g} ns", f"{record['frames']} frames"),
-        card(
-            "Speed", f"{speed:.3g} ns/day", f"{duration(record['seconds'])} on OpenMM's {record['platform']} platform"
-        ),
+        card("Speed", f"{speed} ns/day", f"{duration(record['seconds'])} on OpenMM's {record['platform']} platform"),
     ]
     if biased:
         cards.append(
@@ -67,6 +66,7 @@ def write_simulation_page(folder: Path, record: dict[str, Any], frames: Any) -> 
         f"{title} of {record['molecule']}",
         header(title, str(record["molecule"]), facts) + f'<div class="cards">{"".join(cards)}</div>',
         sections,
+        "Free energies are in kJ/mol.",
     )
     return save_page(folder / PAGE, page)
 

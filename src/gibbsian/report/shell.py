@@ -12,8 +12,11 @@ from pathlib import Path
 from gibbsian.errors import StorageError
 from gibbsian.report.markup import section, style_sheet, text
 
+UNITS = "Energies and log-densities are in nats; ± is one standard error."
+"""What a page's foot says unless told otherwise."""
 
-def html_page(title: str, top: str, sections: Sequence[tuple[str, str, str]]) -> str:
+
+def html_page(title: str, top: str, sections: Sequence[tuple[str, str, str]], units: str = UNITS) -> str:
     """Put a page together.
 
     Parameters
@@ -24,6 +27,8 @@ def html_page(title: str, top: str, sections: Sequence[tuple[str, str, str]]) ->
         Markup above the sections: a `header`, and what matters most.
     sections
         Anchor, title (plain text) and body (markup) of each; those without a body are left out.
+    units
+        What its foot says of units and errors, plain text.
     """
     shown = [part for part in sections if part[2]]
     links = "".join(f'<a href="#{anchor}">{text(name)}</a>' for anchor, name, _ in shown)
@@ -34,8 +39,8 @@ def html_page(title: str, top: str, sections: Sequence[tuple[str, str, str]]) ->
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{text(title)}</title><style>{style_sheet()}</style></head><body><main>"
         f"{top}{nav}{body}"
-        f"<footer>Written by Gibbsian on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. Energies and log-densities "
-        "are in nats; ± is one standard error.</footer></main></body></html>\n"
+        f"<footer>Written by Gibbsian on {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}. {text(units)}</footer>"
+        "</main></body></html>\n"
     )
 
 
