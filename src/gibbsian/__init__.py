@@ -62,6 +62,7 @@ from gibbsian.energies.gauges import (
 from gibbsian.energies.generator_proposals import GeneratorProposal
 from gibbsian.energies.generators import GeneratorNetwork
 from gibbsian.energies.independent_units import IndependentUnits
+from gibbsian.energies.invariant import InvariantNetwork
 from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.joint_points import JointEvent
 from gibbsian.energies.labels import LabelEmbedding
@@ -73,6 +74,7 @@ from gibbsian.energies.networks import Dense, Downsampling, NoisyNetwork, Upsamp
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
+from gibbsian.energies.periodic import PeriodicMLP, VonMisesMixture
 from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.reconstruction import ReconstructionEnergy
@@ -151,6 +153,7 @@ from gibbsian.objectives.entropy import nearest_neighbour_entropy
 from gibbsian.objectives.equilibrium import Decay, EquilibriumMatching, descend
 from gibbsian.objectives.exact import ExactLikelihood
 from gibbsian.objectives.flow_contrastive import FlowContrastiveEstimation
+from gibbsian.objectives.force_matching import ForceMatching
 from gibbsian.objectives.joint import JointEnergyModel
 from gibbsian.objectives.label_dropping import LabelDropping
 from gibbsian.objectives.latent import CompleteData, LatentPriorLikelihood
@@ -331,6 +334,7 @@ __all__ = [
     "Flow",
     "FlowContrastiveEstimation",
     "FlowSampler",
+    "ForceMatching",
     "Funnel",
     "GanDraws",
     "Gaussian",
@@ -354,6 +358,7 @@ __all__ = [
     "IndependentUnits",
     "Info",
     "Integrated",
+    "InvariantNetwork",
     "Ising",
     "JoinedUnits",
     "JointEnergyModel",
@@ -394,6 +399,7 @@ __all__ = [
     "Particles",
     "PathAuxiliary",
     "PathTempering",
+    "PeriodicMLP",
     "PersistentContrastiveDivergence",
     "Phases",
     "Pinwheel",
@@ -465,6 +471,7 @@ __all__ = [
     "VariancePreserving",
     "VonMises",
     "VonMisesFisher",
+    "VonMisesMixture",
     "WeightedDraws",
     "WeightedSum",
     "Wrapped",
