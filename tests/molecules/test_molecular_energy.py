@@ -358,3 +358,18 @@ def test_a_protein_of_a_file_is_an_energy(tmp_path, dipeptide):
     energy = MolecularEnergy(system_from_pdb(tmp_path / "peptide.pdb", 310.0))
     assert energy.temperature == 310.0
     assert torch.isfinite(energy(energy.start(2, torch.float32))).all()
+
+
+def test_values_and_gradients_without_a_graph_are_those_with_one():
+    energy = MolecularEnergy(alanine_dipeptide())
+    x = energy.start(3) + 0.005 * torch.randn(
+        (3, 22, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    value, grad = evaluate(energy, x)
+    through, by_graph = evaluate(lambda y: energy(y), x)
+    assert torch.equal(value, through)
+    assert torch.equal(grad, by_graph)
+    doubled = evaluate(2.0 * energy, x)
+    torch.testing.assert_close(doubled[1], 2.0 * grad)
+    with pytest.raises(ShapeError, match="coordinates"):
+        evaluate(energy, x[:, :5])

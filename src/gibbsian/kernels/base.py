@@ -103,7 +103,8 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
 
     The chains are independent, so the gradient of the sum holds every chain's own gradient. There is no graph behind
     either, unless ``x`` asks for gradients where they are recorded (nowhere in `sample`): both can then be
-    differentiated in ``x`` and in the energy's parameters.
+    differentiated in ``x`` and in the energy's parameters. An energy with a method ``value_and_gradient(x)``, as what
+    is computed outside of torch may have, is asked for both without a graph where none is wanted.
 
     Raises
     ------
@@ -119,6 +120,8 @@ def evaluate(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
         grad, (_, value) = torch.func.grad_and_value(total, has_aux=True)(x)
         return value, grad
     recorded = torch.is_grad_enabled() and x.requires_grad
+    if not recorded and (direct := getattr(energy, "value_and_gradient", None)) is not None:
+        return direct(x.detach())
     with torch.enable_grad():
         y = x if recorded else x.detach().requires_grad_(True)
         value = energy(y)

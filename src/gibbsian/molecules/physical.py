@@ -92,16 +92,18 @@ class MolecularEnergy(Energy):
         ShapeError
             If the points are of another shape.
         """
-        if x.ndim != 3 or x.shape[1:] != self.event_shape:
-            raise ShapeError(
-                f"This molecule takes coordinates (n, {self.bridge.atoms}, 3) in nanometres; got {tuple(x.shape)}."
-            )
+        self._check(x)
         if torch.compiler.is_compiling():
             # Transformed and compiled code takes the operator, which has no derivative, with its gradient as a slope.
             at = x.detach()
             energy, grad = _potential(at, self.bridge.number, self.kt)
             return energy + (grad * (x - at)).sum((1, 2))
         return cast(Tensor, _Potential.apply(x, self.bridge, self.kt))
+
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies and gradients in nats and nats per nanometre, ``(n,)`` and ``(n, atoms, 3)``, without a graph."""
+        self._check(x)
+        return _in_nats(x, self.bridge, self.kt, True)
 
     def potential(self, x: Tensor) -> Tensor:
         """Potential energies in kJ/mol, ``(n, atoms, 3) -> (n,)``."""
@@ -143,6 +145,12 @@ class MolecularEnergy(Energy):
                 raise OptionError(f"A mass is positive, in daltons; got {hydrogen_mass}.")
             masses = torch.where(masses < 2.0, hydrogen_mass, masses)
         return (self.kt / masses).sqrt().unsqueeze(1).repeat(1, 3)
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 3 or x.shape[1:] != self.event_shape:
+            raise ShapeError(
+                f"This molecule takes coordinates (n, {self.bridge.atoms}, 3) in nanometres; got {tuple(x.shape)}."
+            )
 
     def extra_repr(self) -> str:
         """The molecule and the temperature."""
