@@ -17,6 +17,7 @@ from torch import Tensor
 from gibbsian.energies.periodic import TURN
 from gibbsian.errors import DataError, OptionError, ShapeError, unknown_name
 from gibbsian.molecules.extras import require_mdtraj
+from gibbsian.molecules.restraints import torsion_angles as angles_at
 
 KINDS = ("phi", "psi", "omega", "chi1", "chi2", "chi3", "chi4")
 """Torsions of proteins: of the backbone, and of side chains outwards."""
@@ -118,11 +119,8 @@ def torsion_angles(xyz: np.ndarray | Tensor, atoms: np.ndarray) -> Tensor:
         ``(n, d)``, float32 (float64 of float64 coordinates).
     """
     x = torch.as_tensor(xyz)
-    a, b, c, d = (x[:, torch.as_tensor(atoms[:, i])].double() for i in range(4))
-    u, v, w = b - a, c - b, d - c
-    left, right = torch.linalg.cross(u, v), torch.linalg.cross(v, w)
-    y = torch.linalg.vector_norm(v, dim=2) * (u * right).sum(2)
-    return TURN.wrap(torch.atan2(y, (left * right).sum(2))).to(x.dtype if x.is_floating_point() else torch.float32)
+    angles = angles_at(x.double(), torch.as_tensor(atoms))
+    return TURN.wrap(angles).to(x.dtype if x.is_floating_point() else torch.float32)
 
 
 def distances(trajectory: Any, pairs: np.ndarray | Sequence[tuple[int, int]]) -> Tensor:

@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gibbsian.errors import OptionError
 from gibbsian.molecules.extras import require_openmm
+from gibbsian.molecules.reweighting import effective_sample_size
 from gibbsian.molecules.thermal import thermal_energy
 
 
@@ -165,4 +167,4 @@ def unbiasing_weights(bias: np.ndarray, temperature: float, discard: float = 0.1
 
 def effective_frames(weights: np.ndarray) -> float:
     """Kish's effective number of weighted frames, for as far as they are independent: (sum w)^2 / sum w^2."""
-    return float(weights.sum() ** 2 / np.square(weights).sum()) if len(weights) else 0.0
+    return effective_sample_size(torch.tensor(weights)) if len(weights) else 0.0
