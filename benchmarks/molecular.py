@@ -7,12 +7,14 @@ energy? And how often is the rare left-handed basin (0 < phi < 120 degrees) foun
     python benchmarks/molecular.py            about 10 minutes on a free core
     python benchmarks/molecular.py --quick    seconds; for a look at whether it runs
     ... --keep FOLDER                         keeps the draws of each method there, and takes them up again
+    ... --reference FOLDER                    metadynamics of ``gibbsian protein simulate ala2``, for the rare basin
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import json
 import math
 import statistics
 import time
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import openmm
+import pandas as pd
 import torch
 from openmm import unit
 
@@ -81,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seconds, to see whether it runs")
     parser.add_argument("--keep", type=Path, help="folder for the draws of each method")
+    parser.add_argument("--reference", type=Path, help="folder of metadynamics to set beside them")
     told = parser.parse_args(arguments)
     torch.set_num_threads(1)
     scale = QUICK if told.quick else Scale()
@@ -99,6 +103,8 @@ def main(arguments: list[str] | None = None) -> None:
     draws = {name: kept(told.keep, name, run) for name, run in methods.items()}
     record["methods"] = {name: summary(d) for name, d in draws.items()}
     record["against_langevin"] = {name: compared(draws[name], draws["langevin"]) for name in ("hmc", "tempering")}
+    if told.reference is not None:
+        record["reference"] = biased(told.reference)
     figure(draws, common.RESULTS / "molecular.png")
     common.write("molecular", "Alanine dipeptide through the bridge to OpenMM", record, sections(record))
     print("\n\n".join(sections(record)))
@@ -266,6 +272,17 @@ def summary(draws: Draws) -> dict[str, Any]:
     } | draws.told
 
 
+def biased(folder: Path, blocks: int = 20) -> dict[str, Any]:
+    """The left-handed share by weighted frames of metadynamics, with its error from blocks in time."""
+    frames = pd.read_csv(folder / "frames.csv")
+    frames = frames[frames.weight > 0]
+    here = (frames.phi_deg > LEFT[0]) & (frames.phi_deg < LEFT[1])
+    parts = np.array_split(np.stack([frames.weight * here, frames.weight]), blocks, 1)
+    share = ratio(*np.stack([p.mean(1) for p in parts], 1)[:, None])
+    record = json.loads((folder / "simulation.json").read_text())
+    return {"left_handed": share, "picoseconds": record["picoseconds"], "constraints": record["constraints"]}
+
+
 def compared(draws: Draws, reference: Draws) -> dict[str, Any]:
     """z-scores of torsion marginals and mean energy outside of the left-handed basin, bins of 1 % or more."""
     found: dict[str, Any] = {}
@@ -358,6 +375,13 @@ def sections(record: dict[str, Any]) -> list[str]:
         for name, c in record["against_langevin"].items()
     ]
     lines.append(common.table(("against Langevin", "bins", "rms z", "largest |z|", "|z| > 2", "z of energy"), rows))
+    if "reference" in record:
+        r = record["reference"]
+        lines.append(
+            "Metadynamics of {:.1f} ns with bonds to hydrogens held: left-handed {:.4f} ± {:.4f}.".format(
+                r["picoseconds"] / 1000, *r["left_handed"]
+            )
+        )
     lines.append("Marginals and energies are those outside of the left-handed basin; errors are over chains.")
     return lines
 

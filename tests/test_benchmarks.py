@@ -558,10 +558,14 @@ def test_molecules_are_sampled_and_compared(script, tmp_path, capsys):
         assert math.isfinite(record["methods"][name]["energy_kj_mol"][0])
         assert (tmp_path / "kept" / f"{name}.npz").exists()
     assert (tmp_path / "molecular.png").exists()
-    # A second run takes the draws up.
-    molecular.main(["--quick", "--keep", str(tmp_path / "kept")])
+    # A second run takes the draws up, and sets metadynamics beside them.
+    lines = ["phi_deg,weight", *(f"{60 if i % 4 == 0 else -60},{i % 2 + 1}" for i in range(400))]
+    (tmp_path / "frames.csv").write_text("\n".join(lines))
+    (tmp_path / "simulation.json").write_text('{"picoseconds": 200.0, "constraints": 12}')
+    molecular.main(["--quick", "--keep", str(tmp_path / "kept"), "--reference", str(tmp_path)])
     again = json.loads((tmp_path / "molecular.json").read_text())
     assert again["methods"] == record["methods"]
+    assert again["reference"]["left_handed"][0] == pytest.approx(1 / 6)
     assert "bridge (us)" in capsys.readouterr().out
 
 
