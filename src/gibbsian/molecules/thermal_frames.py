@@ -31,6 +31,7 @@ def thermal_frames(
     rng: Generator,
     trajectories: int = 4,
     leapfrog: int = 10,
+    keep: int = 1,
     chunk: int = 256,
 ) -> Tensor:
     """Set bonds free and let frames equilibrate shortly.
@@ -47,21 +48,25 @@ def thermal_frames(
         Of lengths and momenta.
     trajectories, leapfrog
         Trajectories for each frame, and their steps of 1 fs; the cost is their product per frame, in evaluations.
+    keep
+        Ends of trajectories that are returned, the last so many: bonds and angles are new in each, torsions are not.
     chunk
         Frames moved at once.
 
     Returns
     -------
     Tensor
-        Internal coordinates, ``(n, 3 * atoms - 6)`` float64.
+        Internal coordinates, ``(keep * n, 3 * atoms - 6)`` float64: all frames, and all again.
 
     Raises
     ------
     OptionError
-        If there is no trajectory.
+        If there is no trajectory, or fewer are made than are to be kept.
     """
     if trajectories < 1 or leapfrog < 1:
         raise OptionError(f"trajectories and leapfrog are 1 or more; got {trajectories} and {leapfrog}.")
+    if not 1 <= keep <= trajectories:
+        raise OptionError(f"keep counts ends of trajectories, 1 to {trajectories}; got {keep}.")
     z = internal.of(x.double())
     free, length, spread = _springs(energy, internal)
     still = z[:, free].std(0) < 0.1 * spread if len(z) > 1 else torch.ones(len(free), dtype=torch.bool)
@@ -70,8 +75,10 @@ def thermal_frames(
     kernel = HMC(STEP_PS, leapfrog, scale=energy.scale(), jitter=0.3)
     moved = []
     for part in internal.cartesian(z).split(chunk):
-        moved.append(internal.of(sample(energy, kernel, part, steps=trajectories, rng=rng).x))
-    return torch.cat(moved)
+        ends = sample(energy, kernel, part, steps=trajectories, warmup=trajectories - keep, thin=1, rng=rng).draws
+        assert ends is not None
+        moved.append(internal.of(ends.flatten(0, 1)).unflatten(0, (keep, len(part))))
+    return torch.cat(moved, 1).flatten(0, 1)
 
 
 def _springs(energy: MolecularEnergy, internal: InternalCoordinates) -> tuple[Tensor, Tensor, Tensor]:
