@@ -33,7 +33,7 @@ class ProposalTraining:
     uniform
         Mass of that part, which covers the torus.
     transforms, hidden, bins
-        Of the spline flow over bonds, angles and stiff torsions.
+        Of the flow of couplings over bonds, angles and stiff torsions: affine ones, or splines of so many pieces.
     steps
         Of the training; 0 leaves a Gaussian whose mean depends on the torsions.
     batch_size, learning_rate
@@ -51,18 +51,20 @@ class ProposalTraining:
     uniform: float = 0.01
     transforms: int = 4
     hidden: tuple[int, ...] = (96, 96)
-    bins: int = 8
+    bins: int | None = None
     steps: int = 2000
     batch_size: int = 256
     learning_rate: float = 1e-3
     validation: float = 0.1
 
     def __post_init__(self) -> None:
-        if min(self.components, self.transforms, self.bins, self.batch_size) < 1 or self.steps < 0:
+        if min(self.components, self.transforms, self.batch_size) < 1 or self.steps < 0:
             raise OptionError(
-                "components, transforms, bins and batch_size are 1 or more, and steps 0 or more; got "
-                f"{self.components}, {self.transforms}, {self.bins}, {self.batch_size}, {self.steps}."
+                "components, transforms and batch_size are 1 or more, and steps 0 or more; got "
+                f"{self.components}, {self.transforms}, {self.batch_size}, {self.steps}."
             )
+        if self.bins is not None and self.bins < 2:
+            raise OptionError(f"bins counts the pieces of a spline, 2 or more, or is None; got {self.bins}.")
         if not (0.0 < self.validation < 1.0 and self.learning_rate > 0 and 0.0 < self.uniform < 1.0):
             raise OptionError(
                 "validation and uniform are between 0 and 1, and learning_rate positive; got "
@@ -155,14 +157,16 @@ def fit_proposal(
         circular = (
             zuko.flows.NCSF(len(rotors), context, transforms=2, hidden_features=(32, 32), bins=8) if rotors else None
         )
-        linear = zuko.flows.NSF(
+        build, shape = (zuko.flows.MAF, {}) if settings.bins is None else (zuko.flows.NSF, {"bins": settings.bins})
+        linear = build(
             len(rest),
             context + 4 * len(rotors),
             transforms=settings.transforms,
             hidden_features=settings.hidden,
-            bins=settings.bins,
             passes=2,
             randperm=True,
+            activation=torch.nn.SiLU,
+            **shape,
         )
     proposal = InternalProposal(
         internal, chosen, marginal.double(), rotors, folds, circular, linear, mean, factor, centres
