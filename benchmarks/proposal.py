@@ -40,13 +40,14 @@ from gibbsian.kernels.independent import IndependentMH
 from gibbsian.kernels.jumps import Jumps
 from gibbsian.molecules.boltzmann_draws import WeightedDraws, learn_proposal, weighted_draws
 from gibbsian.molecules.dipeptide import PHI, PSI
-from gibbsian.molecules.internal import InternalCoordinates, internal_coordinates
+from gibbsian.molecules.internal import InternalCoordinates
 from gibbsian.molecules.internal_energy import InternalEnergy
 from gibbsian.molecules.physical import MolecularEnergy
 from gibbsian.molecules.proposal import CartesianProposal, InternalProposal
 from gibbsian.molecules.proposal_training import ProposalTraining
 from gibbsian.molecules.sources import read_frames
 from gibbsian.molecules.systems import alanine_dipeptide
+from gibbsian.molecules.zmatrix import internal_coordinates
 
 MILLION = 1e6
 
@@ -146,7 +147,9 @@ def phi_of(internal: InternalCoordinates, z: Tensor) -> Tensor:
 def weighed(energy: MolecularEnergy, proposal: InternalProposal, scale: Scale) -> dict[str, Any]:
     """Importance weights: one energy each, without forces."""
     with common.Stopwatch() as watch:
-        draws = weighted_draws(InternalEnergy(energy, proposal.internal), proposal, scale.draws, rng=common.generator(2))
+        draws = weighted_draws(
+            InternalEnergy(energy, proposal.internal), proposal, scale.draws, rng=common.generator(2)
+        )
     value = draws.average(phi_of(proposal.internal, draws.z) > 0)
     worth = min(float(scale.draws), value.value * (1 - value.value) / value.stderr**2)
     return {
@@ -196,7 +199,13 @@ def independent(energy: MolecularEnergy, proposal: InternalProposal, scale: Scal
     start = internal.of(started(energy, scale))
     with common.Stopwatch() as watch:
         out = gb.sample(
-            target, IndependentMH(proposal), start, steps=scale.independent, warmup=burn, thin=1, rng=common.generator(3)
+            target,
+            IndependentMH(proposal),
+            start,
+            steps=scale.independent,
+            warmup=burn,
+            thin=1,
+            rng=common.generator(3),
         )
     told = {"acceptance": float(out.acceptance.mean())}
     return of_chains(phi_of(internal, out.draws), scale.chains * scale.independent, watch, told)
@@ -286,14 +295,23 @@ def sections(record: dict[str, Any]) -> list[str]:
         f"{chains['acceptance']:.1%}, of jumps between HMC {jumps['jump_acceptance']:.1%}. The proposal itself draws "
         f"phi > 0 with {weights['proposed_right']:.3f}.",
         common.table(
-            ("share of phi > 0", "found", "crossings", "million evaluations", "with learning", "seconds",
-             "effective draws of the share per million"),
+            (
+                "share of phi > 0",
+                "found",
+                "crossings",
+                "million evaluations",
+                "with learning",
+                "seconds",
+                "effective draws of the share per million",
+            ),
             rows,
-        ),  # fmt: skip
+        ),
     ]
 
 
-def figure(path: Path, record: dict[str, Any], draws: WeightedDraws, proposal: InternalProposal, reference: Path) -> None:
+def figure(
+    path: Path, record: dict[str, Any], draws: WeightedDraws, proposal: InternalProposal, reference: Path
+) -> None:
     """Draw phi by proposal, weights and reference; and the share of phi > 0 against evaluations."""
     import matplotlib
 
@@ -318,7 +336,7 @@ def figure(path: Path, record: dict[str, Any], draws: WeightedDraws, proposal: I
     value, error = record["reference"]["right"]
     right.axvspan(value - 2 * error, value + 2 * error, color="#9aa0a6", alpha=0.35, lw=0)
     right.axvline(value, color="#9aa0a6")
-    for i, (name, m, extra) in enumerate(rows):
+    for i, (_, m, extra) in enumerate(rows):
         share, spread = m["right"]
         known = math.isfinite(spread)
         colour = "#1f77b4" if extra else "#d95f02"

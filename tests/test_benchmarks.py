@@ -641,7 +641,6 @@ def test_a_proposal_for_alanine_dipeptide_is_learned_and_weighed(script, tmp_pat
     pytest.importorskip("mdtraj")
     pytest.importorskip("zuko")
     proposal = script("proposal")
-    monkey = proposal.QUICK
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of weights that few dominate: what a proposal of a moment is like.
         record = proposal.main(["--quick", "--work", str(tmp_path / "runs")])

@@ -6,12 +6,13 @@ import numpy
 import pytest
 import torch
 
+from gibbsian.energies.base import Energy
 from gibbsian.errors import ArgumentTypeError, DataError, OptionError, ShapeError
 from gibbsian.kernels.hmc import HMC
 from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dipeptide import ATOMS, PHI, PSI, dipeptide_bonds, dipeptide_coordinates
-from gibbsian.molecules.internal import coordinates_of_bonds, internal_coordinates
 from gibbsian.molecules.internal_energy import InternalEnergy
+from gibbsian.molecules.zmatrix import coordinates_of_bonds, internal_coordinates
 from gibbsian.sampling import sample
 
 
@@ -124,7 +125,10 @@ def test_sampling_internal_coordinates_is_sampling_cartesian_ones():
     error = math.hypot(reference.mean(0).std() / 20, ours.mean(0).std() / 20)
     assert abs(float(ours.mean() - reference.mean())) < 4 * error
     flat = torch.stack(
-        [springs(internal.cartesian(z)) for z in energies(lambda z: springs(internal.cartesian(z)), internal.of(start), 0.08)]
+        [
+            springs(internal.cartesian(z))
+            for z in energies(lambda z: springs(internal.cartesian(z)), internal.of(start), 0.08)
+        ]
     )
     assert abs(float(flat.mean() - reference.mean())) > 6 * error
 
@@ -162,6 +166,4 @@ def test_bad_input():
     with pytest.raises(ArgumentTypeError, match="internal_coordinates"):
         InternalEnergy(springs, "phi")
     with pytest.raises(ShapeError, match="of 4 atoms"):
-        from gibbsian.energies.base import Energy
-
         InternalEnergy(Energy.of(springs, (5, 3)), internal)

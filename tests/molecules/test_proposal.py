@@ -1,4 +1,4 @@
-"""Proposals over internal coordinates: normalised, faithful to draws, exact after weights, from one side to the other."""
+"""Proposals over internal coordinates: normalised, exact after weights, and from one side to the other."""
 
 import dataclasses
 import math
@@ -11,10 +11,10 @@ from gibbsian.errors import DataError, OptionError, ShapeError
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.jumps import Jumps
 from gibbsian.molecules.boltzmann_draws import learn_proposal, weighted_draws
-from gibbsian.molecules.internal import coordinates_of_bonds
 from gibbsian.molecules.internal_energy import InternalEnergy
 from gibbsian.molecules.proposal import CartesianProposal
 from gibbsian.molecules.proposal_training import ProposalTraining, fit_proposal
+from gibbsian.molecules.zmatrix import coordinates_of_bonds
 from gibbsian.partition.importance import importance_sampling
 from gibbsian.sampling import sample
 
@@ -143,9 +143,9 @@ def test_the_energy_and_the_proposal_name_the_same_volume(fit):
 def test_alanine_dipeptide_is_learned_from_a_few_frames():
     pytest.importorskip("openmm")
     from gibbsian.molecules.dipeptide import PHI, PSI
-    from gibbsian.molecules.internal import internal_coordinates
     from gibbsian.molecules.physical import MolecularEnergy
     from gibbsian.molecules.systems import alanine_dipeptide
+    from gibbsian.molecules.zmatrix import internal_coordinates
 
     molecule, rng = alanine_dipeptide(), torch.Generator().manual_seed(7)
     energy, internal = MolecularEnergy(molecule), internal_coordinates(molecule)

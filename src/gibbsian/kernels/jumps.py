@@ -93,7 +93,9 @@ class Jumps:
             points, costs = zip(*(proposed(self.proposal, n, rng) for _ in range(self.tries)))
             uniform = torch.rand((self.tries, n), generator=rng, dtype=x.dtype, device=x.device)
             inner = self.kernel.noise(state, 1, rng)
-            rows.append((torch.stack(points).to(x.dtype), torch.stack(costs).to(x.dtype), uniform, *(t[0] for t in inner)))
+            rows.append(
+                (torch.stack(points).to(x.dtype), torch.stack(costs).to(x.dtype), uniform, *(t[0] for t in inner))
+            )
         return tuple(torch.stack(column) for column in zip(*rows))
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:

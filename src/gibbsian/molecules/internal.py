@@ -17,14 +17,13 @@ internal degrees of freedom (Gō & Scheraga, 1976) <https://doi.org/10.1021/ma60
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from gibbsian.errors import DataError, OptionError, ShapeError
+from gibbsian.errors import OptionError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class InternalCoordinates:
     def torsion_atoms(self) -> list[tuple[int, int, int, int]]:
         """The four atoms of each torsion, in order of the coordinates: the third, second, bonded, and the placed."""
         rows = zip(self.third, self.second, self.bonded, self.order)
-        return [row for row in list(rows)[3:]]
+        return list(rows)[3:]
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lengths ``(n, atoms - 1)``, angles ``(n, atoms - 2)`` and torsions ``(n, atoms - 3)`` of points.
@@ -90,15 +89,15 @@ class InternalCoordinates:
             If it is none of the coordinates.
         """
         known = self.torsion_atoms
-        for four in (tuple(atoms), tuple(atoms)[::-1]):
-            if four in known:
-                return 2 * self.atoms - 3 + known.index(four)
+        for i, four in enumerate(known):
+            if tuple(atoms) in (four, four[::-1]):
+                return 2 * self.atoms - 3 + i
         raise OptionError(f"The torsion of atoms {tuple(atoms)} is none of the internal coordinates: {known}.")
 
     def of(self, x: Tensor) -> Tensor:
-        """Internal coordinates of Cartesian ones, ``(n, atoms, 3) -> (n, 3 * atoms - 6)``.
+        r"""Internal coordinates of Cartesian ones, ``(n, atoms, 3) -> (n, 3 * atoms - 6)``.
 
-        Torsions are in :math:`(-\\pi, \\pi]`.
+        Torsions are in :math:`(-\pi, \pi]`.
 
         Raises
         ------
@@ -165,119 +164,13 @@ class InternalCoordinates:
 
     def _levels(self) -> list[list[int]]:
         """Rows from the fourth on, in groups that can be placed at once."""
-        level = {atom: 0 for atom in self.order[:3]}
+        level = dict.fromkeys(self.order[:3], 0)
         groups: dict[int, list[int]] = {}
         for i in range(3, self.atoms):
             here = 1 + max(level[t[i]] for t in (self.bonded, self.second, self.third))
             level[self.order[i]] = here
             groups.setdefault(here, []).append(i)
         return [groups[k] for k in sorted(groups)]
-
-
-def internal_coordinates(topology: Any) -> InternalCoordinates:
-    """Choose internal coordinates of a molecule from its bonds.
-
-    The walk starts at one end of the longest chain of bonds between heavy atoms and takes the larger branch first, so
-    that backbone torsions are coordinates. Rings are cut open at a bond.
-
-    Parameters
-    ----------
-    topology
-        An ``openmm.app.Topology``, an mdtraj ``Topology``, or a `MolecularSystem`.
-
-    Raises
-    ------
-    DataError
-        If there are fewer than four atoms, or the bonds do not join all of them.
-    """
-    topology = getattr(topology, "topology", topology)
-    atoms = topology.atoms
-    atoms = list(atoms() if callable(atoms) else atoms)
-    bonds = topology.bonds
-    pairs = [(a.index, b.index) for a, b in (bonds() if callable(bonds) else bonds)]
-    light = [a.element is not None and a.element.symbol == "H" for a in atoms]
-    return coordinates_of_bonds(len(atoms), pairs, light)
-
-
-def coordinates_of_bonds(
-    atoms: int, bonds: Iterable[tuple[int, int]], light: Sequence[bool] | None = None
-) -> InternalCoordinates:
-    """Choose internal coordinates of a graph of bonds: see `internal_coordinates`.
-
-    Parameters
-    ----------
-    atoms
-        How many there are.
-    bonds
-        Pairs of atoms.
-    light
-        Which atoms are hydrogens; they come after others. None when left out.
-
-    Raises
-    ------
-    DataError
-        As `internal_coordinates` does.
-    """
-    near: list[list[int]] = [[] for _ in range(atoms)]
-    for a, b in bonds:
-        near[a].append(b)
-        near[b].append(a)
-    light = [False] * atoms if light is None else list(light)
-    if atoms < 4:
-        raise DataError(f"Internal coordinates are of molecules of four atoms or more; this has {atoms}.")
-    far = _walk(near, next((i for i in range(atoms) if not light[i]), 0), light)[0][-1]
-    root = _walk(near, far, light)[0][-1]
-    order, parent = _walk(near, root, light, heavy=False)
-    if len(order) < atoms:
-        raise DataError(
-            f"The bonds join {len(order)} of {atoms} atoms: internal coordinates are of one molecule. Leave out the "
-            "others (waters, ions), or give the missing bonds."
-        )
-    size = [1] * atoms
-    for i in reversed(order[1:]):
-        size[parent[i]] += size[i]
-    children = {i: sorted((j for j in order if parent[j] == i), key=lambda j: (-size[j], light[j], j)) for i in order}
-    return _rows(root, parent, children)
-
-
-def _rows(root: int, parent: list[int], children: dict[int, list[int]]) -> InternalCoordinates:
-    """Rows of the Z-matrix: root, its largest branch, then breadth first."""
-    second = children[root][0]
-    third = children[second][0] if children[second] else children[root][1]
-    through = parent[third]
-    rows = [(root, -1, -1, -1, False), (second, root, -1, -1, False)]
-    rows.append((third, through, second if through == root else root, -1, False))
-    seen, queue = {root, second, third}, [root]
-    for here in queue:
-        queue += children[here]
-        # The axis: from the atom that was there before to this one; the root's is that of its largest branch.
-        before = second if here == root else parent[here]
-        beyond = (third if through == second else None) if here == root else parent[before]
-        if before == root and here != second:
-            beyond = second
-        lead = next((j for j in children[here] if j in seen and j != before), None)
-        for j in children[here]:
-            if j in seen:
-                continue
-            start = beyond if lead is None else lead
-            assert start is not None
-            rows.append((j, here, before, start, lead is None))
-            lead = j if lead is None else lead
-            seen.add(j)
-    return InternalCoordinates(*(tuple(column) for column in zip(*rows)))  # pyright: ignore[reportArgumentType]
-
-
-def _walk(near: list[list[int]], start: int, light: Sequence[bool], heavy: bool = True) -> tuple[list[int], list[int]]:
-    """Atoms breadth first from one, over heavy atoms alone or all; and from which each was reached."""
-    order, parent = [start], [-1] * len(near)
-    seen = {start}
-    for here in order:
-        for there in near[here]:
-            if there not in seen and not (heavy and light[there]):
-                seen.add(there)
-                parent[there] = here
-                order.append(there)
-    return order, parent
 
 
 def _place(a: Tensor, b: Tensor, c: Tensor, length: Tensor, angle: Tensor, torsion: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ class InternalProposal(Tractable):
         total = self.marginal(chosen) + self.factor.diagonal().log().sum()
         if self.circular is not None:
             total = total - self.circular(self.waves(chosen)).log_prob(turned)
-        return total - self.linear(self.context(chosen, turned, z)).log_prob(noise)
+        return total - self.linear(self.conditions(chosen, turned, z)).log_prob(noise)
 
     def parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Chosen torsions; rotors times their symmetry, on the circle; and the rest, whitened."""
@@ -123,7 +123,7 @@ class InternalProposal(Tractable):
         z = chosen.new_zeros((n, self.internal.dim))
         z[:, self.chosen], z[:, self.rotors] = chosen, rotors
         u = torch.randn((n, len(self.rest)), generator=rng, dtype=dtype)
-        noise = cast(Any, self.linear(self.context(chosen, turned, z))).transform.inv(u)
+        noise = cast(Any, self.linear(self.conditions(chosen, turned, z))).transform.inv(u)
         z[:, self.rest] = self.centres + self.features(chosen, rotors) @ self.mean + noise @ self.factor.T
         return z
 
@@ -132,7 +132,7 @@ class InternalProposal(Tractable):
         angle = torch.cat((chosen, 2.0 * chosen), 1)
         return torch.cat((angle.cos(), angle.sin()), 1)
 
-    def context(self, chosen: Tensor, turned: Tensor, z: Tensor) -> Tensor:
+    def conditions(self, chosen: Tensor, turned: Tensor, z: Tensor) -> Tensor:
         """Context of the rest: waves of the chosen torsions and of the rotors, these with and without symmetry."""
         angle = torch.cat((z[:, self.rotors], turned), 1)
         return torch.cat((self.waves(chosen), angle.cos(), angle.sin()), 1)

@@ -17,9 +17,7 @@ from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DataError, OptionError
 from gibbsian.molecules.internal import InternalCoordinates
 from gibbsian.molecules.proposal import InternalProposal, mean_features, residual
-
-FREE = 0.7
-"""A leading torsion whose mean resultant length is below this turns freely; stiff ones stay near 1."""
+from gibbsian.molecules.rotors import free_rotors, relabelled
 
 
 @dataclass(frozen=True)
@@ -146,8 +144,8 @@ def fit_proposal(
         marginal = fit_von_mises_mixture(
             TURN.wrap(z[:, chosen]), settings.components, rng=rng, weights=weights, uniform=settings.uniform
         )
-    rotors, folds = _rotors(internal, z, chosen)
-    z = _relabelled(internal, z, rotors, folds, rng)
+    rotors, folds = free_rotors(internal, z, chosen)
+    z = relabelled(internal, z, rotors, folds, rng)
     rest = [i for i in range(internal.dim) if i not in chosen and i not in rotors]
     waves = torch.polar(torch.ones_like(z[:, rest]), z[:, rest]).mean(0).angle()
     centres = torch.where(torch.tensor([i >= 2 * internal.atoms - 3 for i in rest]), waves, z[:, rest].mean(0))
@@ -190,45 +188,6 @@ def _check(z: Tensor, internal: InternalCoordinates) -> None:
         )
 
 
-def _rotors(internal: InternalCoordinates, z: Tensor, chosen: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Leading torsions that turn freely, and 3 for those of three atoms placed last on one, as of methyl groups."""
-    found, folds, first = [], [], 2 * internal.atoms - 3
-    ends = set(internal.order) - set(internal.bonded) - set(internal.second[:3])
-    for i in range(3, internal.atoms):
-        at = first + i - 3
-        if not internal.leads[i] or at in chosen:
-            continue
-        members = _members(internal, i)
-        methyl = len(members) == 3 and all(internal.order[j] in ends for j in members)
-        r = torch.polar(torch.ones_like(z[:, at]), z[:, at]).mean().abs()
-        if methyl or float(r) < FREE:
-            found.append(at)
-            folds.append(3 if methyl else 1)
-    return found, folds
-
-
-def _members(internal: InternalCoordinates, lead: int) -> list[int]:
-    """Rows of the atoms on one end of a bond: the first, and those placed from it."""
-    return [j for j in range(lead, internal.atoms) if internal.bonded[j] == internal.bonded[lead]]
-
-
-def _relabelled(
-    internal: InternalCoordinates, z: Tensor, rotors: Sequence[int], folds: Sequence[int], rng: Generator
-) -> Tensor:
-    """Name the hydrogens of each methyl group anew, at random and in cyclic order: equal molecules, equal energies."""
-    if not any(fold == 3 for fold in folds):
-        return z
-    x = internal.cartesian(z)
-    for at, fold in zip(rotors, folds):
-        if fold != 3:
-            continue
-        three = [internal.order[j] for j in _members(internal, at - (2 * internal.atoms - 3) + 3)]
-        by = torch.randint(3, (len(z), 1), generator=rng)
-        index = torch.tensor(three)[(torch.arange(3) + by) % 3]
-        x[:, three] = x.gather(1, index.unsqueeze(2).expand(-1, -1, 3))
-    return internal.of(x)
-
-
 def _regression(y: Tensor, features: Tensor, ridge: float = 1e-3) -> tuple[Tensor, Tensor]:
     """Coefficients of the mean, and the lower factor of the covariance about it."""
     gram = features.T @ features / len(y)
@@ -248,7 +207,7 @@ def _trained(
     """Greatest likelihood of rotors and rest given the chosen torsions, in float32; the best moment is kept."""
     with torch.no_grad():
         chosen, turned, noise = proposal.parts(z)
-        context, waves = proposal.context(chosen, turned, z), proposal.waves(chosen)
+        context, waves = proposal.conditions(chosen, turned, z), proposal.waves(chosen)
     rows = [t.float() for t in (context, waves, turned, noise)]
     constant = float(proposal.factor.diagonal().log().sum())
     flows = [flow.float() for flow in (proposal.circular, proposal.linear) if flow is not None]
