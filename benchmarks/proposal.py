@@ -81,20 +81,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it runs")
     parser.add_argument("--work", type=Path, default=Path("runs/proposal"), help="where runs are made")
     parser.add_argument("--run", type=Path, help="metadynamics to learn from")
-    parser.add_argument("--reference", type=Path, help="metadynamics to compare with")
+    parser.add_argument("--reference", type=Path, nargs="+", help="metadynamics to compare with; the first is drawn")
     parser.add_argument("--keep", type=Path, help="folder of plain dynamics' draws")
     parser.add_argument("--plain", type=Path, help="folder of a plain run")
     told = parser.parse_args(arguments)
     torch.set_num_threads(1)
     scale = QUICK if told.quick else Scale()
     run = told.run or simulated(told.work / "run", scale.run_ps, 3, told.quick)
-    reference = told.reference or simulated(told.work / "reference", scale.reference_ps, 1, told.quick)
+    references = told.reference or [simulated(told.work / "reference", scale.reference_ps, 1, told.quick)]
     molecule = alanine_dipeptide(300.0)
     energy, internal = MolecularEnergy(molecule), internal_coordinates(molecule)
     record = common.circumstances([0], 1)
     record["versions"] |= {name: importlib.metadata.version(name) for name in ("openmm", "zuko")}
     record |= {"quick": told.quick, "temperature_k": 300.0}
-    record["run"], record["reference"] = biased(run), biased(reference)
+    record["run"], record["references"] = biased(run), [biased(folder) for folder in references]
     proposal, record["learning"] = learned(energy, internal, run, scale)
     methods = {"importance weights": weighed(energy, proposal, scale)}
     draws = methods["importance weights"].pop("draws")
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         methods["Langevin, 2 fs, one run"] = one(told.plain)
     record["methods"] = methods
     record["learning_evaluations"] = record["run"]["evaluations"] + record["learning"]["evaluations"]
-    figure(common.RESULTS / "proposal.png", record, draws, proposal, reference)
+    figure(common.RESULTS / "proposal.png", record, draws, proposal, references[0])
     if not told.quick:
         shutil.copy(common.RESULTS / "proposal.png", common.RESULTS.parents[1] / "docs" / "images" / "proposal.png")
     common.write("proposal", "Alanine dipeptide by a learned proposal", record, sections(record))
@@ -265,6 +265,8 @@ def biased(folder: Path, blocks: int = 20) -> dict[str, Any]:
         "evaluations": steps_of(told),
         "seconds": told["seconds"],
         "picoseconds": told["picoseconds"],
+        "constraints": told["constraints"],
+        "step_fs": told["settings"]["step_fs"],
     }
 
 
@@ -281,9 +283,11 @@ def sections(record: dict[str, Any]) -> list[str]:
              f"{(m['evaluations'] + learns * cost) / MILLION:.3g}", f"{m['seconds']:.0f}",
              f"{m['ess_of_the_share'] / m['evaluations'] * MILLION:,.0f}"]
         )  # fmt: skip
-    for name, m in (("metadynamics learned from", run), ("metadynamics, reference", record["reference"])):
-        count = f"{m['evaluations'] / MILLION:.3g}"
-        rows.append([name, with_error(*m["right"]), "", count, count, f"{m['seconds']:.0f}", ""])
+    biased_runs = [("metadynamics learned from", run), *(("metadynamics, reference", m) for m in record["references"])]
+    for name, m in biased_runs:
+        count, bonds = f"{m['evaluations'] / MILLION:.3g}", "held" if m["constraints"] else "free"
+        told = f"{name} ({m['picoseconds'] / 1000:.3g} ns, {m['step_fs']:g} fs, bonds to hydrogens {bonds})"
+        rows.append([told, with_error(*m["right"]), "", count, count, f"{m['seconds']:.0f}", ""])
     chains, jumps = by["independent Metropolis"], by["HMC with jumps"]
     return [
         f"Learned from {learning['frames']} frames of {run['picoseconds']:g} ps of metadynamics "
@@ -333,7 +337,7 @@ def figure(
     left.legend(frameon=False, fontsize=8)
     cost = record["learning_evaluations"]
     rows = [(n, m, 0 if n.startswith("Langevin") or n == "HMC alone" else cost) for n, m in record["methods"].items()]
-    value, error = record["reference"]["right"]
+    value, error = record["references"][0]["right"]
     right.axvspan(value - 2 * error, value + 2 * error, color="#9aa0a6", alpha=0.35, lw=0)
     right.axvline(value, color="#9aa0a6")
     for i, (_, m, extra) in enumerate(rows):
