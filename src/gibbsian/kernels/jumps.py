@@ -90,12 +90,11 @@ class Jumps:
         x, n = state.x, len(state.x)
         rows: list[tuple[Tensor, ...]] = []
         for _ in range(steps):
-            points, costs = zip(*(proposed(self.proposal, n, rng) for _ in range(self.tries)))
+            points, costs = (t.to(x.dtype) for t in proposed(self.proposal, self.tries * n, rng))
             uniform = torch.rand((self.tries, n), generator=rng, dtype=x.dtype, device=x.device)
             inner = self.kernel.noise(state, 1, rng)
-            rows.append(
-                (torch.stack(points).to(x.dtype), torch.stack(costs).to(x.dtype), uniform, *(t[0] for t in inner))
-            )
+            tries = points.unflatten(0, (self.tries, n)), costs.unflatten(0, (self.tries, n)), uniform
+            rows.append((*tries, *(t[0] for t in inner)))
         return tuple(torch.stack(column) for column in zip(*rows))
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
