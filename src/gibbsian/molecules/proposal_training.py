@@ -47,12 +47,12 @@ class ProposalTraining:
 
     components: int = 30
     uniform: float = 0.01
-    transforms: int = 4
-    hidden: tuple[int, ...] = (96, 96)
+    transforms: int = 6
+    hidden: tuple[int, ...] = (64, 64)
     bins: int | None = None
-    steps: int = 2000
-    batch_size: int = 256
-    learning_rate: float = 1e-3
+    steps: int = 1000
+    batch_size: int = 512
+    learning_rate: float = 5e-4
     validation: float = 0.1
 
     def __post_init__(self) -> None:
