@@ -1,9 +1,10 @@
 """Alanine dipeptide by a learned proposal: both sides of the barrier in phi, from a short biased run.
 
-A short run of metadynamics visits both sides (phi < 0, and the left-handed basin at 0 < phi < 120); a proposal over internal coordinates is learned from its frames. Then the
-share of 0 < phi < 120 degrees is found four ways: by importance weights; by Metropolis chains with independent proposals; by chains
-that move locally (HMC) and jump, all started at phi < 0; and by plain Langevin dynamics from there. A long run of
-metadynamics is the reference. Energy evaluations are counted for all, learning included.
+A short run of metadynamics visits both sides: phi < 0, and the left-handed basin at 0 < phi < 120 degrees. A proposal
+over internal coordinates is learned from its frames. Then the share of the left-handed basin is found four ways: by
+importance weights; by Metropolis chains with independent proposals; by chains that move locally (HMC) and jump, all
+started at phi < 0; and by plain Langevin dynamics from there. Long runs of metadynamics are the reference. Energy
+evaluations are counted for all, learning included.
 
     python benchmarks/proposal.py                  about half an hour on a free core
     python benchmarks/proposal.py --quick          a minute, to see that it runs
@@ -335,8 +336,8 @@ def figure(
         ("proposal, weighted", phi, draws.weights.numpy(), {"color": "#1f77b4", "lw": 1.4}),
     ):
         height, _ = np.histogram(values, edges, weights=w, density=True)
-        left.stairs(np.where(height > 0, height, np.nan), edges, label=name, **style)
-    left.set(yscale="log", xlabel="phi (degrees)", ylabel="density per degree", xlim=(-180, 180))
+        left.stairs(np.where(height > 0, height, np.nan), edges, baseline=None, label=name, **style)
+    left.set(yscale="log", xlabel="phi (degrees)", ylabel="density per degree", xlim=(-180, 180), ylim=(1e-9, 1e-1))
     left.set_xticks(range(-180, 181, 60))
     left.legend(frameon=False, fontsize=8)
     cost = record["learning_evaluations"]
@@ -350,11 +351,11 @@ def figure(
         known = math.isfinite(spread)
         colour = "#1f77b4" if extra else "#d95f02"
         right.errorbar(share, i, xerr=2 * spread if known else None, fmt="o" if known else "x", color=colour, capsize=3)
-        words = f"{(m['evaluations'] + extra) / MILLION:.2g} M" + ("" if known else ", never crossed")
+        words = f"{(m['evaluations'] + extra) / MILLION:.2g} million evaluations" + ("" if known else ", never crossed")
         right.annotate(words, (share, i), (6, 5), textcoords="offset points", fontsize=8)
     right.set_yticks(range(len(rows)), [name for name, *_ in rows])
     right.set(
-        xlabel="share of 0 < phi < 120 degrees, 2 standard errors; evaluations with learning",
+        xlabel="share of 0 < phi < 120 degrees, ± 2 standard errors",
         ylim=(len(rows) - 0.4, -0.7),
     )
     right.set_xlim(-0.002, max(0.04, 1.3 * max(m["right"][0] for _, m, _ in rows)))
