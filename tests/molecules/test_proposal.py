@@ -14,6 +14,7 @@ from gibbsian.molecules.boltzmann_draws import learn_proposal, weighted_draws
 from gibbsian.molecules.internal_energy import InternalEnergy
 from gibbsian.molecules.proposal import CartesianProposal
 from gibbsian.molecules.proposal_training import ProposalTraining, fit_proposal
+from gibbsian.molecules.rotors import free_rotors, relabelled
 from gibbsian.molecules.zmatrix import coordinates_of_bonds
 from gibbsian.partition.importance import importance_sampling
 from gibbsian.sampling import sample
@@ -86,6 +87,17 @@ def test_the_law_is_learned(fit):
     assert 0.05 < float((draws.z[:, AT] < 0).double().mean()) < 0.6
     assert abs(found.value - RIGHT) < 4 * found.stderr < 0.1
     assert abs(float(draws.log_z.value) - LOG_Z) < 4 * float(draws.log_z.stderr) < 0.3
+
+
+def test_free_torsions_are_found_and_equal_hydrogens_change_names():
+    z, _ = frames(500)
+    assert dict(zip(*free_rotors(INTERNAL, z, []))) == {AT: 1, TURNS: 3}
+    again = relabelled(INTERNAL, z, [TURNS], [3], torch.Generator().manual_seed(9))
+    before, after = INTERNAL.cartesian(z), INTERNAL.cartesian(again)
+    distances = [x[:, [4, 5, 6]].sub(x[:, :1]).norm(dim=2).sort(1).values for x in (before, after)]
+    assert torch.allclose(*distances)
+    changed = (INTERNAL.wrap(again - z)[:, TURNS].abs() > 1.0).double().mean()
+    assert 0.5 < float(changed) < 0.8
 
 
 def test_the_other_estimator_agrees(fit):
