@@ -54,8 +54,9 @@ class InternalEnergy(Energy):
     def forward(self, z: Tensor) -> Tensor:
         """Energy of each row, ``(n, 3 * atoms - 6) -> (n,)``."""
         valid = self.internal.valid(z)
-        # Points without a molecule take the place of any that has one, so that gradients stay finite.
-        safe = torch.where(valid.unsqueeze(1), z, torch.ones_like(z))
+        # Points that are no molecule go where one is, if there is any, so that gradients stay finite.
+        some = torch.where(valid.any(), z.detach()[valid.to(torch.uint8).argmax()], torch.ones_like(z[0]))
+        safe = torch.where(valid.unsqueeze(1), z, some)
         value = cast(Tensor, self.energy(self.internal.cartesian(safe))) - self.internal.log_det(safe)
         return torch.where(valid, value, torch.inf)
 
