@@ -315,6 +315,10 @@ def sections(record: dict[str, Any]) -> list[str]:
             ),
             rows,
         ),
+        "Chains and plain dynamics start at phi = -80 degrees. With learning are the evaluations of the metadynamics "
+        "learned from, and those that set bonds free. Seconds of plain dynamics and of metadynamics are those of runs "
+        "made at another time, on the same machine under other loads; a question mark is an error that cannot be told, "
+        "as nothing crossed.",
     ]
 
 
