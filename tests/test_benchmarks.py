@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import sys
+import warnings
 from pathlib import Path
 
 import numpy
@@ -647,3 +648,19 @@ def test_villin_s_native_frames_are_ranked(script, tmp_path):
     assert record["auroc"]["both"]["500 K"][0] > 0.9
     assert record["mean_fluctuation_nm"]["500 K"] > 3 * record["mean_fluctuation_nm"]["300 K"]
     assert "| both |" in (tmp_path / "villin.md").read_text()
+
+
+def test_a_proposal_for_alanine_dipeptide_is_learned_and_weighed(script, tmp_path):
+    pytest.importorskip("openmm")
+    pytest.importorskip("mdtraj")
+    pytest.importorskip("zuko")
+    proposal = script("proposal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Of weights that few dominate: what a proposal of a moment is like.
+        record = proposal.main(["--quick", "--work", str(tmp_path / "runs")])
+    assert record["run"]["evaluations"] == 8500
+    assert 0 < record["methods"]["importance weights"]["ess_fraction"] <= 1
+    assert record["learning_evaluations"] == 8500 + 150 * 56
+    assert record["methods"]["HMC with jumps"]["evaluations"] == 4 * 4 * 7
+    assert "| HMC with jumps |" in (tmp_path / "proposal.md").read_text()
+    assert (tmp_path / "proposal.png").stat().st_size > 10_000
