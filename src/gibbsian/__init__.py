@@ -103,6 +103,7 @@ from gibbsian.kernels.gibbs import BlockGibbs, SingleSiteGibbs
 from gibbsian.kernels.gradient_gibbs import GibbsWithGradients
 from gibbsian.kernels.hmc import HMC
 from gibbsian.kernels.independent import IndependentMH
+from gibbsian.kernels.jumps import Jumps
 from gibbsian.kernels.langevin import MALA, ULA
 from gibbsian.kernels.layers import RBMGibbs
 from gibbsian.kernels.microcanonical import MCLMC, AdjustedMCLMC
@@ -363,6 +364,7 @@ __all__ = [
     "JoinedUnits",
     "JointEnergyModel",
     "JointEvent",
+    "Jumps",
     "Kernel",
     "LabelDropping",
     "LabelEmbedding",
