@@ -52,6 +52,7 @@ from gibbsian.energies.discriminators import Discriminator, latent_energy
 from gibbsian.energies.domains import Sphere, Torus
 from gibbsian.energies.fields import FieldEnergy
 from gibbsian.energies.flows import Flow, inverse_autoregressive_flow, spline_flow
+from gibbsian.energies.fourier import FourierTable
 from gibbsian.energies.gauges import (
     average_product_correction,
     contact_scores,
@@ -62,7 +63,7 @@ from gibbsian.energies.gauges import (
 from gibbsian.energies.generator_proposals import GeneratorProposal
 from gibbsian.energies.generators import GeneratorNetwork
 from gibbsian.energies.independent_units import IndependentUnits
-from gibbsian.energies.invariant import InvariantNetwork
+from gibbsian.energies.invariant import DistanceEnergy, InvariantNetwork
 from gibbsian.energies.joined_units import JoinedUnits
 from gibbsian.energies.joint_points import JointEvent
 from gibbsian.energies.labels import LabelEmbedding
@@ -74,7 +75,7 @@ from gibbsian.energies.networks import Dense, Downsampling, NoisyNetwork, Upsamp
 from gibbsian.energies.neural import MLP, ConvEnergy, ResidualEnergy
 from gibbsian.energies.noise import NoiseConditional
 from gibbsian.energies.pairwise import Ising, Lattice, Potts
-from gibbsian.energies.periodic import PeriodicMLP, VonMisesMixture
+from gibbsian.energies.periodic import PeriodicMLP, VonMisesMixture, fit_von_mises_mixture
 from gibbsian.energies.pooled_units import PooledUnits
 from gibbsian.energies.real_units import GaussianUnits, ReLUUnits
 from gibbsian.energies.reconstruction import ReconstructionEnergy
@@ -86,6 +87,7 @@ from gibbsian.energies.sparse_couplings import SparseCouplings
 from gibbsian.energies.targets import DoubleWell, Funnel, GaussianMixture, ManyWell, Target
 from gibbsian.energies.telescope import Telescope, geometric_alphas
 from gibbsian.energies.tilted import Tilted, tilted
+from gibbsian.energies.torus_flow import circular_spline_flow
 from gibbsian.energies.toys import Checkerboard, EightGaussians, Pinwheel, Ring, Rosenbrock, TwoMoons
 from gibbsian.energies.tractable import Bernoulli, Categorical, Gaussian, Tractable, Uniform
 from gibbsian.energies.transformed import unconstrain
@@ -313,6 +315,7 @@ __all__ = [
     "Disagreement",
     "DiscreteLangevin",
     "Discriminator",
+    "DistanceEnergy",
     "DoubleWell",
     "Downsampling",
     "DynamicHMC",
@@ -336,6 +339,7 @@ __all__ = [
     "FlowContrastiveEstimation",
     "FlowSampler",
     "ForceMatching",
+    "FourierTable",
     "Funnel",
     "GanDraws",
     "Gaussian",
@@ -496,6 +500,7 @@ __all__ = [
     "chain_quantile",
     "chain_sd",
     "check_normalisable",
+    "circular_spline_flow",
     "classifier_test",
     "compose",
     "compose_scores",
@@ -524,6 +529,7 @@ __all__ = [
     "fit_flow",
     "fit_generator",
     "fit_transport",
+    "fit_von_mises_mixture",
     "flow_log_prob",
     "frechet_distance",
     "gaussian_mixture",

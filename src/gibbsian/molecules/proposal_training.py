@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.energies.flows import _seeded_globally, _zuko
+from gibbsian.energies.flows import _seeded_globally, require_zuko
 from gibbsian.energies.periodic import TURN, fit_von_mises_mixture
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DataError, OptionError
@@ -135,7 +135,7 @@ def fit_proposal(
         If zuko is not installed.
     """
     settings, say = settings or ProposalTraining(), progress or (lambda _: None)
-    zuko = _zuko()
+    zuko = require_zuko()
     z = z.double()
     chosen = [internal.torsion(four) for four in torsions]
     _check(z, internal)
