@@ -3,12 +3,21 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from gibbsian.errors import OptionError
 from gibbsian.molecules.dynamics import Dynamics
 from gibbsian.molecules.extras import require_openmm
-from gibbsian.molecules.metadynamics import Bias, bias_at, bias_table, biased, effective_frames, unbiasing_weights
+from gibbsian.molecules.metadynamics import (
+    Bias,
+    bias_at,
+    bias_level,
+    bias_table,
+    biased,
+    effective_frames,
+    unbiasing_weights,
+)
 from gibbsian.molecules.simulation import simulate
 from gibbsian.molecules.systems import MolecularSystem
 from gibbsian.molecules.thermal import thermal_energy
@@ -169,3 +178,40 @@ def test_settings_that_are_none(settings, words):
 def test_all_frames_cannot_be_discarded():
     with pytest.raises(OptionError, match="discard"):
         unbiasing_weights(np.zeros(3), 300.0, 1.0)
+
+
+def test_the_level_of_a_bias_is_what_makes_early_and_late_frames_alike():
+    """Of a bias that has converged, V - c is the same function whenever it is looked at."""
+    rng, factor, kt = np.random.default_rng(0), 6.0, thermal_energy(300.0)
+    angle = np.linspace(-math.pi, math.pi, 61)
+    free = 4.0 * np.cos(angle)[:, None] + 3.0 * np.sin(2 * angle)[None, :]
+    late = -(1.0 - 1.0 / factor) * free
+    levels = [bias_level(late + height, 300.0, factor) - height for height in (0.0, 10.0, 2000.0)]
+    assert np.allclose(levels, levels[0])
+    # With V = -(1 - 1 / gamma) F + h: c = h + kT log of the ratio of the unbiased to the tempered integrals.
+    inner = free[:-1, :-1] / kt
+    expected = kt * np.log(np.exp(-inner).sum() / np.exp(-inner / factor).sum())
+    assert levels[0] == pytest.approx(expected, rel=1e-9)
+    flat = rng.uniform(size=1)[0] * np.ones((61, 61))
+    assert bias_level(flat, 300.0, factor) == pytest.approx(flat[0, 0])
+
+
+def test_a_frame_is_weighed_by_the_bias_before_its_own_gaussian(tmp_path):
+    """The first frames, all before the first Gaussian, have no bias; later ones what had been there at their time."""
+    settings = Dynamics(4.0, step_fs=2.0, frame_ps=0.5, equilibration_ps=0.0, discard=0.0, seed=1)
+    simulate(five_atoms(), tmp_path, settings, bias=Bias(every=1.0))
+    frames = pd.read_csv(tmp_path / "frames.csv")
+    assert np.allclose(frames.bias_kj_mol[:2], 0.0, atol=1e-9)
+    assert (frames.bias_kj_mol[2:].abs() > 1e-6).any()
+    # Rebuilt from the trajectory: a Gaussian at every second frame, each lower by the bias that it finds.
+    bias, kt = Bias(every=1.0), thermal_energy(five_atoms().temperature)
+    axis, table = np.linspace(-math.pi, math.pi, bias.grid + 1), np.zeros((bias.grid + 1,) * 2)
+    wrap = lambda d: (d + math.pi) % (2 * math.pi) - math.pi  # noqa: E731
+    found = []
+    for i, (phi, psi) in enumerate(zip(np.radians(frames.phi_deg), np.radians(frames.psi_deg))):
+        felt = bias_at(table, np.array([phi]), np.array([psi]))[0]
+        found.append(felt - bias_level(table, five_atoms().temperature, bias.factor))
+        if i % 2:
+            height = bias.height * math.exp(-felt / ((bias.factor - 1) * kt))
+            table += height * np.outer(*(np.exp(-0.5 * (wrap(axis - a) / bias.width) ** 2) for a in (psi, phi)))
+    assert np.allclose(found, frames.bias_kj_mol, atol=0.02)

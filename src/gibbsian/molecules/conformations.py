@@ -175,7 +175,7 @@ def landscape_of(
         # Maps of more torsions come from draws, whose bands would be those of chains.
         settings = replace(settings or TorsionTraining(), replicates=0)
     fit = fit_torsion_energy(
-        x, v if bias is None else None, settings, rng=rng, bias=bias, block=block, progress=progress
+        x, v if bias is None else _under(bias, x, v), settings, rng=rng, bias=bias, block=block, progress=progress
     )
     index = torch.unique(resampled_rows(w, TEMPLATES, rng)).numpy()
     model = TorsionModel(fit.energy, fit.noise, found.names, found.atoms, frames.temperature, frames.trajectory[index])
@@ -185,6 +185,13 @@ def landscape_of(
     with torch.no_grad():
         energies = torch.cat([fit.energy(part) for part in found.angles.split(1 << 14)]).double()
     return Landscape(model, fit, found, frames, energies - energies.min(), checks, made, block, tuple(notes))
+
+
+def _under(bias: FourierTable, x: Tensor, weights: Tensor) -> Tensor:
+    """Weights of frames towards the law under a bias, from those towards the one without: nearly equal ones."""
+    with torch.no_grad():
+        log_w = weights.log() - bias(x.float()).double()
+    return torch.softmax(log_w, 0)
 
 
 def bias_energy(frames: Frames, found: Torsions) -> FourierTable | None:

@@ -3,11 +3,17 @@ r"""Well-tempered metadynamics on the torsions of a residue, and the weights tha
 Gaussians are added, as the simulation goes, to a bias V on the torsions phi and psi where it has been, each lower by
 :math:`e^{-V / (k \Delta T)}` than the first, with :math:`\Delta T = (\gamma - 1) T`; V then tends to
 :math:`-(1 - 1/\gamma) F` up to a constant, F being the free energy, and barriers of F are lower by the factor
-:math:`\gamma`. A frame's weight towards the unbiased law is :math:`e^{V / kT}` at the bias of the end.
+:math:`\gamma`. A frame's weight towards the unbiased law is :math:`e^{(V(s, t) - c(t)) / kT}` with the bias at its own
+time, and what the growing bias has added on average,
+
+.. math:: c(t) = kT \log \frac{\int e^{\frac{\gamma}{\gamma - 1} V(s, t) / kT} ds}
+                            {\int e^{\frac{1}{\gamma - 1} V(s, t) / kT} ds} .
+
+Weights by the bias of the end alone would make of early frames what they were not drawn from.
 
 `Well-tempered metadynamics: a smoothly converging and tunable free-energy method (Barducci, Bussi & Parrinello, 2008)
-<https://arxiv.org/abs/0803.3861>`_; `Metadynamics with adaptive Gaussians (Branduardi, Bussi & Parrinello, 2012)
-<https://arxiv.org/abs/1205.4300>`_ for weights by the last bias.
+<https://arxiv.org/abs/0803.3861>`_; `A time-independent free energy estimator for metadynamics (Tiwary & Parrinello,
+2015) <https://doi.org/10.1021/jp504920s>`_ for the weights.
 """
 
 from __future__ import annotations
@@ -141,17 +147,36 @@ def bias_at(table: np.ndarray, phi: np.ndarray, psi: np.ndarray) -> np.ndarray:
     return map_coordinates(table[:-1, :-1], where, order=3, mode="grid-wrap")
 
 
+def bias_level(table: np.ndarray, temperature: float, factor: float) -> float:
+    """c(t) of a bias in kJ/mol: what it has come to on average.
+
+    Parameters
+    ----------
+    table
+        As `bias_table` gives it.
+    temperature
+        In kelvin.
+    factor
+        The bias factor, above 1.
+    """
+    from scipy.special import logsumexp
+
+    kt = thermal_energy(temperature)
+    v = table[:-1, :-1] / kt / (factor - 1.0)
+    return kt * (float(np.asarray(logsumexp(factor * v))) - float(np.asarray(logsumexp(v))))
+
+
 def unbiasing_weights(bias: np.ndarray, temperature: float, discard: float = 0.1) -> np.ndarray:
     """Weights of frames towards the unbiased law, which sum to their number.
 
     Parameters
     ----------
     bias
-        The last bias at each frame, in kJ/mol, in order of time.
+        The bias at each frame less its `bias_level`, in kJ/mol, in order of time.
     temperature
         In kelvin.
     discard
-        Part of the frames at the start that weighs nothing: there the bias was not yet what it came to be.
+        Part of the frames at the start that weighs nothing: there the bias grew fast, and its level is not settled.
 
     Raises
     ------

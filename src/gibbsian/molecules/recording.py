@@ -53,6 +53,7 @@ class Recording:
     frames: int = 0
     seconds: float = 0.0
     pending: list[np.ndarray] = field(default_factory=list)
+    bias: list[float] = field(default_factory=list)
 
     @property
     def partial(self) -> Path:
@@ -82,9 +83,10 @@ class Recording:
         except OSError as error:
             raise StorageError(f"Nothing can be written to {self.folder}: {error}") from error
 
-    def add(self, positions: np.ndarray) -> None:
-        """Take a frame, ``(atoms, 3)`` in nanometres."""
+    def add(self, positions: np.ndarray, bias: float = 0.0) -> None:
+        """Take a frame, ``(atoms, 3)`` in nanometres, and the bias that it was drawn under, in kJ/mol."""
         self.pending.append(positions.astype("<f4"))
+        self.bias.append(bias)
 
     def save(self, state: bytes, step: int, table: np.ndarray | None, seconds: float) -> None:
         """Keep all frames so far and what is needed to go on.
@@ -119,6 +121,7 @@ class Recording:
                 frames=self.frames,
                 seconds=seconds,
                 table=np.zeros(0) if table is None else table,
+                bias=np.array(self.bias),
             )
             replace_file(self._checkpoint, content.getvalue())
         except OSError as error:
@@ -143,6 +146,7 @@ class Recording:
                 state, step = kept["state"].tobytes(), int(kept["step"])
                 self.frames, self.seconds = int(kept["frames"]), float(kept["seconds"])
                 table = kept["table"] if kept["table"].size else None
+                self.bias = kept["bias"].tolist()
             size = self.frames * self.atoms * 12
             if self._coordinates.stat().st_size < size:
                 raise ValueError(f"{self._coordinates} is shorter than the {self.frames} frames of the checkpoint")

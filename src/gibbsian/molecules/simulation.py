@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted, unknown_name
+from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dynamics import Dynamics, SimulationResult, steps_in
 from gibbsian.molecules.extras import require_openmm
-from gibbsian.molecules.metadynamics import Bias, bias_table, biased, effective_frames
+from gibbsian.molecules.metadynamics import Bias, bias_at, bias_level, bias_table, biased, effective_frames
 from gibbsian.molecules.platforms import platform_for
 from gibbsian.molecules.recording import SETTINGS, Recording
 from gibbsian.molecules.simulation_files import finish, frames_table
@@ -112,8 +113,11 @@ def simulate(
             simulation.currentStep = step
         saved = time.perf_counter()
         while recording.frames + len(recording.pending) < dynamics.frames:
+            # The Gaussian of this very moment is not part of the bias that the frame was drawn under.
+            before = None if metadynamics is None else bias_table(metadynamics)
             advance(per_frame)
-            recording.add(_positions(simulation, dynamics))
+            x = _positions(simulation, dynamics)
+            recording.add(x, 0.0 if before is None else _felt(before, x, torsions, molecule.temperature, bias))
             report(1)
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 save()
@@ -142,7 +146,9 @@ def _finished_with(
     table: np.ndarray | None,
     platform_name: str,
 ) -> SimulationResult:
-    frames = frames_table(recording, torsions, table, molecule.temperature, dynamics.frame_ps, dynamics.discard)
+    frames = frames_table(
+        recording, torsions, table is not None, molecule.temperature, dynamics.frame_ps, dynamics.discard
+    )
     with np.load(recording.partial / "checkpoint.npz") as kept:
         seconds = float(kept["seconds"])
     weight = frames["weight"].to_numpy()
@@ -169,6 +175,12 @@ def _finished_with(
     finish(recording, molecule, table, frames, record)
     write_simulation_page(recording.folder, record, frames)
     return result
+
+
+def _felt(table: np.ndarray, x: np.ndarray, torsions: Any, temperature: float, bias: Any) -> float:
+    """The bias at a frame, less what it has come to on average."""
+    phi, psi = (torsion_of(x[None], atoms) for atoms in torsions)
+    return float(bias_at(table, phi, psi)[0]) - bias_level(table, temperature, bias.factor)
 
 
 def _torsions(molecule: MolecularSystem, residue: str | None, needed: bool) -> Any:

@@ -14,7 +14,7 @@ from gibbsian.errors import StorageError
 from gibbsian.files import replace_file
 from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.extras import require_openmm
-from gibbsian.molecules.metadynamics import bias_at, unbiasing_weights
+from gibbsian.molecules.metadynamics import unbiasing_weights
 from gibbsian.molecules.recording import BIAS, FRAMES, SETTINGS, TOPOLOGY, TRAJECTORY, Recording
 from gibbsian.molecules.systems import MolecularSystem
 
@@ -22,7 +22,7 @@ from gibbsian.molecules.systems import MolecularSystem
 def frames_table(
     recording: Recording,
     torsions: tuple[tuple[int, ...], tuple[int, ...]] | None,
-    table: np.ndarray | None,
+    biased: bool,
     temperature: float,
     frame_ps: float,
     discard: float,
@@ -35,8 +35,8 @@ def frames_table(
         The frames.
     torsions
         Atoms of phi and of psi; ``None`` leaves the columns of torsions out.
-    table
-        The last bias; ``None`` for a plain simulation, whose frames weigh 1.
+    biased
+        Whether the bias at each frame makes its weight; frames of a plain simulation weigh 1.
     temperature
         In kelvin.
     frame_ps
@@ -56,10 +56,10 @@ def frames_table(
     if torsions is not None:
         angles = [np.concatenate([torsion_of(part, t) for part in _parts(x)]) for t in torsions]
         columns |= {"phi_deg": np.degrees(angles[0]), "psi_deg": np.degrees(angles[1])}
-    if not angles or table is None:
+    if not biased:
         columns |= {"bias_kj_mol": np.zeros(count), "weight": np.ones(count)}
     else:
-        bias = bias_at(table, *angles)
+        bias = np.array(recording.bias[:count])
         columns |= {"bias_kj_mol": bias, "weight": unbiasing_weights(bias, temperature, discard)}
     return pd.DataFrame(columns)
 
