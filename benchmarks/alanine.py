@@ -2,6 +2,7 @@
 
     python benchmarks/alanine.py            # simulates all runs first: some two hours of a free core
     python benchmarks/alanine.py --run FOLDER ... --reference FOLDER    # runs that gibbsian protein simulate ala2 made
+    ... --rebuild                           # the reference's weights anew from its trajectory, if older than its code
     python benchmarks/alanine.py --quick    # tiny runs, to see that it goes
 
 Runs of some minutes (10 ns of well-tempered metadynamics, three seeds) train a torsion energy each. A run ten times as
@@ -30,7 +31,7 @@ from gibbsian.molecules.basins import basin_differences
 from gibbsian.molecules.conformations import Landscape, landscape_of
 from gibbsian.molecules.features import torsions
 from gibbsian.molecules.landscape import divergence, free_energy, histogram, learned_masses
-from gibbsian.molecules.reweighting import effective_sample_size
+from gibbsian.molecules.reweighting import effective_sample_size, normalised_weights
 from gibbsian.molecules.sources import read_frames
 from gibbsian.molecules.thermal import thermal_energy
 from gibbsian.molecules.torsion_settings import TorsionTraining
@@ -58,10 +59,24 @@ def simulated(folder: Path, picoseconds: float, seed: int, quick: bool = False) 
     return folder
 
 
-def reference_of(folder: Path, kt: float) -> dict[str, Any]:
+def rebuilt_weights(folder: Path) -> Any:
+    """Weights of a run's frames as `simulate` gives them, from its angles and settings."""
+    import numpy as np
+    import pandas as pd
+
+    from gibbsian.molecules.metadynamics import Bias, rebuilt_bias, unbiasing_weights
+
+    told, frames = json.loads((folder / "simulation.json").read_text()), pd.read_csv(folder / "frames.csv")
+    phi, psi = (np.radians(frames[name].to_numpy()) for name in ("phi_deg", "psi_deg"))
+    kelvin, settings = told["temperature_k"], told["settings"]
+    felt = rebuilt_bias(phi, psi, kelvin, Bias(**told["metadynamics"]), settings["frame_ps"])
+    return unbiasing_weights(felt, kelvin, settings["discard"])
+
+
+def reference_of(folder: Path, kt: float, rebuild: bool = False) -> dict[str, Any]:
     """The reference's map, its noise floor, and its left-handed basin."""
     frames = read_frames([folder])
-    w = frames.weights
+    w = normalised_weights(torch.as_tensor(rebuilt_weights(folder)).log()) if rebuild else frames.weights
     angles, w = torsions(frames.trajectory).angles[w > 0], w[w > 0]
     half = len(w) // 2
     halves = [histogram(angles[s], w[s]) for s in (slice(0, half), slice(half, None))]
@@ -133,13 +148,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--reference", type=Path, help="folder of the long run")
     parser.add_argument("--work", type=Path, default=Path("runs") / "alanine", help="where missing runs are made")
     parser.add_argument("--figure", type=Path, default=Path(__file__).parents[1] / "docs" / "images" / "alanine.png")
+    parser.add_argument("--rebuild", action="store_true", help="weigh the reference anew")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     lengths, seeds = ((16.0, 24.0), (2,)) if options.quick else ((10_000.0, 100_000.0), (2, 3, 4))
     runs = options.run or [simulated(options.work / f"run-{s}", lengths[0], s, options.quick) for s in seeds]
     long = options.reference or simulated(options.work / "reference", lengths[1], 1, options.quick)
-    reference = reference_of(long, thermal_energy(300.0))
+    reference = reference_of(long, thermal_energy(300.0), options.rebuild)
     told = json.loads((long / "simulation.json").read_text())
     found, first = [], None
     for i, run in enumerate(runs):

@@ -16,6 +16,7 @@ from gibbsian.molecules.metadynamics import (
     bias_table,
     biased,
     effective_frames,
+    rebuilt_bias,
     unbiasing_weights,
 )
 from gibbsian.molecules.simulation import simulate
@@ -198,20 +199,15 @@ def test_the_level_of_a_bias_is_what_makes_early_and_late_frames_alike():
 
 def test_a_frame_is_weighed_by_the_bias_before_its_own_gaussian(tmp_path):
     """The first frames, all before the first Gaussian, have no bias; later ones what had been there at their time."""
-    settings = Dynamics(4.0, step_fs=2.0, frame_ps=0.5, equilibration_ps=0.0, discard=0.0, seed=1)
+    settings = Dynamics(20.0, step_fs=2.0, frame_ps=0.5, equilibration_ps=0.0, discard=0.0, seed=1)
     simulate(five_atoms(), tmp_path, settings, bias=Bias(every=1.0))
     frames = pd.read_csv(tmp_path / "frames.csv")
     assert np.allclose(frames.bias_kj_mol[:2], 0.0, atol=1e-9)
     assert (frames.bias_kj_mol[2:].abs() > 1e-6).any()
-    # Rebuilt from the trajectory: a Gaussian at every second frame, each lower by the bias that it finds.
-    bias, kt = Bias(every=1.0), thermal_energy(five_atoms().temperature)
-    axis, table = np.linspace(-math.pi, math.pi, bias.grid + 1), np.zeros((bias.grid + 1,) * 2)
-    wrap = lambda d: (d + math.pi) % (2 * math.pi) - math.pi  # noqa: E731
-    found = []
-    for i, (phi, psi) in enumerate(zip(np.radians(frames.phi_deg), np.radians(frames.psi_deg))):
-        felt = bias_at(table, np.array([phi]), np.array([psi]))[0]
-        found.append(felt - bias_level(table, five_atoms().temperature, bias.factor))
-        if i % 2:
-            height = bias.height * math.exp(-felt / ((bias.factor - 1) * kt))
-            table += height * np.outer(*(np.exp(-0.5 * (wrap(axis - a) / bias.width) ** 2) for a in (psi, phi)))
-    assert np.allclose(found, frames.bias_kj_mol, atol=0.02)
+    phi, psi = np.radians(frames.phi_deg.to_numpy()), np.radians(frames.psi_deg.to_numpy())
+    found = rebuilt_bias(phi, psi, 300.0, Bias(every=1.0), 0.5)
+    assert np.abs(found - frames.bias_kj_mol).max() < 0.03
+    higher = rebuilt_bias(phi, psi, 300.0, Bias(every=1.0, height=2.0), 0.5)
+    assert np.abs(higher - frames.bias_kj_mol).max() > 0.2
+    with pytest.raises(OptionError, match="do not stand at frames"):
+        rebuilt_bias(phi, psi, 300.0, Bias(every=1.0), 0.3)

@@ -166,6 +166,45 @@ def bias_level(table: np.ndarray, temperature: float, factor: float) -> float:
     return kt * (float(np.asarray(logsumexp(factor * v))) - float(np.asarray(logsumexp(v))))
 
 
+def rebuilt_bias(phi: np.ndarray, psi: np.ndarray, temperature: float, bias: Bias, frame_ps: float) -> np.ndarray:
+    """The bias at each frame less its `bias_level`, in kJ/mol, from the trajectory alone: `simulate` keeps the same.
+
+    Parameters
+    ----------
+    phi, psi
+        Of all frames in radians, ``(n,)``.
+    temperature
+        In kelvin.
+    bias
+        The settings of the run.
+    frame_ps
+        Time between frames; a whole number of them goes between two Gaussians, so that each stands at a frame.
+
+    Raises
+    ------
+    OptionError
+        If Gaussians do not stand at frames.
+    """
+    apart = round(bias.every / frame_ps)
+    if apart < 1 or abs(apart * frame_ps - bias.every) > 1e-6 * frame_ps:
+        raise OptionError(
+            f"Gaussians every {bias.every:g} ps do not stand at frames every {frame_ps:g} ps; where they were is lost."
+        )
+    axis, table = np.linspace(-math.pi, math.pi, bias.grid + 1), np.zeros((bias.grid + 1,) * 2)
+    found, warmth = np.zeros(len(phi)), (bias.factor - 1.0) * thermal_energy(temperature)
+    for first in range(0, len(phi), apart):
+        part = slice(first, first + apart)
+        felt = bias_at(table, phi[part], psi[part])
+        found[part] = felt - bias_level(table, temperature, bias.factor)
+        if len(felt) == apart:
+            rows, columns = (
+                np.exp(-0.5 * ((np.mod(axis - a[part][-1] + math.pi, 2 * math.pi) - math.pi) / bias.width) ** 2)
+                for a in (psi, phi)
+            )
+            table += bias.height * math.exp(-felt[-1] / warmth) * np.outer(rows, columns)
+    return found
+
+
 def unbiasing_weights(bias: np.ndarray, temperature: float, discard: float = 0.1) -> np.ndarray:
     """Weights of frames towards the unbiased law, which sum to their number.
 
