@@ -125,7 +125,7 @@ def basin_differences(
         Parts of the plane.
     block
         Frames in a block at least; by `block_length` when left out. Blocks of twice, four times ... as many are tried
-        too, up to an eighth of the series, and the largest error counts: weights by the last bias of metadynamics drift
+        too, up to an eighth of the series, and the largest error counts: the weights of metadynamics drift
         more slowly than torsions do.
     resamples
         Of the bootstrap.

@@ -35,8 +35,7 @@ def bias_log_weights(bias: Any, temperature: float) -> Tensor:
     Parameters
     ----------
     bias
-        Of each frame, in kJ/mol. Of metadynamics, the last bias at the frame's variables, for frames after it has
-        settled.
+        Of each frame, in kJ/mol. Of metadynamics the bias at its own time, less what it had come to on average by then.
     temperature
         Of the run, in kelvin.
     """
