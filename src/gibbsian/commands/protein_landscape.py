@@ -49,7 +49,7 @@ def landscape(
     out
         The landscape's folder; runs/NAME-landscape by default.
     weights
-        A table with a line per frame and a column weight, log_weight (nats) or bias_kj_mol (a bias that was acting, less
+        A table with a line per frame and a column weight, log_weight (nats) or bias_kj_mol (the bias that acted, less
         what it had come to on average); a simulation's own when left out.
     temperature
         Of the run, in kelvin; the simulation's, or 300, when left out.
