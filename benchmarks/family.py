@@ -36,10 +36,10 @@ from gibbsian.sequences.contacts import CUTOFF, SEPARATION, Precision, Structure
 from gibbsian.sequences.draws import draw_family
 from gibbsian.sequences.family import Family, save_family
 from gibbsian.sequences.fitting import fit_family
+from gibbsian.sequences.frequencies import Agreement, Statistics, agreement, statistics
 from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.mean_field import mean_field_potts
 from gibbsian.sequences.settings import FamilySettings
-from gibbsian.sequences.statistics import Agreement, Statistics, agreement, statistics
 
 METHODS = ("pseudo-likelihood", "boltzmann", "rbm")
 ASKED = {

@@ -13,12 +13,12 @@ from gibbsian.sequences.contacts import Structure, precision, read_structure
 from gibbsian.sequences.draws import draw_family
 from gibbsian.sequences.family import Family, FamilyInfo, load_family, save_family
 from gibbsian.sequences.fitting import consensus, fit_family
+from gibbsian.sequences.frequencies import agreement, statistics
 from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.machines import machine_of
 from gibbsian.sequences.memory import MEGABYTE, check_memory, memory_available, memory_needed
 from gibbsian.sequences.mutations import double_mutations, single_mutations, strongest
 from gibbsian.sequences.settings import FamilySettings
-from gibbsian.sequences.statistics import agreement, statistics
 from protein_families import ALPHABET, alignment, drawn, every, hot, law, small_potts
 
 SITES, LETTERS = 5, 3

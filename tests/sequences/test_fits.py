@@ -16,6 +16,7 @@ from gibbsian.sequences.alignment import read_alignment
 from gibbsian.sequences.boltzmann import BoltzmannLearning
 from gibbsian.sequences.contacts import precision, read_structure
 from gibbsian.sequences.fitting import fit_family
+from gibbsian.sequences.frequencies import Statistics, agreement, statistics
 from gibbsian.sequences.gibbs import SequenceGibbs
 from gibbsian.sequences.machines import effective_couplings, machine_of, weighted_rows
 from gibbsian.sequences.mean_field import mean_field_potts
@@ -25,7 +26,6 @@ from gibbsian.sequences.pseudo_likelihood import (
     fit_pseudo_likelihood,
 )
 from gibbsian.sequences.settings import FamilySettings
-from gibbsian.sequences.statistics import Statistics, agreement, statistics
 from gibbsian.sequences.tables import profile
 from gibbsian.training.fit import fit
 from protein_families import alignment, drawn, every, hot, law, small_potts

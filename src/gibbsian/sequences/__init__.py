@@ -6,11 +6,11 @@ from gibbsian.sequences.contacts import Structure, precision, read_structure
 from gibbsian.sequences.draws import draw_family
 from gibbsian.sequences.family import Family, load_family, save_family
 from gibbsian.sequences.fitting import fit_family
+from gibbsian.sequences.frequencies import agreement, statistics
 from gibbsian.sequences.gibbs import SequenceGibbs
 from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.mean_field import mean_field_potts
 from gibbsian.sequences.settings import FamilySettings
-from gibbsian.sequences.statistics import agreement, statistics
 from gibbsian.sequences.weights import identity_weights
 
 __all__ = [

@@ -29,8 +29,8 @@ from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.objectives.checks import check_at_least
 from gibbsian.objectives.replicas import Exchange
 from gibbsian.sampling import sample
+from gibbsian.sequences.frequencies import Statistics, agreement, statistics
 from gibbsian.sequences.gibbs import SequenceGibbs
-from gibbsian.sequences.statistics import Statistics, agreement, statistics
 from gibbsian.sequences.tables import codes_of
 
 KEPT = 0.9

@@ -15,10 +15,10 @@ from gibbsian.sequences.alignment import Alignment
 from gibbsian.sequences.contacts import Precision, Structure, precision
 from gibbsian.sequences.draws import Draws, draw_family
 from gibbsian.sequences.family import Family
+from gibbsian.sequences.frequencies import Agreement, Statistics, agreement, statistics
 from gibbsian.sequences.likelihood import family_log_z, independent_log_prob
 from gibbsian.sequences.mean_field import mean_field_potts
 from gibbsian.sequences.mutations import DoubleMutations
-from gibbsian.sequences.statistics import Agreement, Statistics, agreement, statistics
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from gibbsian.kernels.tempering import ParallelTempering
 from gibbsian.sequences.alignment import Alignment
 from gibbsian.sequences.boltzmann import BoltzmannLearning
 from gibbsian.sequences.family import Family, FamilyInfo
+from gibbsian.sequences.frequencies import Statistics, statistics
 from gibbsian.sequences.gibbs import SequenceGibbs
 from gibbsian.sequences.letters import decode
 from gibbsian.sequences.machines import effective_couplings, machine_objective, machine_of, weighted_rows
 from gibbsian.sequences.pseudo_likelihood import PseudoLikelihoodSettings, fit_pseudo_likelihood
 from gibbsian.sequences.settings import FamilySettings
-from gibbsian.sequences.statistics import Statistics, statistics
 from gibbsian.sequences.tables import profile, states_of
 from gibbsian.training.fit import fit
 from gibbsian.training.metrics import Record

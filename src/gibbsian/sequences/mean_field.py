@@ -13,7 +13,7 @@ import torch
 
 from gibbsian.energies.pairwise import Potts
 from gibbsian.errors import OptionError
-from gibbsian.sequences.statistics import Statistics
+from gibbsian.sequences.frequencies import Statistics
 
 
 def mean_field_potts(family: Statistics, pseudocount: float = 0.5) -> Potts:

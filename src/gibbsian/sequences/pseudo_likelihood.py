@@ -28,7 +28,7 @@ from torch.nn.functional import embedding_bag
 from gibbsian.energies.couplings import Couplings
 from gibbsian.energies.pairwise import Potts
 from gibbsian.errors import DivergenceError, OptionError
-from gibbsian.sequences.statistics import statistics
+from gibbsian.sequences.frequencies import statistics
 
 ROWS = 1024
 """Sequences that are looked up at once: their logits stay in the cache."""

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from gibbsian.errors import ShapeError
-from gibbsian.sequences.statistics import agreement, pearson, statistics
+from gibbsian.sequences.frequencies import agreement, pearson, statistics
 from protein_families import drawn, hot, small_potts
 
 
 def test_statistics_are_weighted_counts(monkeypatch):
-    monkeypatch.setattr("gibbsian.sequences.statistics.CELLS", 45)
+    monkeypatch.setattr("gibbsian.sequences.frequencies.CELLS", 45)
     codes = drawn(small_potts(4), 50)
     weights = torch.rand(50, generator=torch.Generator().manual_seed(0))
     found = statistics(codes, 3, weights)
