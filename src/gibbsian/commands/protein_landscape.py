@@ -17,7 +17,9 @@ from gibbsian.molecules.torsion_settings import TorsionTraining
 
 
 def landscape(
-    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TOP TRAJ ...|FOLDER|ala2")],
+    files: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TOP TRAJ ...|FOLDER|ala2", help_behavior_hint="")
+    ],
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None,
     weights: Annotated[Path | None, tyro.conf.arg(metavar="CSV", help_behavior_hint="")] = None,
     temperature: Annotated[float | None, tyro.conf.arg(metavar="K", help_behavior_hint="")] = None,
