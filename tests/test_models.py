@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gibbsian import Gaussian, Model, fit, load_model, save_model
+from gibbsian import Gaussian, Model, fit, load_model, runs, save_model
 from gibbsian.building import build_objective, initial_weights
 from gibbsian.data.scaling import identity_scaling, range_scaling, standard_scaling
 from gibbsian.errors import DivergenceError, GibbsianError, ModelFileError, OptionError
@@ -256,3 +256,17 @@ def test_a_model_that_cannot_be_saved_says_so(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(GibbsianError, match="could not be saved"):
         save_model(tmp_path / "file", train("noise-contrastive", steps=1))
+
+
+def test_black_and_white_are_the_datas_own():
+    """A picture of draws is not stretched to the draws that happen to be in it."""
+    recipe = choose("image", (1, 6, 5), 40, {"width": 4, "depth": 1, "levels": 3})
+    model = Model(initial_weights(recipe, range_scaling(0.0, 255.0, (1, 6, 5)).forward(pictures())), recipe,
+                  range_scaling(0.0, 255.0, (1, 6, 5)))  # fmt: skip
+    assert model.value_range == (0.0, 255.0)
+    recipe = choose("table", (2,), 200, {"objective": "noise-contrastive", "width": 4})
+    scaling = standard_scaling(table())
+    assert Model(initial_weights(recipe, scaling.forward(table())), recipe, scaling).value_range is None
+    grey = torch.full((1, 1, 2, 2), 100.0)
+    grid = runs._image_grid(grey, (0.0, 255.0))
+    assert grid.getpixel((grid.width // 3, grid.height // 3)) == 100

@@ -58,6 +58,16 @@ class Model:
         return family_of(self.recipe)(self.energy, self.recipe)
 
     @property
+    def value_range(self) -> tuple[float, float] | None:
+        """From black to white, in the data's units; ``None`` where rows are no images."""
+        if len(self.recipe.shape) != 3:
+            return None
+        if self.recipe.kind == "binary":
+            return 0.0, 1.0
+        (offset,), (scale,) = self.scaling.offset, self.scaling.scale
+        return offset - scale, offset + scale
+
+    @property
     def unlabelled(self) -> Energy:
         """The energy of rows of all classes together: the branch without label, or all classes' mixture without one."""
         return self.family.unlabelled

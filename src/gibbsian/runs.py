@@ -193,7 +193,13 @@ def check_ending(path: Path, known: Sequence[str]) -> None:
         raise OptionError(f"{path} ends in {path.suffix or 'nothing'}; this command writes {', '.join(known)}.")
 
 
-def write_rows(path: Path, rows: Tensor, columns: Sequence[str], labels: Mapping[str, Sequence[str]] = {}) -> None:
+def write_rows(
+    path: Path,
+    rows: Tensor,
+    columns: Sequence[str],
+    labels: Mapping[str, Sequence[str]] = {},
+    value_range: tuple[float, float] | None = None,
+) -> None:
     """Write draws in the format that the file's ending names.
 
     Parameters
@@ -206,6 +212,8 @@ def write_rows(path: Path, rows: Tensor, columns: Sequence[str], labels: Mapping
         Their names, in tables.
     labels
         By name, a column of classes to add, in tables and in .npz; .npy and .png have no place for it.
+    value_range
+        Black and white of images; the lowest and highest value when left out.
     """
     from io import BytesIO
 
@@ -220,14 +228,14 @@ def write_rows(path: Path, rows: Tensor, columns: Sequence[str], labels: Mapping
         arrays: dict[str, Any] = {"x": rows.numpy()} | {name: np.array(values) for name, values in labels.items()}
         np.savez_compressed(held, **arrays)
     elif ending == ".png":
-        _image_grid(rows).save(held, format="PNG")
+        _image_grid(rows, value_range).save(held, format="PNG")
     else:
         frame = pd.DataFrame(rows.flatten(1).numpy(), columns=list(columns)).assign(**labels)
         frame.to_csv(held, index=False) if ending == ".csv" else frame.to_parquet(held)
     write_file(path, held.getvalue())
 
 
-def _image_grid(rows: Tensor) -> Any:
+def _image_grid(rows: Tensor, value_range: tuple[float, float] | None) -> Any:
     import numpy as np
     from PIL import Image
 
@@ -236,8 +244,8 @@ def _image_grid(rows: Tensor) -> Any:
     n, c, h, w = rows.shape
     across = int(np.ceil(np.sqrt(n)))
     down = -(-n // across)
-    low, high = rows.quantile(0.001), rows.quantile(0.999)
-    pixels = ((rows - low) / (high - low)).clamp(0, 1).mul(255).round().numpy().astype(np.uint8)
+    low, high = value_range or (float(rows.min()), float(rows.max()))
+    pixels = ((rows - low) / max(high - low, 1e-12)).clamp(0, 1).mul(255).round().numpy().astype(np.uint8)
     grid = np.full((down * (h + 1) + 1, across * (w + 1) + 1, c), 128, dtype=np.uint8)
     for i, picture in enumerate(pixels):
         y, x = i // across * (h + 1) + 1, i % across * (w + 1) + 1

@@ -75,7 +75,7 @@ def sample(
         raise OptionError("--guidance and --corrected are about draws of a class: name it with --label NAME.")
     else:
         rows = model.draw(n, generator(seed))
-    write_rows(out, rows, columns_of(run) or [f"x{i}" for i in range(rows[0].numel())], told)
+    write_rows(out, rows, columns_of(run) or [f"x{i}" for i in range(rows[0].numel())], told, model.value_range)
     console_of().print(f"{n} draws of shape {tuple(rows.shape[1:])} in {out}")
 
 
@@ -206,7 +206,8 @@ def compose(
     console.print(str(drawn), markup=False, soft_wrap=True)
     if out is not None:
         folder = Path(next(iter(found.models)))
-        write_rows(out, drawn.rows, columns_of(folder) or [f"x{i}" for i in range(drawn.rows[0].numel())])
+        columns = columns_of(folder) or [f"x{i}" for i in range(drawn.rows[0].numel())]
+        write_rows(out, drawn.rows, columns, value_range=found.first.value_range)
         console.print(f"{n} draws of shape {tuple(drawn.rows.shape[1:])} in {out}")
 
 
