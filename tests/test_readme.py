@@ -14,6 +14,7 @@ import pytest
 
 import gibbsian
 from gibbsian import Model, cli
+from gibbsian.commands.protein import PROTEIN_COMMANDS
 from gibbsian.recipes import defaults
 
 ROOT = Path(__file__).parents[1]
@@ -98,8 +99,8 @@ def test_commands_are_understood(page, monkeypatch, capsys):
 
     for name in COMMANDS:
         monkeypatch.setattr(cli, name, stand_in_for(name, getattr(cli, name)))
-    for name, real in cli.PROTEIN_COMMANDS.items():
-        monkeypatch.setitem(cli.PROTEIN_COMMANDS, name, stand_in_for(f"protein {name}", real))
+    for name, real in PROTEIN_COMMANDS.items():
+        monkeypatch.setitem(PROTEIN_COMMANDS, name, stand_in_for(f"protein {name}", real))
     for arguments, _ in commands(page):
         if "--help" in arguments:
             continue

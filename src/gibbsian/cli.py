@@ -9,18 +9,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from gibbsian.commands.asking import compose, datasets, sample, score
 from gibbsian.commands.making import evaluate, report, train
-from gibbsian.commands.protein import PROTEIN_COMMANDS
 from gibbsian.errors import GibbsianError, TrainingInterrupted
 from gibbsian.options import DataOptions, override_class, spell_out
-
-if TYPE_CHECKING:
-    pass
 
 INTERRUPTED = 130
 
@@ -106,6 +102,8 @@ def protein() -> None:
 
 
 def _dispatch_protein(arguments: list[str]) -> None:
+    from gibbsian.commands.protein import PROTEIN_COMMANDS
+
     tyro.extras.subcommand_cli_from_dict(
         PROTEIN_COMMANDS,
         prog="gibbsian protein",

@@ -373,9 +373,9 @@ def _laid_out(x: Tensor) -> Tensor:
 
 
 def reporter(
-    progress: bool | Callable[[int], object], steps: int, title: str
+    progress: bool | Callable[[int], object], steps: int, title: str, done: int = 0
 ) -> tuple[Callable[[int], object], Callable[[], None]]:
-    """Return what to call with the steps just made, and what to call at the end."""
+    """Return what to call with the steps just made, and what to call at the end; some may have been made before."""
     if callable(progress):
         return progress, lambda: None
     if not progress:
@@ -384,5 +384,5 @@ def reporter(
 
     bar = Progress()
     bar.start()
-    task = bar.add_task(title, total=steps)
+    task = bar.add_task(title, total=steps, completed=done)
     return lambda count: bar.advance(task, count), bar.stop

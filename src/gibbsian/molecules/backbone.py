@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from gibbsian.molecules.restraints import torsion_angles
 
 
 def backbone_torsions(topology: Any) -> list[tuple[str, tuple[int, int, int, int], tuple[int, int, int, int]]]:
@@ -34,8 +37,5 @@ def backbone_torsions(topology: Any) -> list[tuple[str, tuple[int, int, int, int
 
 def torsion_of(positions: np.ndarray, atoms: Sequence[int]) -> Any:
     """Torsions in radians of four atoms, for coordinates ``(..., atoms, 3)``: one less two axes."""
-    a, b, c, d = (positions[..., i, :] for i in atoms)
-    axis = (c - b) / np.linalg.norm(c - b, axis=-1, keepdims=True)
-    first, second = np.cross(b - a, axis), np.cross(axis, d - c)
-    sine = (np.cross(first, second) * axis).sum(-1)
-    return np.arctan2(sine, (first * second).sum(-1))
+    x = torch.as_tensor(np.asarray(positions, dtype=np.float64))
+    return torsion_angles(x.reshape(-1, *x.shape[-2:]), [tuple(atoms)])[:, 0].reshape(x.shape[:-2]).numpy()

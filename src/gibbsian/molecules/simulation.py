@@ -22,6 +22,7 @@ from gibbsian.molecules.recording import SETTINGS, Recording
 from gibbsian.molecules.simulation_files import finish, frames_table
 from gibbsian.molecules.simulation_page import write_simulation_page
 from gibbsian.molecules.systems import MolecularSystem
+from gibbsian.sampling import reporter
 
 CHECKPOINT_SECONDS = 15.0
 """Seconds between checkpoints: what an interruption costs at most."""
@@ -92,7 +93,7 @@ def simulate(
     chosen = platform_for(system, platform_name)
     properties = {"Threads": str(threads)} if chosen.getName() == "CPU" else {}
     simulation = openmm.app.Simulation(molecule.topology, system, integrator, chosen, properties)
-    report, close = _reporter(progress, dynamics.frames, recording.frames)
+    report, close = reporter(progress, dynamics.frames, "simulating", recording.frames)
     began = time.perf_counter() - recording.seconds
     per_frame = steps_in("frame_ps", dynamics.frame_ps, dynamics.step_fs)
     advance = simulation.step if metadynamics is None else lambda n: metadynamics.step(simulation, n)
@@ -233,18 +234,3 @@ def _exploded(dynamics: Dynamics, why: str) -> DivergenceError:
         f"The simulation blew up with steps of {dynamics.step_fs:g} fs ({why}): take shorter ones, 1 fs or less where "
         "bonds to hydrogens are free, and relax the structure first."
     )
-
-
-def _reporter(
-    progress: bool | Callable[[int], object], frames: int, done: int
-) -> tuple[Callable[[int], object], Callable[[], None]]:
-    if callable(progress):
-        return progress, lambda: None
-    if not progress:
-        return lambda _: None, lambda: None
-    from rich.progress import Progress
-
-    bar = Progress()
-    bar.start()
-    task = bar.add_task("simulating" if done else "equilibrating", total=frames, completed=done)
-    return lambda count: bar.update(task, advance=count, description="simulating"), bar.stop

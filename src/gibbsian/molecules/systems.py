@@ -233,7 +233,7 @@ def _relaxed(system: Any, positions: np.ndarray, held: Sequence[tuple[int, ...]]
     hold = openmm.CustomTorsionForce("1000*(1-cos(theta-theta0))")
     hold.addPerTorsionParameter("theta0")
     for atoms in held:
-        hold.addTorsion(*atoms, [torsion_of(positions, atoms)])
+        hold.addTorsion(*atoms, [float(torsion_of(positions, atoms))])
     copy.addForce(hold)
     context = openmm.Context(copy, openmm.VerletIntegrator(0.001), platform_for(system))
     context.setPositions(positions)
