@@ -166,6 +166,17 @@ def test_one_command_simulates_and_learns(tmp_path):
     assert (folder / "simulation" / "trajectory.dcd").stat().st_mtime_ns == before
 
 
+def test_a_landscape_that_cannot_be_replaced_stays(simulation, tmp_path):
+    folder = tmp_path / "land"
+    code, _, err = call("protein", "landscape", simulation, "--out", folder, *QUICK)
+    assert code == 0, err
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert "There is no file" in refused(
+        "protein", "landscape", simulation / "topology.pdb", tmp_path / "none.dcd", "--out", folder, "--overwrite"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 def test_what_commands_refuse(simulation, tmp_path):
     land = ("protein", "landscape")
     assert "holds a simulation, whose frames must stay" in refused(*land, simulation, "--out", simulation)

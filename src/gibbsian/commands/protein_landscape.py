@@ -103,7 +103,7 @@ def landscape(
     folder = out or Path("runs") / f"{files[-1].resolve().stem}-landscape"
     prepare_folder(folder, overwrite)
     if files == (Path("ala2"),) and not files[0].exists():
-        files = (_simulated(folder / "simulation", picoseconds, temperature or 300.0, seed),)
+        files = (_simulated(folder / "simulation", picoseconds, 300.0 if temperature is None else temperature, seed),)
     with console.status("reading frames") as status:
         frames = read_frames(
             files, weights, temperature, reweight_to, atoms=atoms, stride=stride, unit=unit, incomplete=incomplete
@@ -145,7 +145,9 @@ def _simulated(folder: Path, picoseconds: float, temperature: float, seed: int) 
     from gibbsian.molecules.simulation import Dynamics, simulate
     from gibbsian.molecules.systems import alanine_dipeptide
 
-    if not (folder / "simulation.json").exists():
+    if (folder / "simulation.json").exists():
+        console_of().print(f"taking the simulation that is in {folder}", markup=False, soft_wrap=True)
+    else:
         molecule = alanine_dipeptide(temperature, constrain_hydrogens=True)
         console_of().print(
             f"ala2: {picoseconds:g} ps of well-tempered metadynamics at {temperature:g} K, into {folder}"

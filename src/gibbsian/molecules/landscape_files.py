@@ -50,7 +50,7 @@ SAMPLE_FILES = (".pdb", ".xtc", ".dcd", ".csv")
 
 
 def prepare_folder(folder: Path, overwrite: bool) -> None:
-    """Make a landscape's folder, or empty one that is to be replaced.
+    """Make a landscape's folder; one that is to be replaced stays as it is until another is there to be written.
 
     Raises
     ------
@@ -69,8 +69,6 @@ def prepare_folder(folder: Path, overwrite: bool) -> None:
         raise OptionError(f"{folder} holds a simulation, whose frames must stay: name another place with --out FOLDER.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES if there else ():
-            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error.strerror or error}. Choose another place.") from error
 
@@ -101,6 +99,8 @@ def write_landscape(
     home = Path(folder)
     try:
         home.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            (home / name).unlink(missing_ok=True)
         save_torsion_model(home, landscape.model)
         write_table(home / "frames.csv", frames_table(landscape))
         if landscape.maps:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted, unknown_name
-from gibbsian.molecules.backbone import torsion_of
 from gibbsian.molecules.dynamics import Dynamics, SimulationResult, steps_in
 from gibbsian.molecules.extras import require_openmm
 from gibbsian.molecules.metadynamics import Bias, bias_at, bias_level, bias_table, biased, effective_frames
@@ -117,8 +116,8 @@ def simulate(
             # The Gaussian of this very moment is not part of the bias that the frame was drawn under.
             before = None if metadynamics is None else bias_table(metadynamics)
             advance(per_frame)
-            x = _positions(simulation, dynamics)
-            recording.add(x, 0.0 if before is None else _felt(before, x, torsions, molecule.temperature, bias))
+            felt = 0.0 if metadynamics is None else _felt(before, metadynamics, simulation, molecule.temperature)
+            recording.add(_positions(simulation, dynamics), felt)
             report(1)
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
                 save()
@@ -178,10 +177,10 @@ def _finished_with(
     return result
 
 
-def _felt(table: np.ndarray, x: np.ndarray, torsions: Any, temperature: float, bias: Any) -> float:
-    """The bias at a frame, less what it has come to on average."""
-    phi, psi = (torsion_of(x[None], atoms) for atoms in torsions)
-    return float(bias_at(table, phi, psi)[0]) - bias_level(table, temperature, bias.factor)
+def _felt(table: Any, metadynamics: Any, simulation: Any, temperature: float) -> float:
+    """The bias of a table at the present frame, less what it has come to on average."""
+    phi, psi = (np.array([angle]) for angle in metadynamics.getCollectiveVariables(simulation))
+    return float(bias_at(table, phi, psi)[0]) - bias_level(table, temperature, metadynamics.biasFactor)
 
 
 def _torsions(molecule: MolecularSystem, residue: str | None, needed: bool) -> Any:
