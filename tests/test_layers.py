@@ -16,7 +16,7 @@ ROOT = Path(gibbsian.__file__).parent
 
 LAYERS = (
     {"typing", "errors", "files", "matmul"},
-    {"compilation"},
+    {"compilation", "processes"},
     {"energies", "kernels", "diagnostics"},
     {"samples"},
     {"sampling", "buffers", "data"},

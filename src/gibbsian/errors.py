@@ -12,6 +12,7 @@
     ├── ArgumentTypeError (TypeError)   an object of another kind than its place asks for
     ├── DivergenceError (ArithmeticError)  a run or a chain that left the numbers
     ├── MissingPackageError (ImportError)  an optional package that is not installed
+    ├── ProcessError (RuntimeError)     processes of one job that do not find each other, differ, or were lost
     ├── StorageError (OSError)          something could not be written; what was saved before is intact
     └── TrainingInterrupted             the user stopped a run; its state is saved
 
@@ -62,6 +63,10 @@ class DivergenceError(GibbsianError, ArithmeticError):
 
 class MissingPackageError(GibbsianError, ImportError):
     """An optional package that is not installed; the message names the extra that brings it."""
+
+
+class ProcessError(GibbsianError, RuntimeError):
+    """Processes of one job that do not find each other, were given different things, or of which one was lost."""
 
 
 class StorageError(GibbsianError, OSError):
