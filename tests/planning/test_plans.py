@@ -335,7 +335,7 @@ def test_what_cannot_be_planned_is_refused(words, message):
 
 def test_links_and_times_that_are_none_are_refused():
     for speed, delay in ((0.0, 1.0), (-1.0, 1.0), (math.inf, 1.0), (1.0, -1.0), (1.0, math.nan)):
-        with pytest.raises(OptionError, match="bandwidth|latency"):
+        with pytest.raises(OptionError, match=r"bandwidth|latency"):
             Link.of(speed, delay)
     with pytest.raises(OptionError, match="seconds is the time"):
         plan(Question(RECIPE), 0.0)

@@ -21,7 +21,7 @@ from gibbsian.planning.clocks import (
     time_chains,
     time_training,
 )
-from gibbsian.planning.costs import Curve
+from gibbsian.planning.costs import Curve, Work
 from gibbsian.planning.counts import kept_bytes, line_through, moment_bytes, resident, size_of, work_of
 from gibbsian.planning.model import PARTS, Costs, Sizes
 from gibbsian.recipes import Recipe
@@ -31,6 +31,9 @@ FACTORS = (1 / 24, 1 / 6, 1 / 2, 3 / 2)
 """Sizes at which times are measured, over the size that is planned: around it, and never it."""
 
 T = TypeVar("T")
+
+COUNTED = 8
+"""Rows of a step whose operations are counted."""
 
 ON_ROWS = ("mlp", "convolutional", "residual", "rbm")
 """Energies whose training chains walk over rows, with the recipe's kernel."""
@@ -73,7 +76,7 @@ def calibrated(
     recipe: Recipe,
     batch: float | None,
     chains: float | None,
-    budget: Budget,
+    budget: Budget | None,
     data: Tensor | None = None,
     program: float | None = None,
 ) -> Costs:
@@ -88,51 +91,58 @@ def calibrated(
     chains
         Chains of a lane that are planned; ``None`` leaves sampling out.
     budget
-        Seconds.
+        Seconds; ``None`` counts without timing.
     data
         Rows in model units; made up when left out.
     program
         Bytes of memory that the process had before; those it has now when left out.
     """
     program = resident() if program is None else program
+    before = resident()
+    if budget is not None:
+        # A first run loads what torch has left for later, which all further ones have, too.
+        time_training(recipe, 2, 0.0, data)
+    program += max(0.0, resident() - before)
     costs = Costs(log_every=recipe.training.log_every, sizes=sizes_of(recipe, data, program))
     if batch is not None:
-        costs = _with_training(costs, recipe, batch, budget.training, data)
+        costs = replace(costs, work=_training_work(recipe, data))
+        costs = costs if budget is None else _with_training(costs, recipe, batch, budget.training, data)
     if chains is not None:
-        costs = _with_chains(costs, recipe, chains, budget.sampling, data)
+        costs = _with_chain_counts(costs, recipe, data)
+        if budget is not None:
+            costs = replace(costs, sampling=_chain_curve(recipe, around(chains), budget.sampling, data))
     return costs
 
 
 def _with_training(costs: Costs, recipe: Recipe, batch: float, seconds: float, data: Tensor | None) -> Costs:
-    split = recipe.energy in ON_ROWS and chain_part(built(recipe, 2, data)[1]) is not None
+    part = chain_part(built(recipe, 2, data)[1]) if recipe.energy in ON_ROWS else None
     sizes = around(batch, 2)
-    each = seconds / (len(sizes) + (1 if split else 0))
+    each = seconds / (len(sizes) + (part is not None))
     timed = _affordable(sizes, lambda rows: time_training(recipe, rows, each, data), whole_step, each)
     curves = {name: Curve(tuple(timed), tuple(one.parts[name] for one in timed.values())) for name in PARTS}
     # Records cost alike whatever the batch; the run with the most steps saw the most of them.
     record = max(timed.values(), key=lambda one: one.steps).record
     costs = replace(costs, training=curves, record=record)
-    energy, objective, rows = built(sized(recipe, 8), 8, data)
+    if part is None:
+        return costs
+    return replace(costs, chain_step=_chain_curve(recipe, sizes, each, data), chain_steps=part.steps)
+
+
+def _training_work(recipe: Recipe, data: Tensor | None) -> Work:
+    energy, objective, rows = built(sized(recipe, COUNTED), COUNTED, data)
     rng = torch.Generator().manual_seed(0)
 
     def step() -> None:
         objective(energy, rows, rng).value.backward()
 
     step()  # what is made at the first call is no part of a step
-    costs = replace(costs, work=work_of(step, 8))
-    if not split:
-        return costs
-    part = chain_part(objective)
-    assert part is not None
-    walk = _chain_curve(recipe, sizes, each, data)
-    return replace(costs, chain_step=walk, chain_steps=part.steps)
+    return work_of(step, COUNTED)
 
 
-def _with_chains(costs: Costs, recipe: Recipe, chains: float, seconds: float, data: Tensor | None) -> Costs:
+def _with_chain_counts(costs: Costs, recipe: Recipe, data: Tensor | None) -> Costs:
+    """Count what a kernel's step keeps and does."""
     energy, start = chains_of(recipe, data)
     kernel, rng = kernel_of(recipe), torch.Generator().manual_seed(0)
-    sizes = around(chains)
-    curve = _chain_curve(recipe, sizes, seconds, data)
 
     def kept(n: int) -> float:
         x = start(n, rng)
@@ -141,12 +151,11 @@ def _with_chains(costs: Costs, recipe: Recipe, chains: float, seconds: float, da
         return peak + 2.0 * largest + 8.0 * size_of(x)
 
     bytes_of = line_through({n: kept(n) for n in (2, 16)})
-    x = start(8, rng)
     with torch.no_grad():
-        state = kernel.init(energy, x)
+        state = kernel.init(energy, start(COUNTED, rng))
         noise = tuple(z[0] for z in kernel.noise(state, 1, rng))
-        counted = work_of(lambda: kernel.step(energy, state, noise), 8)
-    return replace(costs, sampling=curve, chains=bytes_of, chain_work=counted)
+        counted = work_of(lambda: kernel.step(energy, state, noise), COUNTED)
+    return replace(costs, chains=bytes_of, chain_work=counted)
 
 
 def _chain_curve(recipe: Recipe, sizes: list[int], seconds: float, data: Tensor | None) -> Curve:

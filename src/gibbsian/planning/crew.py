@@ -95,7 +95,7 @@ def measured_crew(
     job = {
         "recipe": recipe.to_dict(),
         "threads": threads,
-        "bytes": [LEAST, *(max(2 * LEAST, int(gradients * factor)) for factor in GRADIENTS)],
+        "bytes": [LEAST, *(max(i * LEAST, int(gradients * factor)) for i, factor in enumerate(GRADIENTS, 2))],
         "gradients": gradients,
         "batch": batch,
         "chains": chains,
@@ -115,7 +115,7 @@ def measured_crew(
 
 def curve_of(pairs: Iterable[tuple[int, tuple[float, float]]]) -> Curve:
     """Build a curve from sizes with seconds and spreads, in any order."""
-    sizes = dict(sorted((size, Quantity(*pair)) for size, pair in pairs))
+    sizes = {size: Quantity(*pair) for size, pair in sorted(pairs)}
     return Curve(tuple(sizes), tuple(sizes.values()))
 
 

@@ -26,6 +26,9 @@ PARTS = ("loss", "backward", "update", "between")
 the optimiser, and what is between steps (averages, rows, records)."""
 
 
+BACKWARD = 2.0 / 3.0
+"""Part of a step's products that a backward pass makes: two for each of the forward pass."""
+
 COPIES = 2
 """Earlier states of a run that `fit` keeps in memory, to roll back to."""
 
@@ -97,7 +100,7 @@ class Costs:
     Attributes
     ----------
     training
-        Seconds of a step's parts by rows of a lane; empty where training was not asked for.
+        Seconds of a step's parts by rows of a lane; empty where training was not asked for, or not timed.
     record
         Seconds of a record of the run.
     log_every
@@ -107,7 +110,7 @@ class Costs:
     chain_steps
         How many of them a training step makes.
     sampling
-        Seconds of a kernel's step by chains; ``None`` where chains were not asked for.
+        Seconds of a kernel's step by chains; ``None`` where chains were not asked for, or not timed.
     sizes
         Bytes in training.
     chains
@@ -180,17 +183,17 @@ def training_step(costs: Costs, setting: Setting, batch: int, ranks: int, lanes:
         Lanes that the batch is divided among, a multiple of ``ranks``; each process computes its own one by one.
     """
     own, rows = lanes // ranks, batch / lanes
+    if setting.device is not None:
+        assert costs.work is not None
+        # Products cost by the row, and every lane hands its operations over anew.
+        seconds = setting.device.seconds(costs.work.flops_per_row * rows, costs.work.operations) * own
+        return Step({"forward and backward": seconds}, _talk(costs, setting, seconds * BACKWARD, ranks))
     slower = setting.slower(ranks, setting.crew.training)
     parts = {name: curve.at(rows) * slower for name, curve in costs.training.items()}
     for name in ("loss", "backward"):
         parts[name] = parts[name] * own
     parts["between"] = parts["between"] + costs.record * (1.0 / costs.log_every) * slower
-    compute = _named(costs, parts, rows, own, slower)
-    if setting.device is not None and costs.work is not None:
-        # Products cost by the row, and every lane hands its operations over anew.
-        work = costs.work
-        compute = {"forward and backward": setting.device.seconds(work.flops_per_row * rows, work.operations) * own}
-    return Step(compute, _talk(costs, setting, parts["backward"], ranks))
+    return Step(_named(costs, parts, rows, own, slower), _talk(costs, setting, parts["backward"], ranks))
 
 
 def _named(costs: Costs, parts: Mapping[str, Quantity], rows: float, own: int, slower: Quantity) -> dict[str, Quantity]:
@@ -233,13 +236,13 @@ def sampling_step(costs: Costs, setting: Setting, chains: int, ranks: int, lanes
     lanes
         As in `training_step`.
     """
-    assert costs.sampling is not None
     own, share = lanes // ranks, chains / lanes
-    seconds = costs.sampling.at(share) * own * setting.slower(ranks, setting.crew.sampling)
-    if setting.device is not None and costs.chain_work is not None:
+    if setting.device is not None:
+        assert costs.chain_work is not None
         work = costs.chain_work
-        seconds = setting.device.seconds(work.flops_per_row * share, work.operations) * own
-    return Step({"chains": seconds}, {})
+        return Step({"chains": setting.device.seconds(work.flops_per_row * share, work.operations) * own}, {})
+    assert costs.sampling is not None
+    return Step({"chains": costs.sampling.at(share) * own * setting.slower(ranks, setting.crew.sampling)}, {})
 
 
 def training_memory(

@@ -283,11 +283,12 @@ def plan(question: Question, seconds: float = 12.0, data: Tensor | None = None, 
     if not (seconds > 0.0 and math.isfinite(seconds)):
         raise OptionError(f"seconds is the time for measuring, a positive number; got {seconds}.")
     parts = question.training + (question.chains is not None)
-    among = question.ranks > 1 and question.link is None
+    among = question.ranks > 1 and question.link is None and question.device is None
     each = seconds / (parts + among)
     batch = question.batch / question.shares if question.training else None
     chains = None if question.chains is None else question.chains / question.shares
-    costs = calibrated(question.recipe, batch, chains, Budget(each, each), data, program)
+    budget = None if question.device is not None else Budget(each, each)
+    costs = calibrated(question.recipe, batch, chains, budget, data, program)
     setting, told, refused = _setting(question, costs, each)
     q = question
     shared = (q.ranks, q.shares)
@@ -313,7 +314,7 @@ def _setting(q: Question, costs: Costs, seconds: float) -> tuple[Setting, list[s
     threads, cores = torch.get_num_threads(), processors()
     crew, link, refused = Crew(1, cores=cores, threads=threads), q.link, ""
     local = q.link is None and q.outer is None and q.device is None
-    if q.ranks > 1 and link is None:
+    if q.ranks > 1 and link is None and local:
         count = min(q.ranks, max(2, cores // threads))
         measured = _among(q, costs, count, threads, cores, seconds)
         assert costs.sizes is not None
@@ -327,7 +328,7 @@ def _setting(q: Question, costs: Costs, seconds: float) -> tuple[Setting, list[s
     if link is None:
         link = NVLINK if q.device is not None else Link.of(5.0, 20.0)
         told.append(
-            "With one process nothing is sent; for more, links of "
+            "No link was stated or measured; links of "
             f"{1e-9 / link.per_byte.value:.0f} GB/s and {1e6 * link.latency.value:.0f} us are assumed."
         )
     elif q.link is not None:
