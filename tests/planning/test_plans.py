@@ -456,7 +456,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 
 
 def test_a_plan_is_told_with_advice():
-    found = plan(Question(RECIPE, ranks=4, rows=1000, link=Link.of(0.01, 1e4)), 0.2)
+    found = plan(Question(RECIPE, ranks=4, rows=1000, link=Link.of(0.01, 1e6)), 0.2)
     assert found.bound == "communication"
     assert found.training is not None
     assert "a step talks longer than it computes: divide this batch among 1" in advice(found)

@@ -31,13 +31,10 @@ class PlanOptions:
     chains: plain_option(int, "Chains to draw with, of all processes together.", "(none: training alone)") = None  # type: ignore
     dim: plain_option(int, "Columns of a row, where no data say it.", "(the data's)") = None  # type: ignore
     rows: plain_option(int, "Rows of training data.", "(the data's)") = None  # type: ignore
-    lanes: plain_option(int, "Lanes that batch and chains are divided among.", "(one a process)") = None  # type: ignore
     training: bool = True
     """Plan training."""
     streamed: Annotated[bool, _FLAG] = False
     """The data are read as they are needed, instead of lying in memory."""
-    sharded: Annotated[bool, _FLAG] = False
-    """Weights are sharded among processes (FSDP2) instead of copied (DDP)."""
     bandwidth: plain_option(
         float, "GB/s one way between processes; NVLink 4 has 450.", "(measured among local processes)"
     ) = None  # type: ignore
@@ -117,14 +114,16 @@ def plan(options: Any) -> None:
         raise OptionError(f"--json {where.json} is a folder; name a file.")
     recipe, data, rows = asked(options)
     link, outer = _links(where)
+    # A recipe of one lane leaves it to the processes to have one each.
+    lanes = getattr(recipe.training, "lanes", 1)
     question = Question(
         recipe,
         where.ranks,
         where.chains,
-        where.lanes,
+        None if lanes == 1 else lanes,
         rows,
         where.streamed,
-        where.sharded,
+        getattr(recipe.training, "sharding", "none") == "full",
         link,
         outer,
         where.per_node,

@@ -95,8 +95,12 @@ def batch_of(recipe: Recipe, x: Tensor) -> Batch:
 
 def sized(recipe: Recipe, rows: int) -> Recipe:
     """Change a recipe to another batch; a replay buffer that cannot serve it grows."""
+    # Lanes and sharding are the model's affair: what is timed is one lane of one process.
+    single: dict[str, Any] = {"lanes": 1, "sharding": "none"}
+    single = {name: value for name, value in single.items() if hasattr(recipe.training, name)}
     training = dataclasses.replace(
         recipe.training,
+        **single,
         batch_size=rows,
         log_every=RECORDS,
         checkpoint_every=10**9,

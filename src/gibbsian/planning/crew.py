@@ -122,10 +122,11 @@ def curve_of(pairs: Iterable[tuple[int, tuple[float, float]]]) -> Curve:
 def _run(job: dict[str, Any], count: int, threads: int, limit: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         told, answer = Path(folder) / "job.json", Path(folder) / "found.json"
-        told.write_text(json.dumps(job))
-        with socket.socket() as taken:
-            taken.bind(("127.0.0.1", 0))
-            port = taken.getsockname()[1]
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            port, meeting = one.getsockname()[1], other.getsockname()[1]
+        told.write_text(json.dumps(job | {"port": meeting}))
         here = str(Path(__file__).parents[2])
         common = os.environ | {
             "WORLD_SIZE": str(count),
