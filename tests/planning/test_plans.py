@@ -12,7 +12,7 @@ from torch import nn
 from gibbsian.cli import main
 from gibbsian.errors import OptionError
 from gibbsian.planning import INFINIBAND, NVLINK, Curve, Device, Link, Network, Quantity, Question, plan
-from gibbsian.planning.calibration import around, sizes_of
+from gibbsian.planning.calibration import around, counted_work, sizes_of
 from gibbsian.planning.clocks import quantity, sized, time_training
 from gibbsian.planning.costs import (
     BUCKET,
@@ -207,6 +207,8 @@ def test_other_processors_take_the_longer_of_computing_and_launching():
     setting = Setting(Network(NVLINK), local=False, device=Device(1e12, 1e-5))
     assert training_step(COSTS, setting, 10, 1, 1).seconds.value == pytest.approx(4e-3)
     assert training_step(COSTS, setting, 10**6, 1, 1).seconds.value == pytest.approx(1.0)
+    assert counted_work(RECIPE, None).backward < 0.5  # most of it is in the chains
+    assert counted_work(choose("table", (3,), 1000, {}), None).backward > 0.5
     assert sampling_step(COSTS, setting, 100, 1, 1).seconds.value == pytest.approx(6e-4)
 
 

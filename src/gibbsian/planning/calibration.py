@@ -105,7 +105,7 @@ def calibrated(
     program += max(0.0, resident() - before)
     costs = Costs(log_every=recipe.training.log_every, sizes=sizes_of(recipe, data, program))
     if batch is not None:
-        costs = replace(costs, work=_training_work(recipe, data))
+        costs = replace(costs, work=counted_work(recipe, data))
         costs = costs if budget is None else _with_training(costs, recipe, batch, budget.training, data)
     if chains is not None:
         costs = _with_chain_counts(costs, recipe, data)
@@ -128,15 +128,17 @@ def _with_training(costs: Costs, recipe: Recipe, batch: float, seconds: float, d
     return replace(costs, chain_step=_chain_curve(recipe, sizes, each, data), chain_steps=part.steps)
 
 
-def _training_work(recipe: Recipe, data: Tensor | None) -> Work:
+def counted_work(recipe: Recipe, data: Tensor | None) -> Work:
+    """Count what a step of training computes."""
     energy, objective, rows = built(sized(recipe, COUNTED), COUNTED, data)
     rng = torch.Generator().manual_seed(0)
 
-    def step() -> None:
-        objective(energy, rows, rng).value.backward()
-
-    step()  # what is made at the first call is no part of a step
-    return work_of(step, COUNTED)
+    objective(energy, rows, rng).value.backward()  # what is made at the first call is no part of a step
+    losses: list[Tensor] = []
+    forward = work_of(lambda: losses.append(objective(energy, rows, rng).value), COUNTED)
+    back = work_of(lambda: losses[0].backward(), COUNTED)
+    flops = forward.flops_per_row + back.flops_per_row
+    return Work(flops, forward.operations + back.operations, back.flops_per_row / flops if flops else 0.0)
 
 
 def _with_chain_counts(costs: Costs, recipe: Recipe, data: Tensor | None) -> Costs:

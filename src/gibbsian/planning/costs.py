@@ -236,10 +236,13 @@ class Work:
         Floating-point operations of products and convolutions, a multiplication and an addition being two.
     operations
         Calls of torch's kernels.
+    backward
+        Part of them that the backward pass makes, after all chains.
     """
 
     flops_per_row: float
     operations: float
+    backward: float = 0.0
 
 
 @dataclass(frozen=True)

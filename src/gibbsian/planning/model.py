@@ -26,9 +26,6 @@ PARTS = ("loss", "backward", "update", "between")
 the optimiser, and what is between steps (averages, rows, records)."""
 
 
-BACKWARD = 2.0 / 3.0
-"""Part of a step's products that a backward pass makes: two for each of the forward pass."""
-
 COPIES = 2
 """Earlier states of a run that `fit` keeps in memory, to roll back to."""
 
@@ -187,7 +184,7 @@ def training_step(costs: Costs, setting: Setting, batch: int, ranks: int, lanes:
         assert costs.work is not None
         # Products cost by the row, and every lane hands its operations over anew.
         seconds = setting.device.seconds(costs.work.flops_per_row * rows, costs.work.operations) * own
-        return Step({"forward and backward": seconds}, _talk(costs, setting, seconds * BACKWARD, ranks))
+        return Step({"forward and backward": seconds}, _talk(costs, setting, seconds * costs.work.backward, ranks))
     slower = setting.slower(ranks, setting.crew.training)
     parts = {name: curve.at(rows) * slower for name, curve in costs.training.items()}
     for name in ("loss", "backward"):
