@@ -100,8 +100,7 @@ def calibrated(
     program = resident() if program is None else program
     before = resident()
     if budget is not None:
-        # A first run loads what torch has left for later, which all further ones have, too.
-        time_training(recipe, 2, 0.0, data)
+        _load_the_rest(recipe, batch is not None, data)
     program += max(0.0, resident() - before)
     costs = Costs(log_every=recipe.training.log_every, sizes=sizes_of(recipe, data, program))
     if batch is not None:
@@ -112,6 +111,15 @@ def calibrated(
         if budget is not None:
             costs = replace(costs, sampling=_chain_curve(recipe, around(chains), budget.sampling, data))
     return costs
+
+
+def _load_the_rest(recipe: Recipe, training: bool, data: Tensor | None) -> None:
+    """Let torch load what it has left for later, which every further run has, too."""
+    if training:
+        time_training(recipe, 2, 0.0, data)
+        return
+    energy, start = chains_of(recipe, data)
+    time_chains(energy, kernel_of(recipe), start(2, torch.Generator().manual_seed(0)), 0.0)
 
 
 def _with_training(costs: Costs, recipe: Recipe, batch: float, seconds: float, data: Tensor | None) -> Costs:

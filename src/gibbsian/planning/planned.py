@@ -177,7 +177,8 @@ class Plan:
         q = self.question
         most = max(sum(self.training_memory.values()), sum(self.sampling_memory.values()))
         here = q.ranks if self.setting.local else 1
-        if q.device is None and self.available is not None and most * here > self.available + most:
+        assert self.costs.sizes is not None
+        if q.device is None and self.available is not None and most * here > self.available + self.costs.sizes.program:
             return "memory"
         step = self.training or self.sampling
         return "compute" if step is None else step.bound
