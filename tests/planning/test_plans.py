@@ -468,3 +468,10 @@ def test_a_plan_is_told_with_advice():
     alone = plan(Question(RECIPE, chains=10, training=False), 0.2)
     assert "do not talk" in advice(alone)
     assert alone.sampling_memory["chains"] > 0.0
+    flow = plan(Question(choose("table", (3,), 1000, {"energy": "gan", "width": 8, "batch_size": 16})), 0.2)
+    assert any("first phase" in sentence for sentence in flow.assumptions)
+    stated = plan(Question(RECIPE, 4, 64, device=Device(1e12, 1e-5), outer=INFINIBAND, link=NVLINK), 0.2)
+    assert stated.training is not None
+    assert stated.training.compute.keys() == {"forward and backward"}
+    assert any("1 TFLOP/s" in sentence for sentence in stated.assumptions)
+    assert json.dumps(stated.to_dict())

@@ -45,6 +45,10 @@ INFINIBAND = Link.of(50.0, 10.0)
 """Between nodes: InfiniBand NDR, 400 Gb/s for each GPU (NVIDIA's DGX H100 data sheet); the latency is assumed."""
 
 
+PHASED = ("gan", "tilted-flow", "vae-ebm", "latent-ebm")
+"""Models whose parts are trained one after another."""
+
+
 @dataclass(frozen=True)
 class Question:
     """What is to be planned.
@@ -354,6 +358,9 @@ def _setting(q: Question, costs: Costs, seconds: float) -> tuple[Setting, list[s
         if q.overlap
         else "Gradients are sent after the backward pass."
     )
+    if q.device is None and q.training and q.recipe.energy in PHASED:
+        told.append("A step of the first phase of training was timed; later phases may take another time.")
+    told.append("In the tables every process has one lane, and processors of its own however many there are.")
     network = Network(link, q.outer, q.per_node)
     return Setting(network, crew, local, q.device, q.overlap, q.sharded), told, refused
 
