@@ -30,7 +30,7 @@ LAYERS = (
     {"families"},
     {"building"},
     {"models"},
-    {"estimator", "transformer", "report", "applications", "flow_evaluation"},
+    {"planning", "estimator", "transformer", "report", "applications", "flow_evaluation"},
     {"molecules", "sequences"},
     {"labelled"},
     {"evaluation", "options", "expressions"},

@@ -15,6 +15,7 @@ import tyro
 
 from gibbsian.commands.asking import compose, datasets, sample, score
 from gibbsian.commands.making import evaluate, report, train
+from gibbsian.commands.planning import plan_command
 from gibbsian.errors import GibbsianError, TrainingInterrupted
 from gibbsian.options import DataOptions, override_class, spell_out
 
@@ -86,6 +87,7 @@ def _dispatch(arguments: list[str]) -> None:
         "evaluate": evaluate,
         "report": report,
         "datasets": datasets,
+        "plan": plan_command(overrides),
         "protein": protein,
     }
     tyro.extras.subcommand_cli_from_dict(
