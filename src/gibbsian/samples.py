@@ -43,6 +43,8 @@ class Samples:
         Wall time, compilation included.
     compilation
         Seconds of those in which something was compiled.
+    own
+        Whether these are the chains of one process out of several, as ``sample(..., own=True)`` returns them.
     """
 
     state: State
@@ -55,6 +57,7 @@ class Samples:
     details: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     compilation: float = 0.0
+    own: bool = False
 
     @property
     def x(self) -> Tensor:
