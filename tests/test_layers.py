@@ -21,7 +21,7 @@ LAYERS = (
     {"samples", "chain_lanes"},
     {"chain_checks"},
     {"sampling", "buffers", "data"},
-    {"short_run"},
+    {"short_run", "temperatures"},
     {"objectives", "partition", "adaptation", "annealing", "ladders"},
     {"warmup", "microcanonical_adaptation", "path_adaptation", "detection"},
     {"learned"},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor
 
 from gibbsian.errors import GibbsianError, ProcessError
@@ -105,3 +106,29 @@ def over_lanes(
         return tuple(torch.cat(parts) for parts in zip(*found))
 
     return tuple(gathered(part) for part in together(own))
+
+
+def alike(x: Tensor) -> Tensor:
+    """Put the rows of all processes behind one another, as `gathered` does, where all have the same number."""
+    if world().size == 1:
+        return x
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world().size)]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def from_owners(x: Tensor, mine: Tensor) -> Tensor:
+    """Let every process have the rows that one of them owns each.
+
+    Parameters
+    ----------
+    x
+        ``(n, ...)``, floating point; rows that are another's are not looked at.
+    mine
+        Which are this process's, ``(n,)`` of bools; each row is that of one.
+    """
+    if world().size == 1:
+        return x
+    own = torch.where(mine.reshape(-1, *([1] * (x.ndim - 1))), x, 0.0).contiguous()
+    dist.all_reduce(own)
+    return own
