@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import OptionError, ShapeError
 from gibbsian.kernels.base import per_chain
-from gibbsian.processes.collectives import gathered, gathered_objects
+from gibbsian.processes.collectives import agree, gathered, gathered_objects
 
 _CONTEXT = "context_"
 
@@ -363,10 +363,12 @@ def joined_buffer(parts: Sequence[ReplayBuffer], gather: bool = False) -> Replay
             f"{[sorted(s) for s in slots]}. Fill them with fill(rng)."
         )
     whole = {name: torch.cat([s[name] for s in slots]) for name in slots[0]}
-    if gather:
-        whole = {name: gathered(whole[name]) for name in sorted(whole)}
     size = sum(part.size for part in parts)
-    return _of_slots(parts[0], sum(gathered_objects(size)) if gather else size, whole)
+    if gather:
+        agree({"what buffers hold": ", ".join(sorted(whole)) or "nothing yet"}, "replay buffers")
+        size = sum(gathered_objects(size))
+        whole = {name: gathered(whole[name]) for name in sorted(whole)}
+    return _of_slots(parts[0], size, whole)
 
 
 def _slots_of(buffer: ReplayBuffer) -> dict[str, Tensor]:

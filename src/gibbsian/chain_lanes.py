@@ -12,6 +12,7 @@ from gibbsian.kernels.base import Kernel, State, map_state
 from gibbsian.kernels.groups import joined
 from gibbsian.processes.collectives import gathered
 from gibbsian.processes.lanes import lane_seed
+from gibbsian.processes.work import gathered_along
 
 
 class Plan(NamedTuple):
@@ -53,11 +54,8 @@ def put_together(courses: list[Course]) -> Course:
 
 def gathered_course(course: Course) -> Course:
     """Put the chains of all processes behind one another, in every process."""
-
-    def along(t: Tensor) -> Tensor:
-        return gathered(t.movedim(1, 0)).movedim(0, 1)
-
-    return Course(map_state(gathered, course.state), along(course.totals), tuple(map(along, course.kept)))
+    kept = tuple(gathered_along(t, 1) for t in course.kept)
+    return Course(map_state(gathered, course.state), gathered_along(course.totals, 1), kept)
 
 
 class Source(Protocol):

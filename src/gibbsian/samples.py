@@ -67,6 +67,8 @@ class Samples:
     def summary(self, rows: int = 10) -> Summary:
         """Mean, quantiles, effective sizes and R-hat of every coordinate; printed, it says first what is wrong.
 
+        Where these are the chains of one process out of several (``own``), it is of those of all, and all ask for it.
+
         Parameters
         ----------
         rows
@@ -88,6 +90,7 @@ class Samples:
             adjusted=hasattr(self.kernel, "target_acceptance"),
             rows=rows,
             title=str(self.kernel),
+            own=self.own,
         )
 
     def to_arviz(self, name: str = "x") -> InferenceData:

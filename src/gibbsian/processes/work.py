@@ -108,6 +108,11 @@ def over_lanes(
     return tuple(gathered(part) for part in together(own))
 
 
+def gathered_along(x: Tensor, dim: int) -> Tensor:
+    """Put tensors of all processes behind one another along an axis, in the order of ranks."""
+    return x if world().size == 1 else gathered(x.movedim(dim, 0)).movedim(0, dim)
+
+
 def alike(x: Tensor) -> Tensor:
     """Put the rows of all processes behind one another, as `gathered` does, where all have the same number."""
     if world().size == 1:
