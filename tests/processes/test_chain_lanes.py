@@ -2,8 +2,10 @@
 
 import functools
 import math
+import tempfile
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from lane_cases import LANES, STEPS, D, cases, crooked, exported_kernels, points
@@ -13,12 +15,17 @@ from contracts import ks, seeded, two_modes
 from gibbsian import chain_lanes
 from gibbsian.annealing import Annealing, ancestral_sample, anneal, annealed_chains
 from gibbsian.buffers import ReplayBuffer, joined_buffer, split_buffer
+from gibbsian.building import initial_weights
+from gibbsian.commands.asking import sample as commands_sample
+from gibbsian.data.scaling import standard_scaling
 from gibbsian.diagnostics.chains import effective_sample_size, split_r_hat
 from gibbsian.diagnostics.shared import over_processes
 from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, OptionError
+from gibbsian.models import load_model, save_model
 from gibbsian.partition.importance import importance_sampling
 from gibbsian.processes import Lanes, lane_seed, world
 from gibbsian.processes.work import together
+from gibbsian.recipes import choose
 from gibbsian.sampling import own_rows
 from gibbsian.temperatures import SHARED, temper
 from spawned import run_in
@@ -49,9 +56,13 @@ def goes_on():
     return gb.sample(energy, gb.MALA(0.2), first.state, steps=4, thin=1, rng=rng, lanes=LANES, own=True)
 
 
-@warnings.catch_warnings()
 def estimates():
-    warnings.simplefilter("ignore", RuntimeWarning)  # So few chains are not enough for anything else.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # So few chains are enough for nothing else.
+        return estimated()
+
+
+def estimated():
     energy = gb.Energy.of(crooked, (2,))
     base = gb.Gaussian(scale=torch.full((2,), 1.5, dtype=D))
     draws = gb.sample(energy, gb.MALA(0.2), points(2).repeat(4, 1), steps=50, rng=seeded(2)).x
@@ -168,8 +179,15 @@ def refused():
     }
 
 
-def everything():
+def drawn(folder):
+    """Rows of a model that was not trained, in uneven number, and what the command writes."""
+    commands_sample(folder, n=6, out=folder / f"{world().size}.npy", lanes=LANES, seed=3)
+    return {"rows": load_model(folder).draw(7, seeded(2), lanes=LANES)}
+
+
+def everything(folder):
     return {
+        "drawn": drawn(folder),
         "kernels": runs_of_kernels(),
         "estimates": estimates(),
         "temperatures": spread_temperatures(),
@@ -184,7 +202,14 @@ def everything():
 
 @functools.cache
 def found_in(size):
-    return run_in(size, everything)
+    return run_in(size, everything, folder_of_model())
+
+
+@functools.cache
+def folder_of_model():
+    x = torch.randn(60, 2, generator=seeded())
+    recipe = choose("table", (2,), len(x), {"objective": "noise-contrastive", "width": 8, "sample_steps": 10})
+    return save_model(tempfile.mkdtemp(), gb.Model(initial_weights(recipe, x), recipe, standard_scaling(x)))
 
 
 def assert_same(one, other):
@@ -236,6 +261,16 @@ def test_diagnostics_are_of_all_chains(size):
         assert each["diagnosed"]["summary"]
         for name in ("r_hat", "ess"):
             assert torch.equal(*each["diagnosed"][name])
+
+
+def test_rows_of_a_model_and_of_the_command_are_the_same():
+    (alone,) = found_in(1)
+    assert alone["drawn"]["rows"].shape == (7, 2)
+    for size in (2, 4):
+        assert all(torch.equal(each["drawn"]["rows"], alone["drawn"]["rows"]) for each in found_in(size))
+        one, several = (np.load(folder_of_model() / f"{n}.npy") for n in (1, size))
+        assert np.array_equal(one, several)
+        assert one.shape == (6, 2)
 
 
 def test_a_twin_with_seeds_by_rank_is_caught():
