@@ -10,9 +10,8 @@ from torch import Generator, Tensor
 
 from gibbsian.kernels.base import Kernel, State, map_state
 from gibbsian.kernels.groups import joined
-from gibbsian.processes.collectives import gathered
 from gibbsian.processes.lanes import lane_seed
-from gibbsian.processes.work import gathered_along
+from gibbsian.processes.work import alike, gathered_along
 
 
 class Plan(NamedTuple):
@@ -55,7 +54,7 @@ def put_together(courses: list[Course]) -> Course:
 def gathered_course(course: Course) -> Course:
     """Put the chains of all processes behind one another, in every process."""
     kept = tuple(gathered_along(t, 1) for t in course.kept)
-    return Course(map_state(gathered, course.state), gathered_along(course.totals, 1), kept)
+    return Course(map_state(alike, course.state), gathered_along(course.totals, 1), kept)
 
 
 class Source(Protocol):

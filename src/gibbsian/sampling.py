@@ -44,9 +44,9 @@ from gibbsian.compilation import compiled, owner_of, seconds_spent, wanting
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel, State, map_state
 from gibbsian.kernels.groups import joined, row_groups, run_groups, split, visited_by_all
-from gibbsian.processes.collectives import agree, gathered
+from gibbsian.processes.collectives import agree
 from gibbsian.processes.lanes import Lanes
-from gibbsian.processes.work import numbers, together
+from gibbsian.processes.work import alike, numbers, together
 from gibbsian.processes.world import world
 from gibbsian.samples import Samples
 from gibbsian.typing import EnergyFn
@@ -196,7 +196,7 @@ def _run_lanes(
     first = lanes.own.start if own else 0
     rows = [slice((k - first) * per, (k - first + 1) * per) for k in lanes.own]
     states = together(lambda: [_begun(energy, kernel, start, each) for each in rows])
-    check_sound(gathered(torch.cat([finite_chains(state) for state in states])))
+    check_sound(alike(torch.cat([finite_chains(state) for state in states])))
     part, size = in_parts(report, len(rows)), steps_per_block(kernel, states[0].x)
 
     def run() -> Course:

@@ -136,7 +136,8 @@ def thermodynamic_integration(
         )
     _check_nodes(nodes, rule)
     found = walk(path, base, kernel, rng, chains=128, moves=5)
-    found = found if lanes is None else told_by_main(found)
+    if lanes is not None:
+        found.betas, found.log_sizes = told_by_main((found.betas, found.log_sizes))
     betas = _stops(nodes, rule, found)
     target = Energy.of(energy)
     slope = (lambda b, x: target(x) - base(x)) if geometric else _differences(path)

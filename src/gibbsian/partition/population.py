@@ -29,9 +29,9 @@ from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError
 from gibbsian.kernels.base import Kernel, has_step_size, with_step_size
 from gibbsian.partition.paths import Path
-from gibbsian.processes.collectives import agree, gathered
+from gibbsian.processes.collectives import agree
 from gibbsian.processes.lanes import Lanes
-from gibbsian.processes.work import numbers
+from gibbsian.processes.work import alike, numbers
 from gibbsian.sampling import with_tensor_settings
 
 SPARE = 0.7
@@ -190,11 +190,11 @@ class Crowd:
         for name in ("x", "log_w", "log_z", "nonfinite"):
             own = [getattr(at, name) for at, _ in self.parts]
             whole = own[0] if len(own) == 1 else torch.cat(own)
-            setattr(way, name, gathered(whole) if self.shared else whole)
+            setattr(way, name, alike(whole) if self.shared else whole)
         return way
 
     def _all(self, own: list[Tensor]) -> Tensor:
-        return gathered(torch.stack(own)) if self.shared else torch.stack(own)
+        return alike(torch.stack(own)) if self.shared else torch.stack(own)
 
 
 def _crowd(base: Tractable, rng: Generator, chains: int, populations: int, lanes: int | None) -> Crowd:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Generator, Tensor
 
 from gibbsian.errors import GibbsianError, ProcessError
-from gibbsian.processes.collectives import agree, gathered, gathered_objects
+from gibbsian.processes.collectives import agree, gathered_objects
 from gibbsian.processes.lanes import Lanes
 from gibbsian.processes.world import world
 
@@ -105,21 +105,23 @@ def over_lanes(
         found = [work(shared.rows(lane, total, what), each) for lane, each in shared.generators(seed, rng.device)]
         return tuple(torch.cat(parts) for parts in zip(*found))
 
-    return tuple(gathered(part) for part in together(own))
-
-
-def gathered_along(x: Tensor, dim: int) -> Tensor:
-    """Put tensors of all processes behind one another along an axis, in the order of ranks."""
-    return x if world().size == 1 else gathered(x.movedim(dim, 0)).movedim(0, dim)
+    return tuple(alike(part) for part in together(own))
 
 
 def alike(x: Tensor) -> Tensor:
     """Put the rows of all processes behind one another, as `gathered` does, where all have the same number."""
     if world().size == 1:
         return x
-    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world().size)]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+    # Collectives know no bool on every backend.
+    own = (x.to(torch.uint8) if x.dtype == torch.bool else x).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world().size)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).to(x.dtype)
+
+
+def gathered_along(x: Tensor, dim: int) -> Tensor:
+    """Put tensors of all processes, of one shape, behind one another along an axis, in the order of ranks."""
+    return x if world().size == 1 else alike(x.movedim(dim, 0)).movedim(0, dim)
 
 
 def from_owners(x: Tensor, mine: Tensor) -> Tensor:
