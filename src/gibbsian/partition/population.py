@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 from gibbsian.energies.tractable import Tractable
 from gibbsian.errors import DivergenceError
 from gibbsian.kernels.base import Kernel, has_step_size, with_step_size
+from gibbsian.partition.base import effective_size
 from gibbsian.partition.paths import Path
 from gibbsian.processes.collectives import agree
 from gibbsian.processes.lanes import Lanes
@@ -142,8 +143,10 @@ def walk(
             gained = [_gain(path, at.x, way.betas[-1])(beta) for at, _ in crowd.parts]
         stride = beta - way.betas[-1]
         way.betas.append(beta)
-        sums = [_reweigh(at, own, resample, each) for (at, each), own in zip(crowd.parts, gained)]
-        way.ess.append(_effective(crowd.log_sum_exp(sums)))
+        ess = crowd.effective_size(gained)
+        for (at, each), own in zip(crowd.parts, gained):
+            weigh(at, own, resample, each)
+        way.ess[-1] = ess
         if step_sizes is not None:
             log_h = math.log(float(step_sizes[len(way.betas) - 2]))
         gain = 1.0 if adapted else (0.0 if step_sizes is not None else None)
@@ -175,6 +178,15 @@ class Crowd:
     def log_sum_exp(self, own: list[Tensor]) -> Tensor:
         """Combine logarithms of sums over each part, all of one shape."""
         return torch.logsumexp(self._all(own), 0)
+
+    def effective_size(self, gained: list[Tensor]) -> float:
+        """Effective number of all particles with what the log-weights of each part have gained."""
+        sums = []
+        for (at, _), own in zip(self.parts, gained):
+            whole = (at.log_w + own.reshape(at.log_w.shape) + at.log_z[:, None]).flatten()
+            sums.append(torch.stack((torch.logsumexp(whole, 0), torch.logsumexp(2.0 * whole, 0))))
+        whole, squares = self.log_sum_exp(sums)
+        return float((2.0 * whole - squares).exp())
 
     def move(self, energy: Any, moving: Any, log_h: float, gain: float | None, steps: int) -> tuple[float, float]:
         """Do as `move` does with all parts; the log step size and the mean acceptance."""
@@ -296,18 +308,12 @@ def weigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> None:
     rng
         The generator.
     """
-    at.ess.append(_effective(_reweigh(at, gained, resample, rng)))
-
-
-def _reweigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> Tensor:
-    """Do what `weigh` does, and return logarithms of the sums of weights before resampling and of their squares."""
     count, per = at.log_w.shape
     gained = gained.reshape(count, per)
     at.nonfinite = at.nonfinite + (gained == -torch.inf).sum(1)
     log_w = at.log_w + gained
     mean = torch.logsumexp(log_w, 1) - math.log(per)
-    whole = (log_w + at.log_z[:, None]).flatten()
-    sums = torch.stack((torch.logsumexp(whole, 0), torch.logsumexp(2.0 * whole, 0)))
+    at.ess.append(float(effective_size((log_w + at.log_z[:, None]).flatten())))
     at.log_z = at.log_z + mean
     # A population that has died out weighs nothing, and moves on so that the others may.
     dead = ~torch.isfinite(mean)
@@ -321,11 +327,6 @@ def _reweigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> Tenso
         at.x = at.x[rows.flatten()]
         log_w = torch.where(due[:, None], 0.0, log_w)
     at.log_w = log_w
-    return sums
-
-
-def _effective(sums: Tensor) -> float:
-    return float((2.0 * sums[0] - sums[1]).exp())
 
 
 def systematic(log_w: Tensor, rng: Generator, count: int | None = None) -> Tensor:
