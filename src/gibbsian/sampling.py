@@ -218,7 +218,7 @@ def _begun(energy: EnergyFn, kernel: Kernel, start: Tensor | State, rows: slice)
     try:
         state = begin(energy, with_tensor_settings(kernel, x), x)
     except RuntimeError as error:
-        if len(x) == len(start):
+        if len(x) == len(start) or "memory" in str(error):
             raise
         raise OptionError(
             f"The energy cannot be evaluated for the {len(x)} chains of a lane out of {len(start)} ({error}). One with "

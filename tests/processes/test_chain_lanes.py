@@ -27,6 +27,7 @@ from gibbsian.processes import Lanes, lane_seed, world
 from gibbsian.processes.work import together
 from gibbsian.recipes import choose
 from gibbsian.sampling import own_rows
+from gibbsian.short_run import ShortRun
 from gibbsian.temperatures import SHARED, temper
 from spawned import run_in
 
@@ -79,7 +80,10 @@ def estimated():
     adapted = gb.smc(energy, base, rng=seeded(4), chains=160, populations=8, kernel=gb.MALA(0.3), lanes=LANES)
     kept = gb.smc(energy, base, rng=seeded(4), chains=160, populations=8, kernel=gb.MALA(0.3),
                   schedule=adapted.schedule, lanes=LANES)  # fmt: skip
-    numbers = {f"{name}: {k}": v for name, z in found.items() for k, v in z._asdict().items()}
+    tuned = gb.tune(energy, gb.MALA(0.5), points(2), rng=seeded(5), steps=30, lanes=LANES)
+    short = ShortRun(gb.ULA(0.1), 3, base).sample(energy, 8, seeded(6), lanes=LANES)
+    extra = {"tuned": tuned.step_sizes, "where it ended": tuned.state.x, "short run": short.x}
+    numbers = extra | {f"{name}: {k}": v for name, z in found.items() for k, v in z._asdict().items()}
     for name, particles in (("smc", adapted), ("smc again", kept)):
         parts = particles._replace(log_z=particles.log_z.value, schedule=particles.schedule.betas)
         numbers |= {f"{name}: {k}": v for k, v in parts._asdict().items()}
