@@ -84,7 +84,9 @@ def sample(
     elif guidance is not None or corrected:
         raise OptionError("--guidance and --corrected are about draws of a class: name it with --label NAME.")
     else:
-        rows = model.draw(n, generator(seed), lanes=lanes or (here.size if here.size > 1 else None))
+        if lanes is None and here.size > 1:
+            lanes = here.size
+        rows = model.draw(n, generator(seed), lanes=lanes)
     if not here.main:
         return
     write_rows(out, rows, columns_of(run) or [f"x{i}" for i in range(rows[0].numel())], told, model.value_range)
