@@ -108,6 +108,7 @@ def tune(
     target: float | None = None,
     compile: bool = False,
     progress: bool | Callable[[int], object] = False,
+    lanes: int | None = None,
 ) -> Tuned:
     """Warm chains up while tuning the step size they share.
 
@@ -129,8 +130,8 @@ def tune(
         measure the acceptance come on top.
     target
         The mean acceptance to reach, between 0 and 1; the kernel's ``target_acceptance`` when ``None``.
-    compile, progress
-        As in `sample`.
+    compile, progress, lanes
+        As in `sample`; with lanes the processes of a job share the chains and find one step size.
 
     Raises
     ------
@@ -147,7 +148,8 @@ def tune(
     report, close = reporter(progress, rounds * size, "tuning")
 
     def run(log_h: float, at: Tensor | State, count: int = size) -> Samples:
-        return sample(energy, with_step_size(kernel, math.exp(log_h)), at, steps=count, rng=rng, compile=compile)
+        now = with_step_size(kernel, math.exp(log_h))
+        return sample(energy, now, at, steps=count, rng=rng, compile=compile, lanes=lanes)
 
     try:
         log_h, state = first_step_size(run, math.log(float(kernel.step_size)), start, aim)

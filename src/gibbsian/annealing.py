@@ -22,12 +22,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from gibbsian.chain_lanes import in_parts
 from gibbsian.energies.base import Energy
 from gibbsian.energies.recovery import RecoveryEnergy, check_levels, check_noise_conditional, spreads
 from gibbsian.energies.schedules import rho_levels
 from gibbsian.errors import DivergenceError, OptionError
 from gibbsian.kernels.base import Kernel, evaluate, has_step_size, with_step_size
 from gibbsian.kernels.langevin import ULA
+from gibbsian.processes.lanes import Lanes
+from gibbsian.processes.work import over_lanes
 from gibbsian.samples import Samples
 from gibbsian.sampling import sample
 from gibbsian.typing import EnergyFn
@@ -104,6 +107,7 @@ def anneal(
     *,
     rng: Generator,
     progress: Callable[[int], object] | None = None,
+    lanes: int | None = None,
 ) -> Tensor:
     """Carry points from the highest noise level to the lowest.
 
@@ -119,6 +123,9 @@ def anneal(
         The generator of the corrector's noise.
     progress
         Called with 1 after each level.
+    lanes
+        Equal shares of the points, each with random numbers of its own, among the processes of a job: as in
+        `gibbsian.sample`, with all points on every process.
 
     Returns
     -------
@@ -134,6 +141,10 @@ def anneal(
     """
     if "sigma" not in energy.context:
         raise OptionError(f"Annealing needs an energy with the context 'sigma'; {energy!r} takes {energy.context}.")
+    if lanes is not None:
+        return _in_lanes(
+            lanes, start, rng, progress, lambda x, own, told: anneal(energy, x, annealing, rng=own, progress=told)
+        )
     x = start
     sigmas = annealing.sigmas()
     for high, low in pairwise(sigmas):
@@ -149,6 +160,18 @@ def anneal(
         x = denoised(energy.given(sigma=sigmas[-1]), x, sigmas[-1])
         _require_finite(x, f"when the noise of {sigmas[-1]:.4g} was taken out")
     return x
+
+
+def _in_lanes(
+    lanes: int,
+    start: Tensor,
+    rng: Generator,
+    progress: Callable[[int], object] | None,
+    walk: Callable[[Tensor, Generator, Callable[[int], object]], Tensor],
+) -> Tensor:
+    """Walk down with the points of each lane, and put those of all processes behind one another."""
+    part = in_parts(progress or (lambda _: None), len(Lanes(lanes).own))
+    return over_lanes(lanes, len(start), rng, lambda rows, own: (walk(start[rows].clone(), own, part),), "points")[0]
 
 
 def heun(slope: Callable[[Tensor, float], Tensor], x: Tensor, high: float, low: float) -> Tensor:
@@ -211,6 +234,7 @@ def annealed_chains(
     thin: int | None = None,
     last_steps: int | None = None,
     progress: Callable[[int], object] | None = None,
+    lanes: int | None = None,
 ) -> Annealed:
     """Run chains on the energy of each noise level, from the highest to the lowest.
 
@@ -246,6 +270,9 @@ def annealed_chains(
         Steps of that last round, when it is to be longer.
     progress
         Called with 1 after each level.
+    lanes
+        Equal shares of the points, each with random numbers of its own, among the processes of a job: as in
+        `gibbsian.sample`, with all points on every process.
 
     Raises
     ------
@@ -272,7 +299,7 @@ def annealed_chains(
             last = place == len(told) - 1 and number == rounds - 1
             now = moving if isinstance(moving, Kernel) else moving(sigma)
             count = last_steps or steps if last else steps
-            done = sample(at, now, state, steps=count, rng=rng, thin=thin if last else None)
+            done = sample(at, now, state, steps=count, rng=rng, thin=thin if last else None, lanes=lanes)
             state, rate = done.x, float(done.acceptance.mean())
             total += rate / rounds
             if isinstance(kernel, Kernel) and has_step_size(now) and not last:
@@ -302,6 +329,7 @@ def ancestral_sample(
     rng: Generator,
     compile: bool = False,
     progress: Callable[[int], object] | None = None,
+    lanes: int | None = None,
 ) -> Tensor:
     r"""Draw each noise level given the one above, from the highest to the lowest.
 
@@ -327,6 +355,9 @@ def ancestral_sample(
         As in `gibbsian.sample`.
     progress
         Called with 1 after each level.
+    lanes
+        Equal shares of the points, each with random numbers of its own, among the processes of a job: as in
+        `gibbsian.sample`, with all points on every process.
 
     Returns
     -------
@@ -342,6 +373,13 @@ def ancestral_sample(
     """
     check_noise_conditional(energy, start)
     told, x = check_levels(levels), start
+    if lanes is not None:
+
+        def walk(x: Tensor, own: Generator, part: Callable[[int], object]) -> Tensor:
+            how = {"steps": steps, "rng": own, "compile": compile, "progress": part}
+            return ancestral_sample(energy, x, levels, kernel, **how)
+
+        return _in_lanes(lanes, start, rng, progress, walk)
     for sigma, spread in reversed(list(zip(told, spreads(told)))):
         given = RecoveryEnergy(energy.given(sigma=x.new_tensor(sigma)), x, x.new_tensor(spread))
         x = given.points(sample(given, kernel, torch.zeros_like(x), steps=steps, rng=rng, compile=compile).x)

@@ -8,7 +8,7 @@ move together, in one slot.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.tractable import Tractable, require_tractable
 from gibbsian.errors import OptionError, ShapeError
 from gibbsian.kernels.base import per_chain
+from gibbsian.processes.collectives import agree, gathered, gathered_objects
 
 _CONTEXT = "context_"
 
@@ -310,6 +311,79 @@ class ReplayBuffer(nn.Module):
                     dtype = saved.dtype if now is None else now.dtype
                     self.register_buffer(name, torch.empty(shape, dtype=dtype, device=self.positions.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+
+
+def split_buffer(buffer: ReplayBuffer, lanes: int) -> list[ReplayBuffer]:
+    """Part a buffer's slots into equal consecutive shares, a buffer for each lane.
+
+    What a lane then draws and writes depends on nothing but its own generator, whichever process holds it. The parts
+    have memory of their own, and share the base.
+
+    Parameters
+    ----------
+    buffer
+        Filled or not.
+    lanes
+        How many parts; they divide its size.
+
+    Raises
+    ------
+    OptionError
+        If they do not.
+    """
+    if lanes < 1 or buffer.size % lanes:
+        near = max(1, round(buffer.size / max(1, lanes))) * max(1, lanes)
+        raise OptionError(
+            f"A replay buffer of {buffer.size} chains cannot be divided equally among {lanes} lanes; take size={near}."
+        )
+    per = buffer.size // lanes
+    return [_of_slots(buffer, per, {k: v[i * per : (i + 1) * per].clone() for k, v in _slots_of(buffer).items()})
+            for i in range(lanes)]  # fmt: skip
+
+
+def joined_buffer(parts: Sequence[ReplayBuffer], gather: bool = False) -> ReplayBuffer:
+    """Put the buffers of lanes together again, in their order.
+
+    Parameters
+    ----------
+    parts
+        Of all lanes, or of this process's with ``gather``; all filled, or none. The base is the first one's.
+    gather
+        Collect the parts of all processes, in the order of lanes, on each of them.
+
+    Raises
+    ------
+    OptionError
+        If there is none, or only some have been filled, or labels differ.
+    """
+    slots = [_slots_of(part) for part in parts]
+    if not parts or any(s.keys() != slots[0].keys() for s in slots):
+        raise OptionError(
+            f"Buffers are joined that were split, all filled or none, with the same labels; got {len(parts)}, of "
+            f"{[sorted(s) for s in slots]}. Fill them with fill(rng)."
+        )
+    whole = {name: torch.cat([s[name] for s in slots]) for name in slots[0]}
+    size = sum(part.size for part in parts)
+    if gather:
+        agree({"what buffers hold": ", ".join(sorted(whole)) or "nothing yet"}, "replay buffers")
+        size = sum(gathered_objects(size))
+        whole = {name: gathered(whole[name]) for name in sorted(whole)}
+    return _of_slots(parts[0], size, whole)
+
+
+def _slots_of(buffer: ReplayBuffer) -> dict[str, Tensor]:
+    """Everything that has a row for each slot, by its name in the buffer; nothing before they are filled."""
+    if not buffer.filled:
+        return {}
+    own = {k: v for k, v in buffer._buffers.items() if v is not None}
+    return {k: v for k, v in own.items() if k in ("positions", "ages", "hot") or k.startswith(_CONTEXT)}
+
+
+def _of_slots(like: ReplayBuffer, size: int, slots: Mapping[str, Tensor]) -> ReplayBuffer:
+    new = ReplayBuffer(like.base, size, like.restart, like.replicas)
+    for name, value in slots.items():
+        new.register_buffer(name, value)
+    return new
 
 
 def _random_rows(context: Mapping[str, Tensor], n: int, rng: Generator, device: torch.device) -> dict[str, Tensor]:

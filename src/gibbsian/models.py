@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from gibbsian.building import build_energy, family_of
+from gibbsian.chain_lanes import in_parts
 from gibbsian.data.scaling import Scaling
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
@@ -23,6 +24,8 @@ from gibbsian.errors import ModelFileError, OptionError, StorageError
 from gibbsian.families.base import ROWS_AT_ONCE, Family, Walk, grid_of, is_plane
 from gibbsian.files import replace_file
 from gibbsian.partition.base import LogZ
+from gibbsian.processes.lanes import Lanes
+from gibbsian.processes.work import over_lanes
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
 
@@ -100,7 +103,13 @@ class Model:
         """Unnormalised log-density in data units: minus the energy plus the scaling's constant; log Z is not in it."""
         return self.scaling.log_det - self.energies(x)
 
-    def draw(self, n: int, rng: Generator, progress: Callable[[int], object] | None = None) -> Tensor:
+    def draw(
+        self,
+        n: int,
+        rng: Generator,
+        progress: Callable[[int], object] | None = None,
+        lanes: int | None = None,
+    ) -> Tensor:
         """Draw ``n`` rows in data units.
 
         Parameters
@@ -108,11 +117,21 @@ class Model:
         n
             How many.
         rng
-            The generator.
+            The generator; with lanes in the same state on every process.
         progress
             Called now and then with a number of steps made.
+        lanes
+            Shares of the rows, each drawn by itself with random numbers of its own (what is tuned is tuned in each),
+            among the processes of a job. All rows are returned on each, and do not depend on how many there are.
         """
-        return self.scaling.backward(self.draw_scaled(n, rng, progress))
+        if lanes is None:
+            return self.scaling.backward(self.draw_scaled(n, rng, progress))
+        if n < 1:
+            raise OptionError(f"n counts the draws, 1 or more; got {n}.")
+        # Equal shares of no fewer rows; the last one's surplus is left out.
+        total, told = Lanes(lanes).count * -(-n // lanes), in_parts(progress or (lambda _: None), len(Lanes(lanes).own))
+        work = lambda rows, own: (self.draw_scaled(rows.stop - rows.start, own, told),)  # noqa: E731
+        return self.scaling.backward(over_lanes(lanes, total, rng, work, "draws")[0][:n])
 
     def draw_scaled(
         self,

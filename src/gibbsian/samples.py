@@ -43,6 +43,8 @@ class Samples:
         Wall time, compilation included.
     compilation
         Seconds of those in which something was compiled.
+    own
+        Whether these are the chains of one process out of several, as ``sample(..., own=True)`` returns them.
     """
 
     state: State
@@ -55,6 +57,7 @@ class Samples:
     details: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     compilation: float = 0.0
+    own: bool = False
 
     @property
     def x(self) -> Tensor:
@@ -63,6 +66,8 @@ class Samples:
 
     def summary(self, rows: int = 10) -> Summary:
         """Mean, quantiles, effective sizes and R-hat of every coordinate; printed, it says first what is wrong.
+
+        Where these are the chains of one process out of several (``own``), it is of those of all, and all ask for it.
 
         Parameters
         ----------
@@ -85,6 +90,7 @@ class Samples:
             adjusted=hasattr(self.kernel, "target_acceptance"),
             rows=rows,
             title=str(self.kernel),
+            own=self.own,
         )
 
     def to_arviz(self, name: str = "x") -> InferenceData:

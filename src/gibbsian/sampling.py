@@ -1,8 +1,9 @@
-"""The chain loop: the only place where a kernel is stepped.
+"""Running chains: `sample`, and the checks of what it is given.
 
 Chains move together, as one batch. Noise is drawn from the caller's generator a block ahead, and a block of steps is a
 pure function of state and noise, which is what makes it compilable, testable to the bit, and resumable: ``sample`` of a
-returned state goes on exactly where it stopped.
+returned state goes on exactly where it stopped. Chains in lanes do so too: a lane's noise at a step is keyed by its
+number and by one number that is drawn for the step.
 """
 
 from __future__ import annotations
@@ -14,39 +15,62 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributions import constraints
 
+from gibbsian.chain_checks import (
+    FITTING,
+    check_divisible,
+    check_domain,
+    check_energies,
+    check_energy,
+    check_sound,
+    check_start,
+    check_state,
+    checked_plan,
+    finite_chains,
+)
+from gibbsian.chain_lanes import (
+    Course,
+    Plan,
+    Source,
+    by_step,
+    drawn_for,
+    drawn_from,
+    gathered_course,
+    in_parts,
+    put_together,
+    reporter,
+)
 from gibbsian.compilation import compiled, owner_of, seconds_spent, wanting
-from gibbsian.energies.base import Energy
-from gibbsian.energies.domains import kind_of
-from gibbsian.energies.layers import check_function
-from gibbsian.errors import ArgumentTypeError, DomainError, OptionError, ShapeError
-from gibbsian.kernels.base import Kernel, State
+from gibbsian.errors import OptionError
+from gibbsian.kernels.base import Kernel, State, map_state
 from gibbsian.kernels.groups import joined, row_groups, run_groups, split, visited_by_all
+from gibbsian.processes.collectives import agree
+from gibbsian.processes.lanes import Lanes
+from gibbsian.processes.work import alike, numbers, together
+from gibbsian.processes.world import world
 from gibbsian.samples import Samples
 from gibbsian.typing import EnergyFn
 
+__all__ = [
+    "FITTING",
+    "GRADIENTS_PER_BLOCK",
+    "begin",
+    "by_step",
+    "check_domain",
+    "check_sound",
+    "check_state",
+    "checked_start",
+    "detail_names",
+    "own_rows",
+    "reporter",
+    "run_block",
+    "sample",
+    "start_chains",
+    "steps_per_block",
+    "with_tensor_settings",
+]
+
 K = TypeVar("K")
-
-_DISCRETE = (
-    "Discrete states need a discrete kernel: BlockGibbs, GibbsWithGradients, DiscreteLangevin, PathAuxiliary, "
-    "SingleSiteGibbs."
-)
-FITTING = {
-    "real": "Kernels over the reals: RandomWalk, MALA, HMC, NUTS, ULA and others.",
-    "box": "Kernels over the reals fit a box, as they are, reflected (Reflected), or after unconstrain(energy).",
-    "torus": "Wrap a kernel over the reals: Wrapped(MALA(0.1), energy.support).",
-    "sphere": "SphericalHMC moves along great circles.",
-    "boolean": _DISCRETE,
-    "one_hot": _DISCRETE,
-    "discrete": "Discrete states need a discrete kernel, over binary (boolean) or one-hot states.",
-}
-"""What walks where, for messages."""
-
-_DECLARE = (
-    "If its states are zeros and ones, declare it: Energy.of(fn, support=constraints.boolean), or constraints.one_hot, "
-    "or add a base such as Bernoulli. " + FITTING["real"]
-)
 
 GRADIENTS_PER_BLOCK = 10
 """Gradient evaluations compiled together: enough to hide the overhead of a call, few enough to compile quickly."""
@@ -70,8 +94,10 @@ def sample(
     thin: int | None = None,
     compile: bool = False,
     progress: bool | Callable[[int], object] = False,
+    lanes: int | None = None,
+    own: bool = False,
 ) -> Samples:
-    """Run a batch of chains.
+    """Run a batch of chains, in one process or shared by those of a job.
 
     Parameters
     ----------
@@ -84,7 +110,7 @@ def sample(
     steps
         Steps to make, 1 or more, ``warmup`` included.
     rng
-        The generator of all noise, on the chains' device.
+        The generator of all noise, on the chains' device; in the same state on every process of a job.
     warmup
         Steps at the start from which no draw is kept.
     thin
@@ -94,36 +120,40 @@ def sample(
         Compile blocks of steps (a few seconds once per energy and shape).
     progress
         ``True`` for a bar on the terminal, or a function called with the number of steps just made.
+    lanes
+        Equal shares of the chains, each with random numbers of its own and moved as a batch of its own. The processes
+        of a job have equal shares of the lanes, and the draws do not depend on how many processes there are.
+        Particles that act on each other (`SVGD`) then do so within a lane. ``None`` moves all chains as one batch, in
+        every process.
+    own
+        With lanes: ``start`` and what is returned are this process's chains alone, ``(n / processes, *event)``, and not
+        those of all processes on each of them. `gibbsian.sampling.own_rows` takes them out of all.
 
     Raises
     ------
     OptionError, ShapeError, DomainError, ArgumentTypeError
         If an argument does not fit; the message says what does.
+    ProcessError
+        If processes were given different arguments, or generators in different states.
     """
     began, compiled_before = time.perf_counter(), seconds_spent()
-    _check_options(steps, warmup, thin)
-    state = checked_start(energy, kernel, start, rng)
-    x = state.x
-    moving = with_tensor_settings(kernel, x)
-    chains, kept = _Chains(energy, moving, state, compile), []
-    # Noise goes step by step through the batches, so that two runs of five steps are one of ten.
-    size = steps_per_block(kernel, x) if len(chains.batches) == 1 else 1
-    report, close = reporter(progress, steps, "sampling")
-    done = 0
+    plan = checked_plan(Plan(steps, warmup, thin, compile))
+    if own and lanes is None:
+        raise OptionError("own=True is about the chains of this process's lanes; say how many, lanes=....")
+    shown = progress is True and lanes is not None and not world().main
+    report, close = reporter(False if shown else progress, steps, "sampling")
     try:
-        while done < steps:
-            count = size if steps - done >= size else 1
-            for i, place in enumerate(chains.advance(count, rng, visit=thin is not None), start=done + 1):
-                if thin is not None and i > warmup and (i - warmup) % thin == 0:
-                    kept.append(place)
-            done += count
-            report(count)
+        if lanes is None:
+            state = checked_start(energy, kernel, start, rng)
+            course = run_chains(energy, kernel, state, drawn_from(rng), plan, report, steps_per_block(kernel, state.x))
+        else:
+            course = _run_lanes(energy, kernel, start, rng, plan, report, Lanes(lanes), own)
     finally:
         close()
-    names, total = detail_names(kernel), torch.cat(chains.totals, 1)
+    names, total = detail_names(kernel), course.totals
     return Samples(
-        state=joined(chains.batches),
-        draws=torch.stack([place[0] for place in kept]) if thin is not None else None,
+        state=course.state,
+        draws=course.kept[0] if course.kept else None,
         acceptance=total[0] / steps,
         nonfinite=total[1],
         kernel=kernel,
@@ -131,19 +161,101 @@ def sample(
         seconds=time.perf_counter() - began,
         details={name: total[2 + i] / steps for i, name in enumerate(names)},
         compilation=seconds_spent() - compiled_before,
-        kept={
-            name: torch.stack([place[1 + i] for place in kept])
-            for i, name in enumerate(("energy", "acceptance", *names))
-            if kept
-        },
+        kept=dict(zip(("energy", "acceptance", *names), course.kept[1:])),
+        own=own,
     )
+
+
+def own_rows(lanes: int, x: Tensor) -> Tensor:
+    """Take this process's chains out of those of all, ``(n, *event) -> (n / processes, *event)``."""
+    shared = Lanes(lanes)
+    per = shared.share(len(x), "chains")
+    return x[shared.own.start * per : shared.own.stop * per]
+
+
+def _run_lanes(
+    energy: EnergyFn,
+    kernel: Kernel,
+    start: Tensor | State,
+    rng: Generator,
+    plan: Plan,
+    report: Callable[[int], object],
+    lanes: Lanes,
+    own: bool,
+) -> Course:
+    """Run this process's lanes, one after another, and put the chains of all processes behind one another."""
+    check_energy(energy, kernel)
+    given = start.x if isinstance(start, State) else start
+    check_start(given, energy, rng)
+    check_divisible(kernel)
+    total = len(given) * (world().size if own else 1)
+    per = lanes.share(total, "chains")
+    keys = numbers(rng, plan.steps)
+    told = (type(kernel).__name__, total, lanes.count, *plan[:3])
+    agree({"random numbers": f"{keys[0]:016x}", "chains, lanes and steps": str(told)}, "options or generators")
+    first = lanes.own.start if own else 0
+    rows = [slice((k - first) * per, (k - first + 1) * per) for k in lanes.own]
+    states = together(lambda: [_begun(energy, kernel, start, each) for each in rows])
+    check_sound(alike(torch.cat([finite_chains(state) for state in states])))
+    part, size = in_parts(report, len(rows)), steps_per_block(kernel, states[0].x)
+
+    def run() -> Course:
+        made = [
+            run_chains(energy, kernel, state, drawn_for(lane, keys, given.device), plan, part, size)
+            for lane, state in zip(lanes.own, states)
+        ]
+        return put_together(made)
+
+    course = together(run)
+    return course if own else gathered_course(course)
+
+
+def _begun(energy: EnergyFn, kernel: Kernel, start: Tensor | State, rows: slice) -> State:
+    """Begin a lane's chains; memory and layout of their own, so that every process has the same numbers to the bit."""
+    if isinstance(start, State):
+        return map_state(lambda t: _laid_out(t[rows]).clone(), start)
+    x = _laid_out(start[rows]).clone()
+    try:
+        state = begin(energy, with_tensor_settings(kernel, x), x)
+    except RuntimeError as error:
+        if len(x) == len(start) or "memory" in str(error):
+            raise
+        raise OptionError(
+            f"The energy cannot be evaluated for the {len(x)} chains of a lane out of {len(start)} ({error}). One with "
+            "a label for each chain cannot be shared by lanes: run the chains of each label by themselves."
+        ) from error
+    check_energies(state)
+    return state
+
+
+def run_chains(
+    energy: EnergyFn,
+    kernel: Kernel,
+    state: State,
+    draw: Source,
+    plan: Plan,
+    report: Callable[[int], object],
+    block: int,
+) -> Course:
+    """Move chains along, in blocks of so many steps, of one where they are in several batches."""
+    chains, kept = _Chains(energy, with_tensor_settings(kernel, state.x), state, plan.compile), []
+    # Noise goes step by step through the batches, so that two runs of five steps are one of ten.
+    size = block if len(chains.batches) == 1 else 1
+    done = 0
+    while done < plan.steps:
+        count = size if plan.steps - done >= size else 1
+        visits = chains.advance(count, draw, done, visit=plan.thin is not None)
+        kept += [place for i, place in enumerate(visits, start=done + 1) if plan.keeps(i)]
+        done += count
+        report(count)
+    return Course(joined(chains.batches), torch.cat(chains.totals, 1), tuple(map(torch.stack, zip(*kept))))
 
 
 def checked_start(energy: EnergyFn, kernel: Kernel, start: Tensor | State, rng: Generator) -> State:
     """Check that energy, kernel and start fit together, as `sample` does, and begin."""
-    _check_energy(energy, kernel)
+    check_energy(energy, kernel)
     x = start.x if isinstance(start, State) else start
-    _check_start(x, energy, rng)
+    check_start(x, energy, rng)
     state = start if isinstance(start, State) else begin(energy, with_tensor_settings(kernel, x), x)
     check_state(state)
     return state
@@ -186,7 +298,7 @@ class _Chains:
         own = {"dtype": torch.promote_types(state.energy.dtype, torch.float32), "device": state.x.device}
         self.totals = [torch.zeros((2 + len(detail_names(kernel)), len(b.x)), **own) for b in self.batches]
 
-    def advance(self, count: int, rng: Generator, visit: bool) -> list[tuple[Tensor, ...]]:
+    def advance(self, count: int, draw: Source, at: int, visit: bool) -> list[tuple[Tensor, ...]]:
         """Make some steps, one where there are several batches; return what was visited, if asked."""
         visits = []
         for i, state in enumerate(self.batches):
@@ -198,7 +310,7 @@ class _Chains:
                     self.energy,
                     self.kernel,
                     state,
-                    by_step(self.kernel.noise(state, count, rng)),
+                    draw(self.kernel, state, count, at, i),
                     self.totals[i],
                     visit,
                 )
@@ -226,15 +338,6 @@ def steps_per_block(kernel: Kernel, x: Tensor | None = None) -> int:
     if x is None or x.device.type != "cpu":
         return steps
     return max(1, min(steps, NOISE_PER_BLOCK // max(1, x.numel() * x.element_size())))
-
-
-def by_step(noise: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
-    """Take a block's noise apart, step by step.
-
-    It is done before the block is compiled: the code of two steps is then the same to the letter, without a place in
-    the noise written into it, and a compiler makes it once.
-    """
-    return list(zip(*(z.unbind(0) for z in noise)))
 
 
 def run_block(
@@ -273,91 +376,6 @@ def with_tensor_settings(kernel: K, like: Tensor) -> K:
     return dataclasses.replace(kernel, **changed)  # type: ignore[type-var]
 
 
-def _check_options(steps: int, warmup: int, thin: int | None) -> None:
-    if steps < 1:
-        raise OptionError(f"steps is 1 or more; got {steps}.")
-    if not 0 <= warmup <= steps:
-        raise OptionError(f"warmup lies between 0 and steps={steps}; got {warmup}.")
-    if thin is not None and not 1 <= thin <= steps - warmup:
-        raise OptionError(
-            f"thin lies between 1 (keep every position) and the steps after the warm-up, {steps - warmup}; got {thin}."
-        )
-
-
-def _check_energy(energy: object, kernel: object) -> None:
-    if not callable(energy):
-        raise ArgumentTypeError(f"The energy must be a function or module from (n, *event) to (n,); got {energy!r}.")
-    if isinstance(kernel, type) or not isinstance(kernel, Kernel):
-        raise ArgumentTypeError(f"The kernel needs init, noise and step (ULA, MALA, HMC, ...); got {kernel!r}.")
-    if isinstance(energy, Energy) and energy.context:
-        missing = ", ".join(f"{name}=..." for name in energy.context)
-        raise OptionError(f"The energy is conditional; fix its context before sampling: energy.given({missing}).")
-    check_function(energy)
-    check_domain(energy, kernel)
-
-
-def check_domain(energy: object, kernel: Kernel) -> None:
-    """Refuse a kernel that cannot walk where the energy lives.
-
-    Raises
-    ------
-    DomainError
-        With both domains and what fits.
-    """
-    support = getattr(energy, "support", constraints.real)
-    kind = kind_of(support)
-    walks = (kernel.domain,) if isinstance(kernel.domain, str) else tuple(kernel.domain)
-    # Outside a box an energy is infinite, and kernels over the reals reject or restart there.
-    if kind in walks or (kind == "box" and "real" in walks):
-        return
-    name = type(kernel).__name__
-    does = "follows gradients over the reals" if walks == ("real",) else f"walks on {' and '.join(walks)} states"
-    undeclared = kind == "real" and "boolean" in walks
-    raise DomainError(f"{name} {does}, but the energy lives on {support}. {_DECLARE if undeclared else FITTING[kind]}")
-
-
-def _check_start(x: Tensor, energy: object, rng: Generator) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ArgumentTypeError(f"Chains start from a floating-point tensor (n, *event); got {found}.")
-    if x.ndim < 2 or x.shape[0] < 1:
-        raise ShapeError(f"Chains start from a tensor (n, *event) with n of 1 or more; got shape {tuple(x.shape)}.")
-    expected = energy.event_shape if isinstance(energy, Energy) else None
-    if expected is not None and expected != x.shape[1:]:
-        raise ShapeError(f"The energy takes points of shape {tuple(expected)}; the chains start at {tuple(x.shape)}.")
-    if not isinstance(rng, Generator):
-        raise ArgumentTypeError(f"rng is a torch.Generator, as torch.Generator().manual_seed(0); got {rng!r}.")
-    if rng.device.type != x.device.type:
-        raise OptionError(
-            f"The generator is on {rng.device} and the chains are on {x.device}; "
-            f"use torch.Generator(device={str(x.device)!r})."
-        )
-
-
-def check_state(state: State) -> None:
-    """Check where chains start: one floating-point energy each, and everything finite."""
-    n = state.x.shape[0]
-    if not state.energy.is_floating_point():
-        raise ArgumentTypeError(
-            f"An energy returns floating-point numbers, in nats; got {state.energy.dtype}. Return value.to(x.dtype)."
-        )
-    if tuple(state.energy.shape) != (n,):
-        raise ShapeError(
-            f"The energy of {n} points must have shape ({n},); it returned {tuple(state.energy.shape)}. "
-            "Sum over the event's axes, or drop a trailing axis with .squeeze(-1)."
-        )
-    check_sound(torch.isfinite(state.energy) & torch.isfinite(state.grad).flatten(1).all(1))
-
-
-def check_sound(finite: Tensor) -> None:
-    """Refuse chains that start where the energy or its gradient is not finite: ``(n,)`` of bools."""
-    if bad := int((~finite).sum()):
-        raise DomainError(
-            f"{bad} of {len(finite)} chains start where the energy or its gradient is not finite; start them inside "
-            "the energy's domain, for example from base.sample(n, rng)."
-        )
-
-
 def _lay_out_weights(energy: object, x: Tensor) -> None:
     """Lay the kernels of an image energy out in channels_last too, in place: values, names and gradients stay."""
     if x.ndim != 4 or not isinstance(energy, nn.Module):
@@ -370,19 +388,3 @@ def _lay_out_weights(energy: object, x: Tensor) -> None:
 def _laid_out(x: Tensor) -> Tensor:
     """Images in channels_last, which convolutions run fastest in."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
-
-
-def reporter(
-    progress: bool | Callable[[int], object], steps: int, title: str, done: int = 0
-) -> tuple[Callable[[int], object], Callable[[], None]]:
-    """Return what to call with the steps just made, and what to call at the end; some may have been made before."""
-    if callable(progress):
-        return progress, lambda: None
-    if not progress:
-        return lambda _: None, lambda: None
-    from rich.progress import Progress
-
-    bar = Progress()
-    bar.start()
-    task = bar.add_task(title, total=steps, completed=done)
-    return lambda count: bar.advance(task, count), bar.stop

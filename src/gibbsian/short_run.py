@@ -82,6 +82,7 @@ class ShortRun:
         *,
         compile: bool = False,
         progress: bool | Callable[[int], object] = False,
+        lanes: int | None = None,
     ) -> Samples:
         """Start ``n`` new chains and run them to their end; ``.x`` of the result are the draws.
 
@@ -93,8 +94,8 @@ class ShortRun:
             Chains, 1 or more.
         rng
             The generator of the starts, then of all noise.
-        compile, progress
-            As in `gibbsian.sample`.
+        compile, progress, lanes
+            As in `gibbsian.sample`; starts are drawn for all lanes in every process.
 
         Raises
         ------
@@ -105,7 +106,8 @@ class ShortRun:
             raise OptionError(f"n counts the chains, 1 or more; got {n}.")
         # Draws of a generator network have a graph behind them.
         start = self.start.sample(n, rng).detach()
-        return sample(energy, self.kernel, start, steps=self.steps, rng=rng, compile=compile, progress=progress)
+        how = {"rng": rng, "compile": compile, "progress": progress, "lanes": lanes}
+        return sample(energy, self.kernel, start, steps=self.steps, **how)
 
 
 def continue_chains(

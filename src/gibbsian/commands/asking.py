@@ -36,8 +36,9 @@ def sample(
     guidance: Annotated[float | None, tyro.conf.arg(metavar="S", help_behavior_hint="(default: 1)")] = None,
     corrected: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
     seed: int = 0,
+    lanes: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None,
 ) -> None:
-    """Draw from a trained model.
+    """Draw from a trained model; under torchrun the processes share the rows.
 
     Parameters
     ----------
@@ -58,15 +59,24 @@ def sample(
         walk down the levels, whose density has no formula unless the guidance is 0 or 1.
     seed
         Of the draws.
+    lanes
+        Shares of the rows, each with random numbers of its own: the same draws in any number of processes that divides
+        it. One for each process when left out, and none in a single one. Draws of classes are the first process's work.
     """
     from gibbsian.labelled import draw_labelled, in_turn, label_codes
     from gibbsian.models import load_model
+    from gibbsian.processes import world
 
     model = load_model(run)
     out = out or run / "draws.npy"
     check_ending(out, (".npy", ".npz", ".csv", ".parquet", ".png"))
     told: dict[str, list[str]] = {}
+    here = world()
     if label:
+        if lanes is not None:
+            raise OptionError("--lanes share rows of all classes; leave it out with --label.")
+        if not here.main:
+            return
         labels = in_turn(label_codes(model, label), n)
         scale = 1.0 if guidance is None else guidance
         rows = draw_labelled(model, labels, generator(seed), scale, corrected)
@@ -74,7 +84,11 @@ def sample(
     elif guidance is not None or corrected:
         raise OptionError("--guidance and --corrected are about draws of a class: name it with --label NAME.")
     else:
-        rows = model.draw(n, generator(seed))
+        if lanes is None and here.size > 1:
+            lanes = here.size
+        rows = model.draw(n, generator(seed), lanes=lanes)
+    if not here.main:
+        return
     write_rows(out, rows, columns_of(run) or [f"x{i}" for i in range(rows[0].numel())], told, model.value_range)
     console_of().print(f"{n} draws of shape {tuple(rows.shape[1:])} in {out}")
 

@@ -22,6 +22,9 @@ from gibbsian.diagnostics.estimate import plain
 from gibbsian.diagnostics.mixing import energy_bfmi
 from gibbsian.diagnostics.quantiles import ordered_draws, quantile_of, tail_effective_sample_size
 from gibbsian.errors import OptionError, ShapeError
+from gibbsian.processes.collectives import gathered
+from gibbsian.processes.work import gathered_along
+from gibbsian.processes.world import world
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -170,13 +173,15 @@ def enough(chains: int) -> int:
     return min(ESS_PER_CHAIN * chains, ESS_IN_ALL)
 
 
-def marginals(draws: Tensor) -> Marginals:
+def marginals(draws: Tensor, own: bool = False) -> Marginals:
     """Summarise each coordinate.
 
     Parameters
     ----------
     draws
         ``(draws, chains, *event)``, four draws or more.
+    own
+        Whether these are this process's chains out of those of all; see `gibbsian.diagnostics.shared`.
 
     Raises
     ------
@@ -187,9 +192,11 @@ def marginals(draws: Tensor) -> Marginals:
         raise ShapeError(f"A summary needs four draws or more of each chain; got {tuple(draws.shape)}. Keep more.")
     flat = draws.detach().reshape(*draws.shape[:2], -1)
     # Large events in parts: every diagnostic holds several copies in float64.
-    width = max(1, _CHUNK // max(1, draws.shape[0] * draws.shape[1]))
+    width = max(1, _CHUNK // max(1, draws.shape[0] * draws.shape[1] * (world().size if own else 1)))
     parts = []
     for x in flat.split(width, dim=2):
+        if own:
+            x = gathered_along(x, 1)
         mean, error = chain_mean(x)
         ordered = ordered_draws(x.to(torch.float64))
         quantiles = [quantile_of(ordered, p) for p in (0.05, 0.5, 0.95)]
@@ -208,6 +215,7 @@ def summarise(
     adjusted: bool = True,
     rows: int = 10,
     title: str = "",
+    own: bool = False,
 ) -> Summary:
     """Summarise a run of chains.
 
@@ -227,6 +235,9 @@ def summarise(
         Coordinates to list at most.
     title
         Kernel and run, in words.
+    own
+        Whether these are this process's chains out of those of all, who then have the summary of them together. Draws
+        are collected some coordinates at a time.
 
     Raises
     ------
@@ -238,10 +249,13 @@ def summarise(
     if rows < 1:
         raise OptionError(f"rows counts the coordinates to list, 1 or more; got {rows}.")
     kept = kept or {}
-    coordinates = marginals(draws)
+    coordinates = marginals(draws, own)
+    if own:
+        acceptance, nonfinite = gathered(acceptance), gathered(nonfinite)
+        kept = {name: gathered_along(value, 1) for name, value in kept.items()}
     energy = marginals(kept["energy"]) if "energy" in kept else None
     bfmi = energy_bfmi(kept["hamiltonian"]) if "hamiltonian" in kept else None
-    n = draws.shape[1]
+    n = len(acceptance) if own else draws.shape[1]
     warnings = [
         *_proposals(nonfinite, steps),
         *(_acceptance(acceptance) if adjusted else ()),

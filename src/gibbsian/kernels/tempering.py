@@ -222,7 +222,7 @@ class ParallelTempering:
         moved = self._untempered(energy, old, rows, new)._replace(moved=old.moved + acceptance)
         order, swap, tried = self._order(moved, noise[-1])
         momentum = tuple(v.unflatten(0, (n, levels)) for v in new.momentum)
-        there, trips = _counted(_swapped(moved, order, swap * tried))
+        there, trips = counted(swapped(moved, order, swap * tried))
         told = {"swap_acceptance": (swap * tried).sum(1) / tried.sum(), "round_trips": trips.to(swap.dtype)}
         nonfinite = info.nonfinite.unflatten(0, (n, levels)).amax(1)
         return _told(there, momentum), Info(acceptance[:, 0], nonfinite, told)
@@ -307,7 +307,15 @@ def _evaluated(energy: EnergyFn, x: Tensor, with_gradient: bool) -> tuple[Tensor
     return evaluate(energy, x) if with_gradient else (energy(x).detach(), x.new_zeros((x.shape[0], 0)))
 
 
-def _swapped(r: Replicas, order: Tensor, swap: Tensor) -> Replicas:
+def swap_order(kernel: ParallelTempering, r: Replicas, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Whose point each level takes, ``(n, K)``; the acceptance of each pair; and whether it was its turn.
+
+    Only energies and the time are looked at.
+    """
+    return kernel._order(r, uniform)
+
+
+def swapped(r: Replicas, order: Tensor, swap: Tensor) -> Replicas:
     """Let every level take the point, and what is known of it, that ``order`` names."""
 
     def taken(t: Tensor) -> Tensor:
@@ -318,7 +326,7 @@ def _swapped(r: Replicas, order: Tensor, swap: Tensor) -> Replicas:
     return r._replace(x=x, energy=energy, grad=grad, ends=ends, base=base, swapped=r.swapped + swap)
 
 
-def _counted(r: Replicas) -> tuple[Replicas, Tensor]:
+def counted(r: Replicas) -> tuple[Replicas, Tensor]:
     """Take note of who is at an end; also the round trips that this completes."""
     trips = (r.ends[:, 0] == 2).to(torch.int64)
     last = torch.where(r.ends[:, -1:] == 1, 2, r.ends[:, -1:])

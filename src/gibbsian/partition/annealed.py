@@ -33,6 +33,8 @@ from gibbsian.kernels.hmc import HMC
 from gibbsian.partition.base import LogZ, from_log_weights, mirrored, warn_if_degenerate
 from gibbsian.partition.paths import Path, geometric
 from gibbsian.partition.schedule import Schedule, pilot
+from gibbsian.processes.collectives import told_by_main
+from gibbsian.processes.work import over_lanes
 from gibbsian.sampling import GRADIENTS_PER_BLOCK, check_domain, with_tensor_settings
 
 REMEDY = "Try more temperatures, a base closer to the energy, or a kernel that moves farther."
@@ -51,6 +53,7 @@ def ais(
     steps: int = 1,
     confidence: float = 0.99,
     compile: bool = False,
+    lanes: int | None = None,
 ) -> LogZ:
     r"""Estimate log Z by annealed importance sampling from a base.
 
@@ -80,6 +83,9 @@ def ais(
         Probability with which ``lower`` is below log Z; this holds for any number of chains, however badly they mix.
     compile
         Compile blocks of temperatures (some seconds once per energy and shape).
+    lanes
+        Equal shares of the chains, each with random numbers of its own, among the processes of a job; the estimate does
+        not depend on how many there are. All arguments, ``rng``'s state too, are the same on every process.
 
     Returns
     -------
@@ -94,9 +100,9 @@ def ais(
     kernel, path = settle(energy, base, kernel, path)
     if chains < 2:
         raise OptionError(f"chains is 2 or more, for an error needs two weights; got {chains}.")
-    if schedule is None:
-        schedule = pilot(path, base, kernel, rng=rng, temperatures=temperatures)
-    log_w = log_weights(path, schedule, kernel, base.sample(chains, rng), rng=rng, steps=steps, compile=compile)
+    schedule = scheduled(schedule, path, base, kernel, rng, temperatures, lanes)
+    how = {"rng": rng, "steps": steps, "compile": compile, "lanes": lanes}
+    log_w = forward_weights(path, schedule, kernel, base, chains, **how)
     result = from_log_weights(log_w, confidence)
     warn_if_degenerate(result, "forward weights", REMEDY)
     return result
@@ -115,6 +121,7 @@ def reverse_ais(
     steps: int = 1,
     confidence: float = 0.99,
     compile: bool = False,
+    lanes: int | None = None,
 ) -> LogZ:
     """Estimate log Z by annealing draws of the model down to the base.
 
@@ -124,10 +131,10 @@ def reverse_ais(
 
     Parameters
     ----------
-    energy, base, rng, temperatures, kernel, path, schedule, steps, confidence, compile
+    energy, base, rng, temperatures, kernel, path, schedule, steps, confidence, compile, lanes
         As in `ais`.
     draws
-        Draws of the model, ``(n, *event)``, 2 or more.
+        Draws of the model, ``(n, *event)``, 2 or more; with lanes, all of them on every process.
 
     Returns
     -------
@@ -141,12 +148,72 @@ def reverse_ais(
     """
     kernel, path = settle(energy, base, kernel, path)
     check_draws(draws, base)
-    if schedule is None:
-        schedule = pilot(path, base, kernel, rng=rng, temperatures=temperatures)
-    back = log_weights(path, schedule, kernel, draws, rng=rng, steps=steps, compile=compile, backwards=True)
+    schedule = scheduled(schedule, path, base, kernel, rng, temperatures, lanes)
+    how = {"rng": rng, "steps": steps, "compile": compile, "lanes": lanes}
+    back = reverse_weights(path, schedule, kernel, draws, **how)
     result = mirrored(from_log_weights(-back, confidence))
     warn_if_degenerate(result, "reverse weights", REMEDY)
     return result
+
+
+def scheduled(
+    schedule: Schedule | None,
+    path: Path,
+    base: Tractable,
+    kernel: Kernel,
+    rng: Generator,
+    temperatures: int | None,
+    lanes: int | None,
+) -> Schedule:
+    """Find a schedule by a pilot run where none is given; with lanes, that of the first process for all."""
+    if schedule is not None:
+        return schedule
+    # Every process makes the run, so that all generators stay in one state; it would not be shorter if they shared it.
+    found = pilot(path, base, kernel, rng=rng, temperatures=temperatures)
+    return found if lanes is None else told_by_main(found)
+
+
+def forward_weights(
+    path: Path,
+    schedule: Schedule,
+    kernel: Kernel,
+    base: Tractable,
+    chains: int,
+    *,
+    rng: Generator,
+    steps: int,
+    compile: bool,
+    lanes: int | None,
+) -> Tensor:
+    r"""Carry draws of the base along the path: :math:`\log w`, ``(chains,)``; as `ais`."""
+
+    def work(count: int, own: Generator) -> Tensor:
+        return log_weights(path, schedule, kernel, base.sample(count, own), rng=own, steps=steps, compile=compile)
+
+    if lanes is None:
+        return work(chains, rng)
+    return over_lanes(lanes, chains, rng, lambda rows, own: (work(rows.stop - rows.start, own),))[0]
+
+
+def reverse_weights(
+    path: Path,
+    schedule: Schedule,
+    kernel: Kernel,
+    draws: Tensor,
+    *,
+    rng: Generator,
+    steps: int,
+    compile: bool,
+    lanes: int | None,
+) -> Tensor:
+    r"""Carry draws of the model back along the path: :math:`\log w`, ``(n,)``; as `reverse_ais`."""
+
+    def work(start: Tensor, own: Generator) -> Tensor:
+        return log_weights(path, schedule, kernel, start, rng=own, steps=steps, compile=compile, backwards=True)
+
+    if lanes is None:
+        return work(draws, rng)
+    return over_lanes(lanes, len(draws), rng, lambda rows, own: (work(draws[rows].clone(), own),), "draws")[0]
 
 
 @torch.no_grad()

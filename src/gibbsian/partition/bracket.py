@@ -23,10 +23,17 @@ from torch import Generator, Tensor
 from gibbsian.energies.base import Energy
 from gibbsian.energies.tractable import Tractable
 from gibbsian.kernels.base import Kernel
-from gibbsian.partition.annealed import REMEDY, check_draws, log_weights, settle
+from gibbsian.partition.annealed import (
+    REMEDY,
+    check_draws,
+    forward_weights,
+    reverse_weights,
+    scheduled,
+    settle,
+)
 from gibbsian.partition.base import LogZ, from_log_weights, mirrored, variance_of_mean, warn_if_degenerate
 from gibbsian.partition.paths import Path
-from gibbsian.partition.schedule import Schedule, pilot
+from gibbsian.partition.schedule import Schedule
 
 
 def bracket(
@@ -43,15 +50,17 @@ def bracket(
     steps: int = 1,
     confidence: float = 0.99,
     compile: bool = False,
+    lanes: int | None = None,
 ) -> LogZ:
     """Estimate log Z from forward and reverse annealing together, between bounds.
 
     Parameters
     ----------
-    energy, base, rng, temperatures, kernel, path, schedule, steps, compile
+    energy, base, rng, temperatures, kernel, path, schedule, steps, compile, lanes
         As in `ais`. The value and its error assume a kernel that is reversible (HMC and MALA are); the bounds do not.
     draws
         Draws of the model, ``(n, *event)``, 2 or more. The upper bound is only as good as they are: see `reverse_ais`.
+        With lanes, all of them on every process.
     chains
         Forward chains; as many as there are draws when ``None``.
     confidence
@@ -69,11 +78,10 @@ def bracket(
     """
     kernel, path = settle(energy, base, kernel, path)
     check_draws(draws, base)
-    if schedule is None:
-        schedule = pilot(path, base, kernel, rng=rng, temperatures=temperatures)
-    start = base.sample(draws.shape[0] if chains is None else chains, rng)
-    ahead = log_weights(path, schedule, kernel, start, rng=rng, steps=steps, compile=compile)
-    back = log_weights(path, schedule, kernel, draws, rng=rng, steps=steps, compile=compile, backwards=True)
+    schedule = scheduled(schedule, path, base, kernel, rng, temperatures, lanes)
+    how = {"rng": rng, "steps": steps, "compile": compile, "lanes": lanes}
+    ahead = forward_weights(path, schedule, kernel, base, draws.shape[0] if chains is None else chains, **how)
+    back = reverse_weights(path, schedule, kernel, draws, **how)
     result = between(ahead, back, confidence)
     warn_if_degenerate(result, "forward or reverse weights", REMEDY)
     if float(result.lower) > float(result.upper):

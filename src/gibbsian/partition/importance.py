@@ -29,6 +29,7 @@ from gibbsian.errors import ArgumentTypeError, DivergenceError, DomainError, Opt
 from gibbsian.partition.annealed import check_draws
 from gibbsian.partition.base import LogZ, from_log_weights, warn_if_degenerate
 from gibbsian.partition.bracket import between
+from gibbsian.processes.work import over_lanes
 
 CHUNK = 1 << 13
 """Draws evaluated at once."""
@@ -45,6 +46,7 @@ def importance_sampling(
     rng: Generator,
     draws: int = 10_000,
     confidence: float = 0.99,
+    lanes: int | None = None,
 ) -> LogZ:
     """Estimate log Z by importance sampling.
 
@@ -65,6 +67,8 @@ def importance_sampling(
     confidence
         Probability with which the bounds hold, both at once where there are two; this holds for any number of draws and
         any law of the weights.
+    lanes
+        Equal shares of the draws, as in `ais`.
 
     Returns
     -------
@@ -82,7 +86,13 @@ def importance_sampling(
     OptionError, ShapeError, DomainError, ArgumentTypeError, DivergenceError
         If an argument does not fit or no energy is finite; the message says what to try.
     """
-    forward = log_importance_weights(energy, proposal, draws, rng=rng)
+    if lanes is None:
+        forward = log_importance_weights(energy, proposal, draws, rng=rng)
+    else:
+        _checked(energy, proposal, draws)
+        # A lane may have one draw alone.
+        work = lambda rows, own: (_weights(Energy.of(energy), proposal, rows.stop - rows.start, own),)  # noqa: E731
+        (forward,) = over_lanes(lanes, draws, rng, work, "draws")
     if model_draws is None:
         result = from_log_weights(forward, confidence)
     else:
@@ -145,7 +155,11 @@ def log_importance_weights(
     energy, proposal, draws, rng
         As in `importance_sampling`.
     """
-    adopted = _checked(energy, proposal, draws)
+    return _weights(_checked(energy, proposal, draws), proposal, draws, rng)
+
+
+@torch.no_grad()
+def _weights(energy: Energy, proposal: Tractable | GeneratorProposal, draws: int, rng: Generator) -> Tensor:
     parts = []
     for size in [CHUNK] * (draws // CHUNK) + [draws % CHUNK] * (draws % CHUNK > 0):
         if isinstance(proposal, GeneratorProposal):
@@ -153,7 +167,7 @@ def log_importance_weights(
         else:
             x = proposal.sample(size, rng)
             cost = proposal(x)
-        parts.append(cost.double() - adopted(x).double())
+        parts.append(cost.double() - energy(x).double())
     return torch.cat(parts)
 
 

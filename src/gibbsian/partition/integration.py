@@ -42,6 +42,8 @@ from gibbsian.partition.base import LogZ, variance_of_mean, worth
 from gibbsian.partition.paths import Path
 from gibbsian.partition.population import Walk, walk
 from gibbsian.partition.schedule import PALETTE, interpolate
+from gibbsian.processes.collectives import told_by_main
+from gibbsian.processes.work import over_lanes
 from gibbsian.sampling import sample
 
 CHUNK = 1 << 14
@@ -92,12 +94,13 @@ def thermodynamic_integration(
     warmup: int | None = None,
     confidence: float = 0.99,
     compile: bool = False,
+    lanes: int | None = None,
 ) -> Integrated:
     """Estimate log Z by thermodynamic integration from a base.
 
     Parameters
     ----------
-    energy, base, rng, kernel, path, compile
+    energy, base, rng, kernel, path, compile, lanes
         As in `ais`. Step sizes are found by a pilot walk.
     nodes
         How many stops, or, for the trapezoidal rule, the stops themselves, from 0 to 1. A number is odd, and its stops
@@ -133,20 +136,33 @@ def thermodynamic_integration(
         )
     _check_nodes(nodes, rule)
     found = walk(path, base, kernel, rng, chains=128, moves=5)
+    if lanes is not None:
+        found.betas, found.log_sizes = told_by_main((found.betas, found.log_sizes))
     betas = _stops(nodes, rule, found)
     target = Energy.of(energy)
     slope = (lambda b, x: target(x) - base(x)) if geometric else _differences(path)
     burn = steps // 2 if warmup is None else warmup
-    x, values = base.sample(chains, rng), []
-    for b in betas:
-        at = x.new_tensor(float(b))
-        if float(b) == 0.0:
-            draws = base.sample(chains * steps, rng).reshape(steps, chains, *x.shape[1:])
-        else:
-            x, draws = _chains(path(at), kernel, x, _size(found, float(b)), burn, steps, rng, compile)
-        flat = torch.cat([slope(at, part).double() for part in draws.flatten(0, 1).split(CHUNK)])
-        _check_finite(flat, float(b))
-        values.append(flat.reshape(steps, chains))
+
+    def walked(count: int, own: Generator) -> Tensor:
+        """Slopes of so many chains at every stop, ``(stops, steps, count)``."""
+        x, values = base.sample(count, own), []
+        for b in betas:
+            at = x.new_tensor(float(b))
+            if float(b) == 0.0:
+                draws = base.sample(count * steps, own).reshape(steps, count, *x.shape[1:])
+            else:
+                x, draws = _chains(path(at), kernel, x, _size(found, float(b)), burn, steps, own, compile)
+            flat = torch.cat([slope(at, part).double() for part in draws.flatten(0, 1).split(CHUNK)])
+            _check_finite(flat, float(b))
+            values.append(flat.reshape(steps, count))
+        return torch.stack(values)
+
+    if lanes is None:
+        values = walked(chains, rng)
+    else:
+        work = lambda rows, own: (walked(rows.stop - rows.start, own).movedim(2, 0),)  # noqa: E731
+        values = over_lanes(lanes, chains, rng, work)[0].movedim(0, 2)
+    values = list(values.unbind())
     return _integrated(betas, values, rule, geometric, confidence)
 
 

@@ -18,6 +18,7 @@ as one: they share temperatures and step sizes, and nothing else.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +30,9 @@ from gibbsian.errors import DivergenceError
 from gibbsian.kernels.base import Kernel, has_step_size, with_step_size
 from gibbsian.partition.base import effective_size
 from gibbsian.partition.paths import Path
+from gibbsian.processes.collectives import agree
+from gibbsian.processes.lanes import Lanes
+from gibbsian.processes.work import alike, numbers
 from gibbsian.sampling import with_tensor_settings
 
 SPARE = 0.7
@@ -53,7 +57,7 @@ class Walk:
     nonfinite
         Weights of each population that came from a non-finite energy, ``(P,)``.
     betas, log_sizes
-        Temperatures passed, from 0 on, and the log step size with which each was left.
+        Temperatures way.betas, from 0 on, and the log step size with which each was left.
     acceptance, ess
         At each temperature after the first: the mean acceptance of the moves; the effective number of particles, all
         populations together, before resampling.
@@ -83,6 +87,7 @@ def walk(
     betas: Tensor | None = None,
     step_sizes: Tensor | None = None,
     adapt: bool = True,
+    lanes: int | None = None,
 ) -> Walk:
     """Carry populations from base to target.
 
@@ -106,45 +111,120 @@ def walk(
         One for each of ``betas`` after the first; with given ``betas``, ``None`` leaves the kernel as it is.
     adapt
         Whether the kernel's step size, where it has one, follows its acceptance; never with given ``betas``.
+    lanes
+        Equal shares of the populations, each with a generator of its own, among the processes of a job.
 
     Raises
     ------
     DivergenceError
         If the target is not reached in 1000 stages, or all energies are infinite.
     """
-    x = base.sample(chains, rng)
+    crowd = _crowd(base, rng, chains, populations, lanes)
+    way = crowd.parts[0][0]  # Which also keeps what concerns all.
+    x = way.x
     moving = cast(Any, with_tensor_settings(kernel, x))
     adapted = adapt and has_step_size(kernel) and betas is None
     log_h = float(moving.step_size.log()) if adapted else 0.0
-    per = chains // populations
-    w = torch.zeros((populations, per), dtype=torch.float64, device=x.device)
-    at = Walk(x, w, w.new_zeros(populations), w.new_zeros(populations), [0.0], [], [], [])
     stride, start = 1.0, path(x.new_zeros(()))
     # From a first guess that may be orders of magnitude off: large corrections, then small ones.
     for gain in (4.0, 1.0) if adapted else ():
-        at.x, log_h, _ = move(start, moving, at.x, log_h, gain, 4 * moves, rng)
-    at.log_sizes.append(log_h)
-    while at.betas[-1] < 1.0:
-        if betas is None and len(at.betas) > STAGES:
+        log_h, _ = crowd.move(start, moving, log_h, gain, 4 * moves)
+    way.log_sizes.append(log_h)
+    while way.betas[-1] < 1.0:
+        if betas is None and len(way.betas) > STAGES:
             raise DivergenceError(
-                f"The population reached only beta={at.betas[-1]:.3g} in {STAGES} stages: the base is too far from the "
-                "energy. Widen or shift the base, or give a path that passes through what lies between."
+                f"The population reached only beta={way.betas[-1]:.3g} in {STAGES} stages: the base is too far from "
+                "the energy. Widen or shift the base, or give a path that passes through what lies between."
             )
         if betas is None:
-            beta, gained = _farthest(path, at, stride, spare)
+            beta, gained = _farthest(path, crowd, way.betas[-1], stride, spare)
         else:
-            beta = float(betas[len(at.betas)])
-            gained = _gain(path, at.x, at.betas[-1])(beta)
-        stride = beta - at.betas[-1]
-        at.betas.append(beta)
-        weigh(at, gained, resample, rng)
+            beta = float(betas[len(way.betas)])
+            gained = [_gain(path, at.x, way.betas[-1])(beta) for at, _ in crowd.parts]
+        stride = beta - way.betas[-1]
+        way.betas.append(beta)
+        ess = crowd.effective_size(gained)
+        for (at, each), own in zip(crowd.parts, gained):
+            weigh(at, own, resample, each)
+        way.ess[-1] = ess
         if step_sizes is not None:
-            log_h = math.log(float(step_sizes[len(at.betas) - 2]))
+            log_h = math.log(float(step_sizes[len(way.betas) - 2]))
         gain = 1.0 if adapted else (0.0 if step_sizes is not None else None)
-        at.x, log_h, acceptance = move(path(x.new_tensor(beta)), moving, at.x, log_h, gain, moves, rng)
-        at.log_sizes.append(log_h)
-        at.acceptance.append(acceptance)
-    return at
+        log_h, acceptance = crowd.move(path(x.new_tensor(beta)), moving, log_h, gain, moves)
+        way.log_sizes.append(log_h)
+        way.acceptance.append(acceptance)
+    return crowd.walked(way)
+
+
+@dataclass
+class Crowd:
+    """The populations of one process: all as one batch, or a batch for each of its lanes.
+
+    Attributes
+    ----------
+    parts
+        Each batch, with the generator of its noise.
+    count
+        Particles in all lanes of all processes.
+    shared
+        Whether there are lanes: what concerns all populations is then a sum over those of all processes, in their
+        order, so that it does not depend on how many there are.
+    """
+
+    parts: list[tuple[Walk, Generator]]
+    count: int
+    shared: bool
+
+    def log_sum_exp(self, own: list[Tensor]) -> Tensor:
+        """Combine logarithms of sums over each part, all of one shape."""
+        return torch.logsumexp(self._all(own), 0)
+
+    def effective_size(self, gained: list[Tensor]) -> float:
+        """Effective number of all particles with what the log-weights of each part have gained."""
+        sums = []
+        for (at, _), own in zip(self.parts, gained):
+            whole = (at.log_w + own.reshape(at.log_w.shape) + at.log_z[:, None]).flatten()
+            sums.append(torch.stack((torch.logsumexp(whole, 0), torch.logsumexp(2.0 * whole, 0))))
+        whole, squares = self.log_sum_exp(sums)
+        return float((2.0 * whole - squares).exp())
+
+    def move(self, energy: Any, moving: Any, log_h: float, gain: float | None, steps: int) -> tuple[float, float]:
+        """Do as `move` does with all parts; the log step size and the mean acceptance."""
+        points, generators = [at.x for at, _ in self.parts], [rng for _, rng in self.parts]
+        mean = lambda own: self._all(own).mean()  # noqa: E731
+        points, log_h, acceptance = _moved(energy, moving, points, generators, log_h, gain, steps, mean)
+        for (at, _), x in zip(self.parts, points):
+            at.x = x
+        return log_h, acceptance
+
+    def walked(self, way: Walk) -> Walk:
+        """Put the populations of all parts, and processes, together."""
+        for name in ("x", "log_w", "log_z", "nonfinite"):
+            own = [getattr(at, name) for at, _ in self.parts]
+            whole = own[0] if len(own) == 1 else torch.cat(own)
+            setattr(way, name, alike(whole) if self.shared else whole)
+        return way
+
+    def _all(self, own: list[Tensor]) -> Tensor:
+        return alike(torch.stack(own)) if self.shared else torch.stack(own)
+
+
+def _crowd(base: Tractable, rng: Generator, chains: int, populations: int, lanes: int | None) -> Crowd:
+    """Draw populations from the base."""
+
+    def part(count: int, populations: int, rng: Generator) -> tuple[Walk, Generator]:
+        x = base.sample(count, rng)
+        w = torch.zeros((populations, count // populations), dtype=torch.float64, device=x.device)
+        return Walk(x, w, w.new_zeros(populations), w.new_zeros(populations), [0.0], [], [], []), rng
+
+    if lanes is None:
+        return Crowd([part(chains, populations, rng)], chains, False)
+    shared = Lanes(lanes)
+    per, each = shared.share(chains, "particles"), shared.share(populations, "populations")
+    seed = numbers(rng)[0]
+    marks = {"random numbers": f"{seed:016x}", "particles, populations and lanes": str((chains, populations, lanes))}
+    agree(marks, "options or generators")
+    return Crowd([part(per, each, own) for _, own in shared.generators(seed, rng.device)], chains, True)
 
 
 def _gain(path: Path, x: Tensor, beta: float) -> Any:
@@ -158,21 +238,20 @@ def _gain(path: Path, x: Tensor, beta: float) -> Any:
     return gained
 
 
-def _farthest(path: Path, at: Walk, stride: float, spare: float) -> tuple[float, Tensor]:
+def _farthest(path: Path, crowd: Crowd, beta: float, stride: float, spare: float) -> tuple[float, list[Tensor]]:
     """Take the farthest beta whose incremental weights keep their effective sample size; return it with them."""
-    beta, carried = at.betas[-1], at.log_w.flatten()
-    gained = _gain(path, at.x, beta)
+    gains = [_gain(path, at.x, beta) for at, _ in crowd.parts]
 
-    def weights(b: float) -> tuple[Tensor, float]:
-        log_w = gained(b)
-        alive = torch.isfinite(log_w + carried)
-        if not bool(alive.any()):
+    def weights(b: float) -> tuple[list[Tensor], float]:
+        log_w = [gained(b) for gained in gains]
+        sums = [_size_sums(at.log_w.flatten(), own) for (at, _), own in zip(crowd.parts, log_w)]
+        both, squares, carried = crowd.log_sum_exp(sums)
+        if not bool(torch.isfinite(both)):
             raise DivergenceError(
-                f"The energy is infinite or NaN at all {carried.numel()} points of the population at beta={b:.3g}. "
+                f"The energy is infinite or NaN at all {crowd.count} points of the population at beta={b:.3g}. "
                 "Choose a base that covers the energy's domain, or look for NaN in the energy."
             )
-        # Points outside the domain are lost at any beta; the step is judged by those that are left.
-        return log_w, conditional_size(carried[alive], log_w[alive])
+        return log_w, float((2.0 * both - squares - carried).exp())
 
     high = min(1.0, beta + 4.0 * stride)
     log_w, spared = weights(high)
@@ -195,11 +274,24 @@ def _farthest(path: Path, at: Walk, stride: float, spare: float) -> tuple[float,
     return low, log_w
 
 
+def _size_sums(carried: Tensor, gained: Tensor) -> Tensor:
+    """The three logarithms of sums that a conditional effective size is made of, ``(3,)``.
+
+    Points outside the domain are lost at any beta; the step is judged by those that are left.
+    """
+    alive = torch.isfinite(gained + carried)
+    return _sums(carried[alive], gained[alive])
+
+
+def _sums(carried: Tensor, gained: Tensor) -> Tensor:
+    both = carried + gained
+    return torch.stack([torch.logsumexp(each, 0) for each in (both, both + gained, carried)])
+
+
 def conditional_size(carried: Tensor, gained: Tensor) -> float:
     """Conditional effective size, as a fraction, from log-weights carried and gained; both finite, ``(n,)``."""
-    both = carried + gained
-    log = 2.0 * torch.logsumexp(both, 0) - torch.logsumexp(both + gained, 0) - torch.logsumexp(carried, 0)
-    return float(log.exp())
+    both, squares, carried_only = _sums(carried, gained)
+    return float((2.0 * both - squares - carried_only).exp())
 
 
 def weigh(at: Walk, gained: Tensor, resample: float, rng: Generator) -> None:
@@ -278,16 +370,34 @@ def move(
     tuple
         Positions, the log step size, and the mean acceptance.
     """
+    (x,), log_h, acceptance = _moved(energy, moving, [x], [rng], log_h, gain, steps, lambda means: means[0])
+    return x, log_h, acceptance
+
+
+def _moved(
+    energy: Any,
+    moving: Any,
+    points: list[Tensor],
+    generators: list[Generator],
+    log_h: float,
+    gain: float | None,
+    steps: int,
+    mean: Callable[[list[Tensor]], Tensor],
+) -> tuple[list[Tensor], float, float]:
+    """Move several batches of points, with generators of their own, that share a step size."""
     if steps == 0:
-        return x, log_h, math.nan
-    state = moving.init(energy, x)
+        return points, log_h, math.nan
+    states = [moving.init(energy, x) for x in points]
     total = 0.0
     for _ in range(steps):
-        kernel = moving if gain is None else with_step_size(moving, x.new_tensor(math.exp(log_h)))
-        noise = kernel.noise(state, 1, rng)
-        state, info = kernel.step(energy, state, tuple(z[0] for z in noise))
-        acceptance = float(info.acceptance.mean())
+        kernel = moving if gain is None else with_step_size(moving, points[0].new_tensor(math.exp(log_h)))
+        means = []
+        for i, (state, rng) in enumerate(zip(states, generators)):
+            noise = kernel.noise(state, 1, rng)
+            states[i], info = kernel.step(energy, state, tuple(z[0] for z in noise))
+            means.append(info.acceptance.mean())
+        acceptance = float(mean(means))
         total += acceptance
         if gain:
             log_h += gain * (acceptance - moving.target_acceptance)
-    return state.x, log_h, total / steps
+    return [state.x for state in states], log_h, total / steps

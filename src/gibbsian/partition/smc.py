@@ -90,6 +90,7 @@ def smc(
     spare: float = 0.9,
     resample: float = 0.5,
     confidence: float = 0.99,
+    lanes: int | None = None,
 ) -> Particles:
     """Draw from an energy and estimate its log Z by sequential Monte Carlo from a base.
 
@@ -120,6 +121,10 @@ def smc(
         A population is resampled when its effective size falls to this fraction of it; 1 for at every stage.
     confidence
         Probability with which ``log_z.lower`` is below log Z when a schedule is given.
+    lanes
+        Equal shares of the populations, each with random numbers of its own, among the processes of a job. They find
+        temperatures and step sizes together, and what is returned, complete on every process, does not depend on how
+        many there are. All arguments, ``rng``'s state too, are the same everywhere.
 
     Raises
     ------
@@ -150,6 +155,7 @@ def smc(
         resample=resample,
         betas=None if schedule is None else schedule.betas,
         step_sizes=None if schedule is None else _sizes(schedule),
+        lanes=lanes,
     )
     log_z = from_log_weights(at.log_z, confidence)
     if schedule is None:

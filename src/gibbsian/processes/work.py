@@ -1,0 +1,141 @@
+"""Work that lanes do each by themselves, and whose results every process has in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor
+
+from gibbsian.errors import GibbsianError, ProcessError
+from gibbsian.processes.collectives import agree, gathered_objects
+from gibbsian.processes.lanes import Lanes
+from gibbsian.processes.world import world
+
+T = TypeVar("T")
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do this process's share of some work; what goes wrong in one process is raised in all of them.
+
+    Without it the others would wait for the one that failed until their patience ends.
+
+    Parameters
+    ----------
+    work
+        Without collectives inside.
+
+    Raises
+    ------
+    GibbsianError
+        Where the work failed, what it raised; elsewhere one of the same kind, with the number of the process.
+    """
+    if world().size == 1:
+        return work()
+    failed: Exception | None = None
+    result: Any = None
+    try:
+        result = work()
+    except Exception as error:
+        failed = error
+    told = gathered_objects(failed if isinstance(failed, GibbsianError) else failed and f"{failed!r}")
+    if failed is not None:
+        raise failed
+    for rank, error in enumerate(told):
+        if isinstance(error, GibbsianError):
+            raise type(error)(f"On rank {rank}: {error}")
+        if error is not None:
+            raise ProcessError(f"The process of rank {rank} failed: {error}. Its own message says more.")
+    return result
+
+
+def numbers(rng: Generator, count: int = 1) -> list[int]:
+    """Draw seeds of 63 bits; so many at once are the same as one after the other.
+
+    Parameters
+    ----------
+    rng
+        The caller's; it is moved on by so many draws, whatever the number of lanes and processes.
+    count
+        How many.
+    """
+    draw = lambda n: torch.randint(2**63 - 1, (n,), generator=rng, device=rng.device)  # noqa: E731
+    # An accelerator's generator gives several numbers at once that differ from those one by one.
+    drawn = draw(count) if rng.device.type == "cpu" else torch.cat([draw(1) for _ in range(count)])
+    return drawn.tolist()
+
+
+def over_lanes(
+    lanes: int,
+    total: int,
+    rng: Generator,
+    work: Callable[[slice, Generator], tuple[Tensor, ...]],
+    what: str = "chains",
+) -> tuple[Tensor, ...]:
+    """Let each lane do its share, and put what all have found behind one another, on every process.
+
+    Parameters
+    ----------
+    lanes
+        How many; a multiple of the number of processes.
+    total
+        Chains, or other things, that they share equally.
+    rng
+        The caller's, in the same state on every process; it is moved on by one number.
+    work
+        From the rows of a lane and its generator to tensors whose first axis counts these rows.
+    what
+        What is shared, for messages.
+
+    Raises
+    ------
+    OptionError
+        If lanes and processes, or lanes and things, do not go into each other.
+    ProcessError
+        If the generator is not in the same state everywhere.
+    """
+    shared = Lanes(lanes)
+    shared.share(total, what)
+    seed = numbers(rng)[0]
+    agree({"random numbers": f"{seed:016x}", what: str(total), "lanes": str(lanes)}, "options or generators")
+
+    def own() -> tuple[Tensor, ...]:
+        found = [work(shared.rows(lane, total, what), each) for lane, each in shared.generators(seed, rng.device)]
+        return tuple(torch.cat(parts) for parts in zip(*found))
+
+    return tuple(alike(part) for part in together(own))
+
+
+def alike(x: Tensor) -> Tensor:
+    """Put the rows of all processes behind one another, as `gathered` does, where all have the same number."""
+    if world().size == 1:
+        return x
+    # Collectives know no bool on every backend.
+    own = (x.to(torch.uint8) if x.dtype == torch.bool else x).contiguous()
+    parts = [torch.empty_like(own) for _ in range(world().size)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).to(x.dtype)
+
+
+def gathered_along(x: Tensor, dim: int) -> Tensor:
+    """Put tensors of all processes, of one shape, behind one another along an axis, in the order of ranks."""
+    return x if world().size == 1 else alike(x.movedim(dim, 0)).movedim(0, dim)
+
+
+def from_owners(x: Tensor, mine: Tensor) -> Tensor:
+    """Let every process have the rows that one of them owns each.
+
+    Parameters
+    ----------
+    x
+        ``(n, ...)``, floating point; rows that are another's are not looked at.
+    mine
+        Which are this process's, ``(n,)`` of bools; each row is that of one.
+    """
+    if world().size == 1:
+        return x
+    own = torch.where(mine.reshape(-1, *([1] * (x.ndim - 1))), x, 0.0).contiguous()
+    dist.all_reduce(own)
+    return own
