@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lane_cases import LANES, STEPS, D, cases, crooked, exported_kernels, points
+from kernel_cases import LANES, STEPS, D, cases, crooked, exported_kernels, points
 
 import gibbsian as gb
 from contracts import ks, seeded, two_modes
