@@ -158,7 +158,7 @@ def fit(
     state = TrainingState(model, objective, feed, settings, rng)
     state.to_disk = home is not None
     recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad(), state.engine.quiet():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             state.asked = interrupts.asked
@@ -200,6 +200,7 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
         state.restore(saved)
     with together():
         recorder.open(state.records, state.step)
+    recorder.history = told_by_main(recorder.history)
     if saved is None:
         save(state, kept, recorder)
 
