@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     warnings.showwarning = _show_warning
     try:
-        with processes() as here, _heard(here):
+        # The command line trains on the processor, GPUs or not.
+        with processes("gloo") as here, _heard(here):
             _run(sys.argv[1:] if arguments is None else list(arguments), here)
     except ProcessError as error:
         _complain(str(error))
