@@ -84,9 +84,12 @@ class Objective(nn.Module, ABC):
     learning_rate_factor
         What ``fit`` multiplies the learning rate of the objective's own parameters by: a weight in the loss would do
         nothing under an optimiser that is blind to the scale of gradients.
+    full_precision
+        Whether its loss cannot be computed in bfloat16: it takes second derivatives, or differences of close energies.
     """
 
     fits_scores: bool = False
+    full_precision: bool = False
     learning_rate_factor: float = 1.0
 
     @abstractmethod
@@ -110,6 +113,33 @@ class Objective(nn.Module, ABC):
 
     def __neg__(self) -> Objective:
         return WeightedSum([(-1.0, self)])
+
+
+class Settling(Objective):
+    """An objective that moves the energy itself by means over its batch, before its loss. Abstract.
+
+    Where a batch is divided among lanes, ``fit`` asks for the means lane by lane and moves the energy once.
+
+    Attributes
+    ----------
+    in_lanes
+        Whether that is so, and ``forward`` leaves the energy as it is.
+    """
+
+    in_lanes: bool = False
+
+    @property
+    @abstractmethod
+    def moves(self) -> bool:
+        """Whether it is set to move anything."""
+
+    @abstractmethod
+    def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
+        """Means over the rows of a batch by which `settle` moves the energy; empty if it does not."""
+
+    @abstractmethod
+    def settle(self, energy: Energy, means: Sequence[Tensor]) -> None:
+        """Move the energy by means, such as `statistics` returned or averages of these over batches."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gibbsian.processes.collectives import (
     told_by_main,
 )
 from gibbsian.processes.lanes import Lanes, lane_seed
-from gibbsian.processes.world import World, processes, world
+from gibbsian.processes.world import World, part, processes, world
 
 __all__ = [
     "Lanes",
@@ -24,6 +24,7 @@ __all__ = [
     "lane_seed",
     "log_mean_exp",
     "log_sum_exp",
+    "part",
     "processes",
     "told_by_main",
     "world",

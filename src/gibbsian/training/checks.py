@@ -7,17 +7,22 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.layers import check_independent_rows
+from gibbsian.energies.neural import SpectralNorm
 from gibbsian.energies.score import Score
 from gibbsian.energies.tractable import require_support
 from gibbsian.errors import ArgumentTypeError, DataError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective
-from gibbsian.training.state import trained_parameters
+from gibbsian.training.feed import Feed, MemoryFeed
+from gibbsian.training.settings import TrainingSettings
+
+REFERENCE = 1024
+"""Rows that chains are compared with at the end."""
 
 
 def checked(
-    energy: nn.Module, data: Tensor | Batch, objective: Objective, rng: Generator
-) -> tuple[Energy | Score, Batch]:
-    """Check the arguments of `fit`; return the energy or score, and the data on its device."""
+    energy: nn.Module, data: Tensor | Batch | Feed, objective: Objective, rng: Generator, settings: TrainingSettings
+) -> tuple[Energy | Score, Feed]:
+    """Check the arguments of `fit`; return the energy or score, and what feeds it, on its device."""
     if not isinstance(energy, nn.Module):
         raise ArgumentTypeError(f"fit trains the parameters of a module; got {energy!r}.")
     if not isinstance(objective, Objective):
@@ -45,7 +50,27 @@ def checked(
         )
     check_independent_rows(model)
     check_independent_rows(objective)
-    return model, checked_data(model, data, like)
+    if settings.precision == "bfloat16":
+        check_lowered(model, objective, like)
+    if not isinstance(data, Feed):
+        return model, MemoryFeed(checked_data(model, data, like), settings.batch_size, settings.lanes)
+    checked_data(model, data.spread(REFERENCE), like)
+    for name in ("lanes", "batch_size"):
+        if (found := getattr(data, name)) != (wanted := getattr(settings, name)) and not (
+            name == "batch_size" and found == data.n < wanted
+        ):
+            raise OptionError(f"The data come with {name}={found}, and training was asked for {name}={wanted}.")
+    return model, data
+
+
+def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
+    """Name the parameters that ask for gradients, of the energy and of the objective, each once."""
+    params: dict[nn.Parameter, str] = {}
+    for owner, module in (("energy", energy), ("objective", objective)):
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                params.setdefault(p, f"{owner}.{name}")
+    return {name: p for p, name in params.items()}
 
 
 def check_devices(energy: nn.Module, objective: nn.Module, like: Tensor) -> None:
@@ -63,6 +88,28 @@ def check_devices(energy: nn.Module, objective: nn.Module, like: Tensor) -> None
                     f"The parameters are on several devices: {owner}.{name} is on {tensor.device} and the first on "
                     f"{like.device}. Move energy and objective with .to({str(like.device)!r}) before fitting."
                 )
+
+
+def check_lowered(energy: nn.Module, objective: nn.Module, like: Tensor) -> None:
+    """Check that losses can be computed in bfloat16.
+
+    Raises
+    ------
+    OptionError
+        If weights are in double precision, or something takes more digits than bfloat16 has.
+    """
+    if like.dtype != torch.float32:
+        raise OptionError(
+            f"precision='bfloat16' lowers products of float32, and the weights are {str(like.dtype)[6:]}; bring them "
+            "to float32 with .float(), or leave precision='float32', which computes as the weights are kept."
+        )
+    for part in (*objective.modules(), *energy.modules()):
+        if (isinstance(part, Objective) and part.full_precision) or isinstance(part, SpectralNorm):
+            why = "a power iteration" if isinstance(part, SpectralNorm) else "curvatures or close differences"
+            raise OptionError(
+                f"{type(part).__name__} computes {why}, for which bfloat16 has too few digits; train with "
+                "precision='float32'."
+            )
 
 
 def dtypes_of(energy: nn.Module, objective: nn.Module, batch: Batch) -> str:
