@@ -92,7 +92,7 @@ def _dispatch(arguments: list[str]) -> None:
         commands,
         prog="gibbsian",
         description="Energy-based models: from data to a model you can trust.",
-        args=spell_out(arguments, overrides),
+        args=spell_out(arguments, overrides, DataOptions),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
@@ -114,7 +114,10 @@ def _dispatch_protein(arguments: list[str]) -> None:
 
 
 _OUT_HELP = "The run's folder; runs/NAME by default."
-_DATA_HELP = "A built-in name (see gibbsian datasets), a .csv, .npy, .npz or .parquet file, or a folder of images."
+_DATA_HELP = (
+    "A built-in name (see gibbsian datasets), a .csv, .npy, .npz or .parquet file, or a folder of images or of "
+    ".parquet, .arrow or .npy files."
+)
 
 
 def _complain(message: str, what: str = "error") -> None:

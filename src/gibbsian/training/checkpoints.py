@@ -210,10 +210,15 @@ def write_whole(path: Path, state: State) -> None:
             os.close(descriptor)
 
 
-def fingerprint(data: Batch, energy: nn.Module, objective: nn.Module, settings: TrainingSettings) -> dict[str, str]:
+def fingerprint(
+    data: Batch | Mapping[str, str], energy: nn.Module, objective: nn.Module, settings: TrainingSettings
+) -> dict[str, str]:
     """Describe what a run is of, by name, so that a resumed run can tell what differs."""
-    marks = {"data": _digest(data.x)}
-    marks |= {f"data.context[{name!r}]": _digest(value) for name, value in data.context.items()}
+    if isinstance(data, Batch):
+        marks = {"data": _digest(data.x)}
+        marks |= {f"data.context[{name!r}]": _digest(value) for name, value in data.context.items()}
+    else:
+        marks = dict(data)
     for owner, module in (("energy", energy), ("objective", objective)):
         for path, part in module.named_modules(prefix=owner):
             marks[path] = type(part).__name__

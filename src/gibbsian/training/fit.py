@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from gibbsian.data.rows import Rows
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
@@ -35,6 +36,7 @@ from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import TrainingState
 from gibbsian.training.step import take_step
+from gibbsian.training.stream_feed import StreamFeed, closing_feed, sample_of
 from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
 
 
@@ -86,7 +88,7 @@ class Fit:
 
 def fit(
     energy: nn.Module,
-    data: Tensor | Batch,
+    data: Tensor | Batch | Rows,
     objective: Objective,
     *,
     rng: Generator,
@@ -107,7 +109,8 @@ def fit(
         `MultiLevelDenoising`). With parameters; changed in place, and left with the averaged weights.
     data
         ``(n, *event)``, two finite rows or more, or a `Batch` with its context. Moved as a whole to the device and
-        precision of the energy's parameters.
+        precision of the energy's parameters. Or `Rows` that stay on the disk, in the model's units, whose batches are
+        moved one by one.
     objective
         How to fit; moved to the same device.
     rng
@@ -140,13 +143,15 @@ def fit(
         After Ctrl-C, once the state is saved. A second Ctrl-C stops at once.
     """
     settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
-    model, data = checked(energy, data, objective, rng)
+    rows = data if isinstance(data, Rows) else None
+    model, data = checked(energy, data if rows is None else sample_of(rows), objective, rng)
+    feed = MemoryFeed(data, settings.batch_size) if rows is None else StreamFeed(rows, data, settings.batch_size)
     home = None if folder is None else Path(folder)
-    kept = Checkpoints(settings, home, {} if home is None else fingerprint(data, model, objective, settings))
-    feed = MemoryFeed(data, settings.batch_size)
+    marks = {} if home is None else fingerprint(data if rows is None else rows.marks(), model, objective, settings)
+    kept = Checkpoints(settings, home, marks)
     state = TrainingState(model, objective, feed, settings, rng)
     recorder = Recorder(settings, home, progress, callbacks)
-    with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    with recorder, closing_feed(feed), Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             take_step(state, feed.batch(state.step, state.batch_seed, 0))

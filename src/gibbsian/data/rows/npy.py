@@ -15,7 +15,17 @@ import numpy as np
 from gibbsian.data.arrays import unreadable
 from gibbsian.data.checks import as_rows
 from gibbsian.data.raw import listed
-from gibbsian.data.rows.source import Blocks, Chunk, Shard, Source, all_at_once, held_type, shard_row, shards_of, without_empty
+from gibbsian.data.rows.source import (
+    Blocks,
+    Chunk,
+    Shard,
+    Source,
+    all_at_once,
+    held_type,
+    shard_row,
+    shards_of,
+    without_empty,
+)
 from gibbsian.errors import DataError, OptionError
 
 STRETCH = 2**20

@@ -13,7 +13,7 @@ from gibbsian.data.dataset import Kind
 from gibbsian.data.labels import encode_labels
 from gibbsian.data.raw import count, listed
 from gibbsian.data.rows.npy import NpySource
-from gibbsian.data.rows.pictures import PictureSource, has_pictures
+from gibbsian.data.rows.pictures import PictureSource, more_pictures
 from gibbsian.data.rows.rows import Rows
 from gibbsian.data.rows.source import Source
 from gibbsian.data.rows.tables import ARROW, PARQUET, TableSource
@@ -25,6 +25,12 @@ LOOKED_AT = 10_000
 HELD_OUT = 0.1
 MOST_HELD_OUT = 50_000
 """A tenth of the rows is held out where nothing is said, and no more than this many, which tell enough."""
+
+LARGE = 2 * 2**30
+"""Bytes of a file from which on the command line leaves its rows on the disk."""
+
+MANY = 200_000
+"""Pictures of a folder, likewise."""
 
 FILES = (*PARQUET, *ARROW, ".npy")
 
@@ -119,21 +125,17 @@ def open_rows(
     return Rows(opened, told, share, seed, "train", names, None, threshold, memory, value_range, notes)
 
 
-def total_bytes(source: str | Path) -> int:
-    """Bytes of what `open_rows` could open, at a look: of a file, or of the files in a folder or of a pattern."""
+def why_stream(source: str | Path) -> str:
+    """Say why data had better stay on the disk: large, or in several files; nothing where memory will do."""
     path = Path(source).expanduser()
     if path.is_file():
-        return path.stat().st_size if path.suffix.lower() in FILES else 0
-    try:
-        return sum(each.stat().st_size for each in _files(path))
-    except (DataError, OSError):
-        return 0
-
-
-def holds_shards(source: str | Path) -> bool:
-    """Whether a path is a folder, or a pattern, of Parquet, Arrow or ``.npy`` files."""
-    path = Path(source).expanduser()
-    return not path.is_file() and bool(_files(path))
+        size = path.stat().st_size if path.suffix.lower() in FILES else 0
+        return f"{path.name} has {size / 2**30:.1f} GiB" if size > LARGE else ""
+    files = _files(path)
+    if files:
+        return f"{source} is of {count(len(files), 'file')}"
+    many = path.is_dir() and more_pictures(path, MANY)
+    return f"{source} has more than {MANY} pictures" if many else ""
 
 
 def _check_options(held_out: float | None, seed: int, memory: int, binarise: float | None) -> None:
@@ -151,7 +153,7 @@ def _source(source: Any, labels: Any, array: str | None, shape: tuple[int, ...] 
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
         paths = [path] if path.is_file() else _files(path)
-        if not paths and path.is_dir() and has_pictures(path):
+        if not paths and path.is_dir() and more_pictures(path, 0):
             return PictureSource(path, labels)
         if any(c in path.name for c in "*?["):
             path = path.parent

@@ -2,8 +2,8 @@
 
 Each epoch puts all blocks into a new order and cuts this sequence of rows into equal shares, one per lane. A lane takes
 its share in windows of some whole blocks, and the rows of a window in a random order. So the disk is read a block at a
-time and memory holds a window, while rows that lay together come apart. All of it is a function of seed, epoch and lane:
-a run that goes on finds its place by arithmetic, and who else reads does not matter.
+time and memory holds a window, while rows that lay together come apart. All of it is a function of seed, epoch and
+lane: a run that goes on finds its place by arithmetic, and who else reads does not matter.
 
 How well rows are mixed depends on the blocks in a window: the share of a batch's rows that are of one class, in a file
 sorted by class, varies as if drawn from so many blocks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,9 +162,9 @@ class PictureSource(Source):
         return {"data": f"{count(len(self._names), 'picture')} of {size} {self.dtype} #{self._digest}"}
 
 
-def has_pictures(path: Path) -> bool:
-    """Whether there is a picture in a folder or in those inside it."""
-    return next(_names(path), None) is not None
+def more_pictures(path: Path, most: int) -> bool:
+    """Whether a folder and those inside it have more than so many pictures."""
+    return next(itertools.islice(_names(path), most, None), None) is not None
 
 
 def _names(path: Path) -> Any:

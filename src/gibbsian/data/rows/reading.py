@@ -72,10 +72,14 @@ class Reading:
         self._pool: ThreadPoolExecutor | None = None
 
     @property
+    def windows_per_epoch(self) -> int:
+        """Windows of a lane in an epoch, about."""
+        return -(-self.order.share // self.order.window_rows)
+
+    @property
     def blocks_per_window(self) -> float:
-        """Blocks in a window, about: rows of one batch come from so many places."""
-        windows = max(1, -(-self.order.share // self.order.window_rows))
-        return len(self.order.rows) / (windows * self.lanes)
+        """Blocks in a window, about: rows of one batch come from so many places in each lane."""
+        return max(1.0, len(self.order.rows) / (self.windows_per_epoch * self.lanes))
 
     def batch(self, step: int, seed: int, lane: int) -> tuple[Tensor, Tensor | None]:
         """Give the rows of a lane at a step, float32 ``(batch_size / lanes, *event)``, and their classes.

@@ -226,6 +226,10 @@ class Rows:
         """The rows that are kept apart."""
         return dataclasses.replace(self, part="held_out")
 
+    def unlabelled(self) -> Rows:
+        """Give rows without their classes."""
+        return dataclasses.replace(self, classes=())
+
     def scaled(self, units: Scaling) -> Rows:
         """Give rows in a model's units.
 
