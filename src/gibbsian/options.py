@@ -56,6 +56,7 @@ class DataOptions:
     held_out: plain_option(float, "Part of the rows held out for evaluation.") = None  # type: ignore
     binarise: plain_option(float, "Read values above this part of their range as ones, the others as zeros.") = None  # type: ignore
     limit: plain_option(int, "Rows to use at most, or to draw for a generated set.") = None  # type: ignore
+    shape: plain_option(str, "Shape of a row, as 1x28x28, where lists or bytes of a large table are pictures.") = None  # type: ignore
     stream: plain_option(
         bool, "Leave the rows on the disk and read them while training, as with large data anyway."
     ) = None  # type: ignore

@@ -49,10 +49,20 @@ def open_stream(source: str, reading: DataOptions) -> Rows | None:
         seed=reading.split_seed,
         labels=reading.labels,
         array=reading.array,
+        shape=_shape(reading.shape),
         kind=reading.kind,  # type: ignore[arg-type]
         binarise=reading.binarise,
     )
     return dataclasses.replace(rows, notes=(f"The rows stay on the disk, as {why}.", *rows.notes))
+
+
+def _shape(told: str | None) -> tuple[int, ...] | None:
+    if told is None:
+        return None
+    parts = told.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise OptionError(f"--shape is whole numbers joined by x, such as 1x28x28; got {told!r}.")
+    return tuple(int(part) for part in parts)
 
 
 def load_data(source: str, reading: DataOptions) -> Dataset:
@@ -62,6 +72,8 @@ def load_data(source: str, reading: DataOptions) -> Dataset:
     rows = open_stream(source, reading)
     if rows is not None:
         return rows.dataset()
+    if reading.shape is not None:
+        raise OptionError(f"--shape is for tables that stay on the disk, and {source} is read into memory: --stream.")
     return load(
         source,
         held_out=reading.held_out,

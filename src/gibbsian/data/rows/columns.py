@@ -1,4 +1,8 @@
-"""From Arrow's columns to rows of numbers: a column for each coordinate, one column of lists, or one of pictures."""
+"""From Arrow's columns to rows of numbers.
+
+A row is a column for each coordinate; or a value of one column: a list of numbers, a tensor of a fixed shape, as many
+bytes as each row has pixels, or the file of a picture.
+"""
 
 from __future__ import annotations
 
@@ -141,6 +145,8 @@ def _form(kind: Any) -> Form | None:
         return "columns"
     if t.is_fixed_size_list(kind) or t.is_list(kind) or t.is_large_list(kind):
         return "lists" if _is_number(_storage(kind.value_type)) else None
+    if t.is_fixed_size_binary(kind):
+        return "lists"
     if t.is_binary(kind) or t.is_large_binary(kind) or _bytes_field(kind):
         return "pictures"
     return None
@@ -175,6 +181,8 @@ def _lists(
         raise DataError(f"Column {field.name} of {place} keeps its axes in another order; write it in plain order.")
     if t.is_fixed_size_list(stored):
         length = stored.list_size
+    elif t.is_fixed_size_binary(stored):
+        length = stored.byte_width
     else:
         length = 0 if len(first) == 0 or not first[0].is_valid else len(first[0])
     if length == 0:
@@ -183,7 +191,8 @@ def _lists(
         raise OptionError(f"Rows of {place} have {length} numbers, which do not fill shape={shape}.")
     shape = shape or told or (length,)
     arranged, more = as_rows(np.zeros((2, *shape), np.uint8), place)
-    dtype = held_type(np.dtype(stored.value_type.to_pandas_dtype()))
+    of_bytes = t.is_fixed_size_binary(stored)
+    dtype = np.dtype(np.uint8) if of_bytes else held_type(np.dtype(stored.value_type.to_pandas_dtype()))
     event_shape = arranged.shape[1:]
     return Layout("lists", (field.name,), labels, shape, event_shape, dtype, notes=(*notes, *more))
 
@@ -239,12 +248,8 @@ def rows_of(table: Any, layout: Layout, where: tuple[str, int]) -> np.ndarray:
     x = np.empty((table.num_rows, *layout.shape), layout.dtype)
     at = 0
     for part in parts:
-        _check_lengths(part, int(np.prod(layout.shape)), name, (where[0], where[1] + at))
-        numbers = part.flatten()
-        if numbers.null_count:
-            gap = int(np.flatnonzero(np.asarray(numbers.is_null()))[0]) // int(np.prod(layout.shape))
-            raise _gap(name, (where[0], where[1] + at), gap)
-        x[at : at + len(part)] = numbers.to_numpy(zero_copy_only=False).reshape(len(part), *layout.shape)
+        numbers = _numbers(part, int(np.prod(layout.shape)), name, (where[0], where[1] + at))
+        x[at : at + len(part)] = numbers.reshape(len(part), *layout.shape)
         at += len(part)
     return as_rows(x, where[0])[0]
 
@@ -271,18 +276,25 @@ def _check_whole(column: Any, name: str, where: tuple[str, int]) -> None:
         raise _gap(name, where, int(np.flatnonzero(np.asarray(column.is_null()))[0]))
 
 
-def _check_lengths(part: Any, length: int, name: str, where: tuple[str, int]) -> None:
+def _numbers(part: Any, length: int, name: str, where: tuple[str, int]) -> np.ndarray:
+    """Put the lists of an array, or its bytes, behind one another."""
     import pyarrow.types as t
 
-    if t.is_fixed_size_list(part.type):
-        return
-    lengths = np.diff(part.offsets.to_numpy())
-    other = np.flatnonzero(lengths != length)
-    if len(other):
-        raise DataError(
-            f"{where[0]}: the list in column {name} of row {where[1] + int(other[0])} has {lengths[other[0]]} numbers "
-            f"and those before it {length}. Rows need one length; cut or pad them."
-        )
+    if t.is_fixed_size_binary(part.type):
+        content = part.buffers()[1]
+        return np.frombuffer(content, np.uint8, len(part) * length, part.offset * length)
+    if not t.is_fixed_size_list(part.type):
+        lengths = np.diff(part.offsets.to_numpy())
+        other = np.flatnonzero(lengths != length)
+        if len(other):
+            raise DataError(
+                f"{where[0]}: the list in column {name} of row {where[1] + int(other[0])} has {lengths[other[0]]} "
+                f"numbers and those before it {length}. Rows need one length; cut or pad them."
+            )
+    numbers = part.flatten()
+    if numbers.null_count:
+        raise _gap(name, where, int(np.flatnonzero(np.asarray(numbers.is_null()))[0]) // length)
+    return numbers.to_numpy(zero_copy_only=False)
 
 
 def _gap(name: str, where: tuple[str, int], row: int) -> DataError:

@@ -71,6 +71,9 @@ class BlockOrder:
         block = order[first : last + 1]
         before = ends[first : last + 1] - self.rows[block]
         start, stop = np.maximum(low - before, 0), np.minimum(high - before, self.rows[block])
+        # Blocks may have no row of this part of the data.
+        some = stop > start
+        block, start, stop = block[some], start[some], stop[some]
         windows = -(-self.share // self.window_rows)
         # A piece belongs to the window that its middle falls into: whole pieces, and windows of about one size.
         middles = np.cumsum(stop - start) - (stop - start) / 2

@@ -176,8 +176,7 @@ class _Window:
         at = 0
         for i in range(int(plan.pieces[number]), int(plan.pieces[number + 1])):
             start, stop = int(plan.start[i]), int(plan.stop[i])
-            if stop > start:
-                self.parts.append(reading.pool().submit(self.fill, reading.rows, int(plan.block[i]), start, stop, at))
+            self.parts.append(reading.pool().submit(self.fill, reading.rows, int(plan.block[i]), start, stop, at))
             at += stop - start
 
     def fill(self, rows: Rows, block: int, start: int, stop: int, at: int) -> None:

@@ -340,7 +340,7 @@ class Rows:
         if len(other):
             shard, number = self.source.where(block, int(places[np.flatnonzero(back == other[0])[0]]))
             raise DataError(
-                f"{shard} has the class {names[other[0]]!r} in row {number}, which is not among those known "
+                f"{shard} has the class {str(names[other[0]])!r} in row {number}, which is not among those known "
                 f"({listed(list(self.classes), 10)}): they were given, or met in a sample. Name all: classes=[...]."
             )
         return order[at][back]
