@@ -144,7 +144,7 @@ def fit(
     """
     settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
     rows = data if isinstance(data, Rows) else None
-    model, data = checked(energy, data if rows is None else sample_of(rows), objective, rng)
+    model, data = checked(energy, sample_of(data) if isinstance(data, Rows) else data, objective, rng)
     feed = MemoryFeed(data, settings.batch_size) if rows is None else StreamFeed(rows, data, settings.batch_size)
     home = None if folder is None else Path(folder)
     marks = {} if home is None else fingerprint(data if rows is None else rows.marks(), model, objective, settings)

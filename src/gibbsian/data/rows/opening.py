@@ -171,7 +171,9 @@ def _source(source: Any, labels: Any, array: str | None, shape: tuple[int, ...] 
         raise DataError(f"{source} has files of several kinds: {', '.join(sorted(kinds))}. Keep those of one.")
     if kinds == {"array"}:
         if array is not None or shape is not None:
-            raise OptionError("array and shape are for columns of tables; an .npy file is one array, which has a shape.")
+            raise OptionError(
+                "array and shape are for columns of tables; an .npy file is one array, which has a shape."
+            )
         return NpySource(path, paths, labels)
     if labels is not None and not isinstance(labels, str):
         raise OptionError("The labels of a table are one of its columns: labels='name'.")
