@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import inspect
 import os
 import pickle
@@ -18,16 +17,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ModelFileError, OptionError, StorageError
 from gibbsian.objectives.base import Batch
+from gibbsian.training.feed import Feed, MemoryFeed, brief
 from gibbsian.training.settings import TrainingSettings
 from gibbsian.training.state import FORMAT, State, restore_module
 
 FREE = ("steps", "keep_checkpoints", "tensorboard", "max_rollbacks")
 """Settings that may change when a run is resumed."""
+
+LATER = {"lanes": "1", "precision": "'float32'", "sharding": "'none'"}
+"""Settings that older checkpoints do not tell, and what they were."""
 
 
 class Checkpoints:
@@ -211,19 +214,15 @@ def write_whole(path: Path, state: State) -> None:
 
 
 def fingerprint(
-    data: Batch | Mapping[str, str], energy: nn.Module, objective: nn.Module, settings: TrainingSettings
+    data: Feed | Batch, energy: nn.Module, objective: nn.Module, settings: TrainingSettings
 ) -> dict[str, str]:
     """Describe what a run is of, by name, so that a resumed run can tell what differs."""
-    if isinstance(data, Batch):
-        marks = {"data": _digest(data.x)}
-        marks |= {f"data.context[{name!r}]": _digest(value) for name, value in data.context.items()}
-    else:
-        marks = dict(data)
+    marks = (MemoryFeed(data, len(data)) if isinstance(data, Batch) else data).marks()
     for owner, module in (("energy", energy), ("objective", objective)):
         for path, part in module.named_modules(prefix=owner):
             marks[path] = type(part).__name__
             marks |= {f"{path}.{name}": value for name, value in _settings_of(part).items()}
-        marks |= {f"{owner}.{name}": _brief(p) for name, p in module.named_parameters()}
+        marks |= {f"{owner}.{name}": brief(p) for name, p in module.named_parameters()}
     marks |= {name: repr(value) for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     return marks
 
@@ -236,6 +235,7 @@ def require_same(saved: Mapping[str, str], now: Mapping[str, str], step: int) ->
     OptionError
         Naming what differs.
     """
+    saved = {**LATER, **saved}
     names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     if names:
         told = "; ".join(f"{n} was {saved.get(n, 'absent')}, now {now.get(n, 'absent')}" for n in names[:5])
@@ -300,12 +300,3 @@ def _plain(value: object) -> str | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in _settings_of(value).items())})"
     return None
-
-
-def _digest(x: Tensor) -> str:
-    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{_brief(x)} #{hashlib.sha256(raw.data).hexdigest()[:16]}"
-
-
-def _brief(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
