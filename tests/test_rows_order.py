@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from gibbsian.data.rows import open_rows
+from gibbsian.data.rows import open_rows, stream
 from gibbsian.data.rows.order import BlockOrder
 from gibbsian.data.rows.reading import Reading
 from gibbsian.errors import DataError, OptionError
@@ -249,14 +249,14 @@ def _blocks(reading, window):
 
 def test_a_stream_goes_through_the_rows_once(long_file):
     rows = open_rows(long_file)
-    found = np.concatenate([numbers(batch) for batch in rows.stream(100, seed=2)])
+    found = np.concatenate([numbers(batch) for batch in stream(rows, 100, seed=2)])
     assert len(np.unique(found)) == len(found) == 18_000
-    held = np.concatenate([numbers(batch) for batch in rows.held_out().stream(100)])
+    held = np.concatenate([numbers(batch) for batch in stream(rows.held_out(), 100)])
     assert len(np.unique(np.concatenate([found, held]))) == 20_000
 
 
 def test_batches_are_of_single_precision_on_the_host(long_file):
-    x, y = next(open_rows(long_file).stream(64))
+    x, y = next(stream(open_rows(long_file), 64))
     assert x.dtype == torch.float32
     assert x.shape == (64, 3)
     assert y is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -112,6 +113,28 @@ class Reading:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def stream(rows: Rows, batch_size: int = 128, seed: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Go through rows once, in a shuffled order, batch by batch; `gibbsian.training.fit` reads its epochs likewise.
+
+    Parameters
+    ----------
+    rows
+        What is read.
+    batch_size
+        Rows per batch; rows left over at the end are left out.
+    seed
+        Of the order.
+
+    Raises
+    ------
+    DataError
+        If rows cannot be read, or cannot be learned from.
+    """
+    with Reading(rows, batch_size) as reading:
+        for step in range(reading.steps_per_epoch):
+            yield reading.batch(step, seed, 0)
 
 
 class _Lane:

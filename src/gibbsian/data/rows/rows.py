@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -205,22 +204,6 @@ class Rows:
         chosen = np.unique(np.linspace(0, before[-1] - 1, min(most, before[-1])).astype(np.int64))
         block = np.searchsorted(before, chosen, side="right") - 1
         return self._ends[blocks[block]] - own[blocks[block]] + chosen - before[block]
-
-    def stream(self, batch_size: int = 128, seed: int = 0) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Go through the rows once, in a shuffled order, batch by batch; `fit` reads its epochs likewise.
-
-        Parameters
-        ----------
-        batch_size
-            Rows per batch; rows left over at the end are left out.
-        seed
-            Of the order.
-        """
-        from gibbsian.data.rows.reading import Reading
-
-        with Reading(self, batch_size) as reading:
-            for step in range(reading.steps_per_epoch):
-                yield reading.batch(step, seed, 0)
 
     def held_out(self) -> Rows:
         """The rows that are kept apart."""
