@@ -46,8 +46,8 @@ def table_of(values: np.ndarray, layout: str) -> Any:
         return pa.table({f"c{i}": column for i, column in enumerate(values.reshape(COLUMNS, -1))})
     if layout == "bytes":
         d = int(np.prod(SHAPE))
-        grey = (values * 40 + 128).clip(0, 255).astype(np.uint8)
-        return pa.table({"x": pa.FixedSizeBinaryArray.from_buffers(pa.binary(d), grey.size // d, [None, grey])})
+        buffers = [None, pa.py_buffer(values)]
+        return pa.table({"x": pa.FixedSizeBinaryArray.from_buffers(pa.binary(d), values.size // d, buffers)})
     return pa.table({"x": pa.FixedShapeTensorArray.from_numpy_ndarray(values.reshape(-1, *SHAPE))})
 
 
@@ -62,13 +62,20 @@ def generate(folder: Path, gigabytes: float, layout: str) -> dict[str, float]:
 
     began = time.perf_counter()
     per = row_bytes(layout)
-    rows = SHARD // per
+    shards = max(4, round(gigabytes * 1e9 / SHARD))
+    rows = int(gigabytes * 1e9 / (shards * per))
     width = COLUMNS if layout == "columns" else int(np.prod(SHAPE))
-    base = np.random.default_rng(0).standard_normal(rows * width, dtype=np.float32)
-    shards = max(2, round(gigabytes * 1e9 / (rows * per)))
+    rng = np.random.default_rng(0)
+    if layout == "bytes":
+        base = rng.integers(0, 256, rows * width, dtype=np.uint8)
+    else:
+        base = rng.standard_normal(rows * width, dtype=np.float32)
     for i in range(shards):
         path = folder / f"part-{i:04d}.parquet"
-        content = table_of(base * np.float32(1 - i / (2 * shards)), layout)
+        # Another scale in every shard: their order matters.
+        content = table_of(
+            base // 2 + i % 128 if layout == "bytes" else base * np.float32(1 - i / (2 * shards)), layout
+        )
         pq.write_table(content, path, row_group_size=BLOCK // per, use_dictionary=False, compression="none")
         with path.open("rb") as file:
             os.fsync(file.fileno())

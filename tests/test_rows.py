@@ -253,6 +253,14 @@ def test_a_dataset_is_a_sample_that_says_so(tmp_path):
     assert "of every block" in data.split
 
 
+def test_samples_of_large_rows_are_small(tmp_path):
+    rows = open_rows(columns(tmp_path)[0])
+    assert rows.affordable(10_000) == 10_000
+    object.__setattr__(rows.source, "event_shape", (3, 256, 256))
+    assert rows.affordable(10_000) == 341
+    assert rows.affordable(10_000, megabytes=64) == 256
+
+
 def test_when_the_command_line_leaves_rows_on_the_disk(tmp_path, monkeypatch):
     folder = write_shards(tmp_path / "d", table_of(TABLE))
     pictures, _, _ = folder_of_pictures(tmp_path / "p")

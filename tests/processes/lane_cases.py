@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import gibbsian as gb
-from gibbsian.energies.layers import dropout
 from gibbsian.energies.latents import GaussianProposal
+from gibbsian.energies.layers import dropout
 from gibbsian.energies.variational import lebm, vae
 from gibbsian.errors import OptionError
 from gibbsian.processes import gathered
@@ -103,7 +103,11 @@ def complete():
     negative = gb.PersistentContrastiveDivergence(
         gb.GibbsWithGradients(), gb.Bernoulli(torch.zeros(8)), steps=2, buffer_size=64, restart=0.1
     )
-    return energy, bits(), gb.CompleteData(negative, gb.GibbsWithGradients(), steps=2, start=gb.Bernoulli(torch.zeros(2)))
+    return (
+        energy,
+        bits(),
+        gb.CompleteData(negative, gb.GibbsWithGradients(), steps=2, start=gb.Bernoulli(torch.zeros(2))),
+    )
 
 
 class Joint(gb.Energy):
@@ -175,9 +179,7 @@ CASES = {
     "Centred": lambda: (
         machine(),
         bits(),
-        gb.Centred(
-            gb.PersistentContrastiveDivergence(gb.RBMGibbs(), base(), 2, 64), rate=0.3, chains=0.5
-        ),
+        gb.Centred(gb.PersistentContrastiveDivergence(gb.RBMGibbs(), base(), 2, 64), rate=0.3, chains=0.5),
     ),
     "MeanFieldPCD": mean_field,
     "MeanFieldPCD, centred": lambda: mean_field(rate=0.3),
@@ -248,7 +250,14 @@ CASES = {
 }
 """Name to builder; what stands before a comma is the objective's class."""
 
-SETTINGS = {"batch_size": 32, "steps": 3, "optimizer": "sgd", "learning_rate": 0.02, "clip_norm": 0.0, "warmup_steps": 0}
+SETTINGS = {
+    "batch_size": 32,
+    "steps": 3,
+    "optimizer": "sgd",
+    "learning_rate": 0.02,
+    "clip_norm": 0.0,
+    "warmup_steps": 0,
+}
 """Plain descent: how far runs are apart is not magnified by the optimiser."""
 
 

@@ -161,7 +161,14 @@ def fit(
     state = TrainingState(model, objective, feed, settings, rng)
     state.to_disk = home is not None
     recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    with recorder, closing_feed(feed), Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    with (
+        recorder,
+        closing_feed(feed),
+        Interrupts() as interrupts,
+        dropout(model),
+        torch.enable_grad(),
+        state.engine.quiet(),
+    ):
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             state.asked = interrupts.asked
@@ -203,6 +210,7 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
         state.restore(saved)
     with together():
         recorder.open(state.records, state.step)
+    recorder.history = told_by_main(recorder.history)
     if saved is None:
         save(state, kept, recorder)
 

@@ -16,17 +16,13 @@ from gibbsian.objectives.base import Batch
 LOOKED_AT = 4096
 """Rows of the sample by which data are checked and their scale is measured."""
 
-MOST_BYTES = 2**26
-"""Of that sample, unless it takes more to have a thousand rows."""
-
 MIXED = 8
 """Blocks in a window, below which a remark is made."""
 
 
 def sample_of(rows: Rows) -> Batch:
     """Read some rows from all over the data, with their classes as the context y."""
-    row_bytes = 4 * max(1, int(torch.Size(rows.event_shape).numel()))
-    x, labels = rows.sample(max(1024, min(LOOKED_AT, MOST_BYTES // row_bytes)))
+    x, labels = rows.sample(rows.affordable(LOOKED_AT, megabytes=64))
     return Batch(x, {} if labels is None else {"y": labels})
 
 

@@ -99,7 +99,7 @@ def open_rows(
     rows = Rows(opened, "table", share, seed, memory=memory)
     if len(rows) < 2:
         raise DataError(f"{opened.place} has {count(n, 'row')}, too few to hold {share:g} of them out and learn.")
-    x, _ = rows.sample(LOOKED_AT)
+    x, _ = rows.sample(rows.affordable(LOOKED_AT, megabytes=64))
     found = x.numpy()
     place = f"the sample of {opened.place}"
     if bool((found == found[:1]).all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -209,6 +210,10 @@ class Rows:
         """The rows that are kept apart."""
         return dataclasses.replace(self, part="held_out")
 
+    def affordable(self, most: int, megabytes: int = 256) -> int:
+        """Say how many rows a sample may have: as many as asked for, or as take so much memory, 256 at least."""
+        return min(most, max(256, megabytes * 2**20 // (4 * math.prod(self.event_shape))))
+
     def unlabelled(self) -> Rows:
         """Give rows without their classes."""
         return dataclasses.replace(self, classes=())
@@ -234,7 +239,8 @@ class Rows:
             If a table's column is constant in the sample.
         """
         if self.kind == "table":
-            return standard_scaling(dataclasses.replace(self, units=None).sample()[0], self.columns)
+            plain = dataclasses.replace(self, units=None)
+            return standard_scaling(plain.sample(self.affordable(SAMPLE))[0], self.columns)
         if self.kind == "image" and self.value_range is not None:
             return range_scaling(*self.value_range, self.event_shape)
         return identity_scaling(self.event_shape)
@@ -245,14 +251,14 @@ class Rows:
         Parameters
         ----------
         most
-            Rows of each part.
+            Rows of each part; fewer of large ones, see `affordable`.
 
         Raises
         ------
         DataError
             If rows cannot be read, or a column of a table has no spread in the sample.
         """
-        plain = dataclasses.replace(self, units=None)
+        plain, most = dataclasses.replace(self, units=None), self.affordable(most)
         train, labels = plain.sample(most)
         held_out, own = train[:0], None if labels is None else labels[:0]
         if self.share > 0.0:
