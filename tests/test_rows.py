@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gibbsian.data.rows import open_rows
+from gibbsian.data.rows import Rows, open_rows
 from gibbsian.data.rows.opening import why_stream
+from gibbsian.data.rows.tables import TableSource
 from gibbsian.errors import DataError, MissingPackageError, OptionError
 
 N = 60
@@ -251,6 +252,20 @@ def test_a_dataset_is_a_sample_that_says_so(tmp_path):
     assert data.columns == ("a", "b", "c")
     assert "48 rows to train on" in data.notes[-1] or "48 rows to train on" in data.notes[-2]
     assert "of every block" in data.split
+
+
+def test_marks_tell_files_apart_without_reading_rows(tmp_path, monkeypatch):
+    folder = write_shards(tmp_path / "d", table_of(TABLE))
+    monkeypatch.setattr(TableSource, "read", None)
+    source = TableSource(folder, sorted(folder.glob("*.parquet")))
+    marks = Rows(source, "table").marks()
+    assert marks["data['part-1.parquet']"].startswith("20 rows, ")
+    pq.write_table(table_of(TABLE[::-1][:20]), folder / "part-1.parquet", row_group_size=7)
+    changed = Rows(TableSource(folder, sorted(folder.glob("*.parquet"))), "table").marks()
+    assert [name for name in marks if marks[name] != changed[name]] == ["data['part-1.parquet']"]
+    # Of very many files there is one mark.
+    monkeypatch.setattr("gibbsian.data.rows.rows.MANY", 2)
+    assert Rows(source, "table").marks()["data"].startswith("3 files, 60 rows #")
 
 
 def test_samples_of_large_rows_are_small(tmp_path):

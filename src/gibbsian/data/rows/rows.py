@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,9 @@ from gibbsian.errors import DataError, OptionError
 
 SAMPLE = 10_000
 """Rows that a sample has where nothing else is said."""
+
+MANY = 200
+"""Files from which on marks are one checksum: every checkpoint holds them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,7 +295,11 @@ class Rows:
         told |= {"data.units": repr(self.units), "data.threshold": repr(self.threshold)}
         # Windows make the order.
         told |= {"data.classes": listed(list(self.classes), 1000), "data.memory": repr(self.memory)}
-        return self.source.marks() | told
+        files = self.source.marks()
+        if len(self.source.shards) > MANY:
+            content = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:16]
+            files = {"data": f"{len(self.source.shards)} files, {int(self.source.blocks.rows.sum())} rows #{content}"}
+        return files | told
 
     def __repr__(self) -> str:
         classes = f", {len(self.classes)} classes" if self.classes else ""
