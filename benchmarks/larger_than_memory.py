@@ -5,7 +5,7 @@ pictures, by turns from the disk and from memory, each time in a process of its 
 so that a process is all there is). It asks for under 1.5 GB of resident memory, and 0.9 of the steps per second. The
 data set is removed in any case::
 
-    python benchmarks/larger_than_memory.py                 # 20 GB, needs 22 GB of disk; about 12 minutes
+    python benchmarks/larger_than_memory.py                 # 20 GB, needs 22 GB of disk; some 20 minutes
     python benchmarks/larger_than_memory.py --gigabytes 2 --steps 600 --repeats 2
 """
 

@@ -75,8 +75,8 @@ def open_rows(
     binarise
         Read values above this part of their range as ones, the others as zeros.
     memory
-        MiB of rows that a process holds at most while they are read in a shuffled order: the more, the better they are
-        mixed. The order depends on it.
+        MiB of rows that a process holds at most while they are read in a shuffled order, for all lanes; one of several
+        processes holds those of its own lanes. The more, the better rows are mixed. The order depends on it.
 
     Returns
     -------
