@@ -27,8 +27,8 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every expected failure ends with one message and a code other than 0.
 
-    Started by torchrun or a scheduler as one of several processes, it trains together with the others; the first one
-    speaks, and does alone whatever is no training.
+    Started by torchrun or a scheduler as one of several processes, it trains and draws together with the others; the
+    first one speaks, and does alone whatever else is asked for.
     """
     warnings.showwarning = _show_warning
     try:
@@ -78,7 +78,7 @@ def _heard(here: World) -> Iterator[None]:
 
 
 def _dispatch(arguments: list[str], here: World) -> None:
-    if here.size > 1 and arguments[:1] != ["train"]:
+    if here.size > 1 and arguments[:1] not in (["train"], ["sample"]):
         part()
         if not here.main:
             return
@@ -124,7 +124,7 @@ def _dispatch(arguments: list[str], here: World) -> None:
         commands,
         prog="gibbsian",
         description="Energy-based models: from data to a model you can trust.",
-        args=spell_out(arguments, overrides),
+        args=spell_out(arguments, overrides, DataOptions),
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
@@ -153,7 +153,10 @@ def _dispatch_protein(arguments: list[str]) -> None:
 
 
 _OUT_HELP = "The run's folder; runs/NAME by default."
-_DATA_HELP = "A built-in name (see gibbsian datasets), a .csv, .npy, .npz or .parquet file, or a folder of images."
+_DATA_HELP = (
+    "A built-in name (see gibbsian datasets), a .csv, .npy, .npz or .parquet file, or a folder of images or of "
+    ".parquet, .arrow or .npy files."
+)
 
 
 def _complain(message: str, what: str = "error") -> None:

@@ -56,6 +56,10 @@ class DataOptions:
     held_out: plain_option(float, "Part of the rows held out for evaluation.") = None  # type: ignore
     binarise: plain_option(float, "Read values above this part of their range as ones, the others as zeros.") = None  # type: ignore
     limit: plain_option(int, "Rows to use at most, or to draw for a generated set.") = None  # type: ignore
+    shape: plain_option(str, "Shape of a row, as 1x28x28, where lists or bytes of a large table are pictures.") = None  # type: ignore
+    stream: plain_option(
+        bool, "Leave the rows on the disk and read them while training, as with large data anyway."
+    ) = None  # type: ignore
     split_seed: int = 0
     """Seed of the split into training and held-out rows."""
 
@@ -79,9 +83,10 @@ def override_class() -> type:
     return cls
 
 
-def spell_out(arguments: Sequence[str], options: type) -> list[str]:
+def spell_out(arguments: Sequence[str], *options: type) -> list[str]:
     """Write switches with their value: ``--spectral-norm`` is yes, ``--no-spectral-norm`` no, ``... yes`` stays."""
-    switches = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(options) if _is_switch(f)}
+    hints = [hint for each in options for hint in get_type_hints(each, include_extras=True).items()]
+    switches = {f"--{name.replace('_', '-')}" for name, hint in hints if _is_switch(hint)}
     words: list[str] = []
     for i, word in enumerate(arguments):
         positive = word.replace("--no-", "--", 1)
@@ -95,5 +100,5 @@ def spell_out(arguments: Sequence[str], options: type) -> list[str]:
     return words
 
 
-def _is_switch(field: dataclasses.Field[Any]) -> bool:
-    return bool in get_args(get_args(field.type)[0])
+def _is_switch(hint: Any) -> bool:
+    return get_origin(hint) is Annotated and bool in get_args(get_args(hint)[0])

@@ -15,15 +15,65 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gibbsian.data import Dataset
+    from gibbsian.data.rows import Rows
 
 SETTINGS = "run.json"
 MODEL, EVALUATED = ("model.safetensors", "recipe.json"), ("evaluation.json", "samples.npy", "report.html")
 
 
+def open_stream(source: str, reading: DataOptions) -> Rows | None:
+    """Open data that are to stay on the disk, as asked for or because they are large; ``None`` for others.
+
+    Raises
+    ------
+    OptionError
+        If rows are to be chosen from them.
+    """
+    from gibbsian.data.catalogue import CATALOGUE, standard_name
+    from gibbsian.data.rows import open_rows
+    from gibbsian.data.rows.opening import why_stream
+
+    if reading.stream is False or standard_name(source) in CATALOGUE:
+        return None
+    why = "it was asked for" if reading.stream else why_stream(source)
+    if not why:
+        return None
+    if reading.limit is not None:
+        raise OptionError(
+            f"--limit chooses rows to be held in memory, and those of {source} stay on the disk ({why}). Leave it out; "
+            "--no-stream reads a file into memory."
+        )
+    rows = open_rows(
+        source,
+        held_out=reading.held_out,
+        seed=reading.split_seed,
+        labels=reading.labels,
+        array=reading.array,
+        shape=_shape(reading.shape),
+        kind=reading.kind,  # type: ignore[arg-type]
+        binarise=reading.binarise,
+    )
+    return dataclasses.replace(rows, notes=(f"The rows stay on the disk, as {why}.", *rows.notes))
+
+
+def _shape(told: str | None) -> tuple[int, ...] | None:
+    if told is None:
+        return None
+    parts = told.lower().split("x")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise OptionError(f"--shape is whole numbers joined by x, such as 1x28x28; got {told!r}.")
+    return tuple(int(part) for part in parts)
+
+
 def load_data(source: str, reading: DataOptions) -> Dataset:
-    """Read the data with the options of the command line."""
+    """Read the data with the options of the command line; of data that stay on the disk, a sample."""
     from gibbsian.data import load
 
+    rows = open_stream(source, reading)
+    if rows is not None:
+        return rows.dataset()
+    if reading.shape is not None:
+        raise OptionError(f"--shape is for tables that stay on the disk, and {source} is read into memory: --stream.")
     return load(
         source,
         held_out=reading.held_out,

@@ -19,6 +19,7 @@ from gibbsian.runs import (
     clear,
     history,
     load_data,
+    open_stream,
     prepare,
     reload_data,
     saved_command,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from gibbsian.data import Dataset
+    from gibbsian.data.rows import Rows
     from gibbsian.evaluation import Evaluation
     from gibbsian.models import Model
 
@@ -45,13 +47,17 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     console = console_of()
     began, here = time.perf_counter(), world()
     with together():
-        options, dataset = _load_for(options)
+        options, dataset, rows = _load_for(options)
         given = {k: v for k, v in dataclasses.asdict(options.overrides).items() if v is not None}
         given |= {"seed": options.seed}
-        recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given, dataset.label_names)
+        n = len(dataset.train) if rows is None else len(rows)
+        recipe = choose(dataset.kind, dataset.event_shape, n, given, dataset.label_names)
         scaling = dataset.scaling()
         data = scaling.forward(dataset.train)
-        context = training_labels(dataset) if recipe.conditional else {}
+        if rows is None:
+            fitted = Batch(data, training_labels(dataset) if recipe.conditional else {})
+        else:
+            fitted = (rows if recipe.conditional else rows.unlabelled()).scaled(scaling)
         energy = initial_weights(recipe, data)
         objective = build_objective(recipe, data, energy)
         folder = options.out or Path("runs") / dataset.name
@@ -66,7 +72,7 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     try:
         run = fit(
             energy,
-            Batch(data, context),
+            fitted,
             objective,
             rng=rng,
             settings=recipe.training,
@@ -136,16 +142,24 @@ def report(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN
     console_of().print(f"Report: {path}")
 
 
-def _load_for(options: Any) -> tuple[Any, Dataset]:
-    """Read the data; pictures for a machine on bits become such, and the options then say so, to be kept."""
+def _load_for(options: Any) -> tuple[Any, Dataset, Rows | None]:
+    """Read the data; pictures for a machine on bits become such, and the options then say so, to be kept.
+
+    Of rows that stay on the disk the data set is a sample.
+    """
     from gibbsian.data.binarise import HALF, binarised
 
-    dataset = load_data(options.data, options.reading)
+    rows = open_stream(options.data, options.reading)
+    dataset = load_data(options.data, options.reading) if rows is None else rows.dataset()
     asked = options.overrides
     if dataset.kind != "image" or asked.energy != "rbm" or asked.visible not in (None, "bernoulli"):
-        return options, dataset
-    reading = dataclasses.replace(options.reading, binarise=HALF)
-    return dataclasses.replace(options, reading=reading), binarised(dataset, HALF)
+        return options, dataset, rows
+    options = dataclasses.replace(options, reading=dataclasses.replace(options.reading, binarise=HALF))
+    if rows is None:
+        return options, binarised(dataset, HALF), None
+    rows = open_stream(options.data, options.reading)
+    assert rows is not None
+    return options, rows.dataset(), rows
 
 
 def _evaluate(

@@ -3,6 +3,7 @@
 from gibbsian.data.catalogue import DatasetInfo, datasets
 from gibbsian.data.dataset import Dataset
 from gibbsian.data.loading import load
+from gibbsian.data.rows import Rows, open_rows
 from gibbsian.data.scaling import Scaling
 
-__all__ = ["Dataset", "DatasetInfo", "Scaling", "datasets", "load"]
+__all__ = ["Dataset", "DatasetInfo", "Rows", "Scaling", "datasets", "load", "open_rows"]

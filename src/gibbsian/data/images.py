@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -86,7 +85,7 @@ def _classes(folder: Path, paths: list[Path]) -> list[str] | None:
 
 def _stack(folder: Path, paths: list[Path]) -> tuple[np.ndarray, list[str]]:
     """Read pictures into ``(n, channels, height, width)``, and notes on how."""
-    pictures = [_read(p, folder) for p in paths]
+    pictures = [read_picture(p, _called(p, folder), folder) for p in paths]
     sizes = [p.shape[:2] for p in pictures]
     for i, size in enumerate(sizes):
         if size != sizes[0]:
@@ -114,20 +113,34 @@ def _stack(folder: Path, paths: list[Path]) -> tuple[np.ndarray, list[str]]:
     return np.moveaxis(np.stack(pictures), 3, 1), notes
 
 
-def _read(path: Path, folder: Path) -> np.ndarray:
-    """Read one picture as ``(height, width, 1 or 3)``."""
+def read_picture(path: Path | IO[bytes], called: str, folder: Path) -> np.ndarray:
+    """Read one picture as ``(height, width, 1 or 3)``.
+
+    Parameters
+    ----------
+    path
+        The file, or its content.
+    called, folder
+        How messages name it, and where it is.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, is transparent, or is several.
+    """
     from PIL import Image, ImageOps
 
-    called = _called(path, folder)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
-                frames = getattr(file, "n_frames", 1)
-                file.load()
-                picture = ImageOps.exif_transpose(file)
+        # Filters of warnings belong to the whole process, and pictures are also read by several threads.
+        with Image.open(path) as file:
+            if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+                raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
+            frames = getattr(file, "n_frames", 1)
+            file.load()
+            picture = ImageOps.exif_transpose(file)
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "it is empty" if path.stat().st_size == 0 else (str(error).splitlines() or ["no reason given"])[0]
+        empty = isinstance(path, Path) and path.exists() and path.stat().st_size == 0
+        reason = "it is empty" if empty else (str(error).splitlines() or ["no reason given"])[0]
         raise DataError(
             f"The picture {called} in {folder} cannot be read ({reason}). It may be truncated or of another format "
             "than its name says; remove it or save it again."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
+from gibbsian.data.rows import Rows
 from gibbsian.energies.base import Energy
 from gibbsian.energies.layers import check_independent_rows
 from gibbsian.energies.neural import SpectralNorm
@@ -14,13 +15,18 @@ from gibbsian.errors import ArgumentTypeError, DataError, OptionError, ShapeErro
 from gibbsian.objectives.base import Batch, Loss, Objective
 from gibbsian.training.feed import Feed, MemoryFeed
 from gibbsian.training.settings import TrainingSettings
+from gibbsian.training.stream_feed import StreamFeed, sample_of
 
 REFERENCE = 1024
 """Rows that chains are compared with at the end."""
 
 
 def checked(
-    energy: nn.Module, data: Tensor | Batch | Feed, objective: Objective, rng: Generator, settings: TrainingSettings
+    energy: nn.Module,
+    data: Tensor | Batch | Feed | Rows,
+    objective: Objective,
+    rng: Generator,
+    settings: TrainingSettings,
 ) -> tuple[Energy | Score, Feed]:
     """Check the arguments of `fit`; return the energy or score, and what feeds it, on its device."""
     if not isinstance(energy, nn.Module):
@@ -52,6 +58,9 @@ def checked(
     check_independent_rows(objective)
     if settings.precision == "bfloat16":
         check_lowered(model, objective, like)
+    if isinstance(data, Rows):
+        sample = checked_data(model, sample_of(data), like)
+        return model, StreamFeed(data, sample, settings.batch_size, settings.lanes)
     if not isinstance(data, Feed):
         return model, MemoryFeed(checked_data(model, data, like), settings.batch_size, settings.lanes)
     checked_data(model, data.spread(REFERENCE), like)

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from gibbsian.data.rows import Rows
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
@@ -38,6 +39,7 @@ from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import TrainingState, gathered_state
 from gibbsian.training.step import take_step
+from gibbsian.training.stream_feed import closing_feed
 from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
 from gibbsian.training.votes import extra_marks, require_alike, share_start, together
 
@@ -90,7 +92,7 @@ class Fit:
 
 def fit(
     energy: nn.Module,
-    data: Tensor | Batch | Feed,
+    data: Tensor | Batch | Feed | Rows,
     objective: Objective,
     *,
     rng: Generator,
@@ -111,7 +113,8 @@ def fit(
         `MultiLevelDenoising`). With parameters; changed in place, and left with the averaged weights.
     data
         ``(n, *event)``, two finite rows or more, or a `Batch` with its context. Moved as a whole to the device and
-        precision of the energy's parameters. Or a `gibbsian.training.feed.Feed`, for data that do not lie in memory.
+        precision of the energy's parameters. Or `Rows` that stay on the disk, in the model's units; or any
+        `gibbsian.training.feed.Feed`.
     objective
         How to fit; moved to the same device.
     rng
@@ -158,7 +161,14 @@ def fit(
     state = TrainingState(model, objective, feed, settings, rng)
     state.to_disk = home is not None
     recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad(), state.engine.quiet():
+    with (
+        recorder,
+        closing_feed(feed),
+        Interrupts() as interrupts,
+        dropout(model),
+        torch.enable_grad(),
+        state.engine.quiet(),
+    ):
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             state.asked = interrupts.asked
