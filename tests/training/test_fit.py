@@ -25,9 +25,9 @@ from gibbsian.objectives.contrastive import ContrastiveDivergence, PersistentCon
 from gibbsian.objectives.denoising import DenoisingScoreMatching
 from gibbsian.objectives.exact import ExactLikelihood as Exact
 from gibbsian.objectives.noise_contrastive import NoiseContrastiveEstimation
+from gibbsian.training.feed import Order
 from gibbsian.training.fit import fit
 from gibbsian.training.settings import TrainingSettings
-from gibbsian.training.state import Order
 
 
 def seeded(seed=0):

@@ -15,10 +15,6 @@ Between two records nothing waits for the device.
 
 from __future__ import annotations
 
-import math
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +24,17 @@ import torch
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.layers import dropout
-from gibbsian.errors import DivergenceError, DomainError, OptionError, TrainingInterrupted
+from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
-from gibbsian.training.checks import checked, checked_loss, dtypes_of
+from gibbsian.training.checks import checked
+from gibbsian.training.feed import MemoryFeed
 from gibbsian.training.health import Alarm, nonfinite
+from gibbsian.training.interrupts import Interrupts
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
-from gibbsian.training.state import Order, TrainingState
+from gibbsian.training.state import TrainingState
+from gibbsian.training.step import take_step
 from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
 
 
@@ -144,13 +143,13 @@ def fit(
     model, data = checked(energy, data, objective, rng)
     home = None if folder is None else Path(folder)
     kept = Checkpoints(settings, home, {} if home is None else fingerprint(data, model, objective, settings))
-    state = TrainingState(model, objective, data, settings, rng)
-    order = Order(len(data), settings.batch_size, data.x.device)
+    feed = MemoryFeed(data, settings.batch_size)
+    state = TrainingState(model, objective, feed, settings, rng)
     recorder = Recorder(settings, home, progress, callbacks)
     with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
-            take_step(state, data.rows(order.rows(state.step, state.batch_seed)))
+            take_step(state, feed.batch(state.step, state.batch_seed, 0))
             alarm = look(state, recorder)
             if alarm is not None:
                 roll_back(state, kept, recorder, alarm)
@@ -178,52 +177,6 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
     recorder.open(state.records, state.step)
     if saved is None:
         save(state, kept, recorder)
-
-
-def take_step(state: TrainingState, batch: Batch) -> None:
-    """Move the weights by one step; a gradient that is not finite moves nothing (unless health is off)."""
-    settings, optimizer = state.settings, state.optimizer
-    try:
-        with state.seeded(), state.followed():
-            loss = checked_loss(state.objective(state.energy, batch, state.rng))
-    except RuntimeError as error:
-        if state.step == 0 and any(word in str(error) for word in ("dtype", "same device")):
-            raise OptionError(
-                f"Energy, objective and data do not fit together: {dtypes_of(state.energy, state.objective, batch)} on "
-                f"{batch.x.device} ({error}). Bring them to one with .to(device, dtype), or .float() and .double()."
-            ) from error
-        raise
-    except DomainError:
-        if state.step == 0:
-            raise
-        # What fitted when the run began fits no longer: chains stand where the energy has no finite value.
-        state.broken |= True
-        state.pending.append({"loss": math.nan, "grad_norm": math.nan})
-        state.step += 1
-        return
-    for p in state.params:
-        p.grad = None
-    loss.value.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in state.params if p.grad is not None])
-    value = loss.value.detach()
-    broken = ~(torch.isfinite(value) & torch.isfinite(norm))
-    # The fused optimiser divides gradients by the first and does nothing where the second is 1, all on the device.
-    if settings.clip_norm > 0:
-        optimizer.grad_scale = (norm / settings.clip_norm).clamp(min=1.0).to(torch.float32)  # type: ignore[attr-defined]
-    held = broken if settings.health else torch.zeros_like(broken)
-    optimizer.found_inf = held.to(torch.float32)  # type: ignore[attr-defined]
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate_at(state.step, state.rollbacks) * group.get("factor", 1.0)
-    optimizer.step()
-    # It changes the weights behind autograd's back; energies that keep what they derive from them look at the version.
-    torch.autograd.graph.increment_version(state.params)
-    decay = min(settings.ema_decay, (1 + state.step) / (10 + state.step))
-    with torch.no_grad():
-        torch._foreach_lerp_(state.average, state.params, 1.0 - decay)
-    state.broken |= broken
-    metrics = {name: value.detach() for name, value in loss.metrics.items()}
-    state.pending.append({"loss": value, **metrics, "grad_norm": norm})
-    state.step += 1
 
 
 def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
@@ -327,31 +280,3 @@ def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> 
             f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
         )
     return TrainingInterrupted(f"{stopped} Saved in {kept.last_file}; the same call with resume=True goes on exactly.")
-
-
-class Interrupts:
-    """Ctrl-C while training: the first asks the loop to stop after the step, the second stops at once.
-
-    Only where Python's own handler is in force, in the main thread: an application's handler is left alone.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self.installed = False
-
-    def __enter__(self) -> Interrupts:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._ask)
-            self.installed = True
-        return self
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        os.write(2, b"\nStopping after this step and saving; Ctrl-C again stops at once.\n")
-
-    def __exit__(self, *_: object) -> None:
-        if self.installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)

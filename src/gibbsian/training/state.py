@@ -21,6 +21,7 @@ from gibbsian.energies.layers import dropout_layers
 from gibbsian.energies.score import Score
 from gibbsian.errors import ModelFileError
 from gibbsian.objectives.base import Batch, Objective, context_of
+from gibbsian.training.feed import Feed, MemoryFeed
 from gibbsian.training.health import DataScale, Health
 from gibbsian.training.settings import TrainingSettings
 
@@ -44,8 +45,8 @@ class TrainingState:
     ----------
     energy, objective
         Their parameters are trained, together.
-    data
-        On the parameters' device.
+    feed
+        Of the data, on the parameters' device; a batch is data in memory.
     settings
         Of the run.
     rng
@@ -53,20 +54,22 @@ class TrainingState:
     """
 
     def __init__(
-        self, energy: Energy | Score, objective: Objective, data: Batch, settings: TrainingSettings, rng: Generator
+        self,
+        energy: Energy | Score,
+        objective: Objective,
+        feed: Feed | Batch,
+        settings: TrainingSettings,
+        rng: Generator,
     ) -> None:
         self.energy, self.objective, self.settings, self.rng = energy, objective, settings, rng
-        self.device = data.x.device
+        self.feed = MemoryFeed(feed, settings.batch_size) if isinstance(feed, Batch) else feed
+        self.device = self.feed.device
         named = trained_parameters(energy, objective)
         self.names, self.params = list(named), list[Tensor](named.values())
         self.average = [p.detach().clone() for p in self.params]
         self.optimizer = optimizer_of(self.params, settings, rate_factors(named, objective))
-        self.health = Health(settings, DataScale.of(data.x))
-        # Evenly spread, for data may come sorted.
-        n = len(data)
-        self.probe, self.reference = (
-            data.rows(torch.linspace(0, n - 1, min(n, most), device=self.device).long()) for most in (PROBE, REFERENCE)
-        )
+        self.health = Health(settings, DataScale.of(self.feed.sample()))
+        self.probe, self.reference = self.feed.spread(PROBE), self.feed.spread(REFERENCE)
         self.drops = bool(dropout_layers(energy))
         self.step = 0
         self.pending: list[dict[str, Tensor | float]] = []
@@ -216,35 +219,6 @@ def rate_factors(named: Mapping[str, Tensor], objective: nn.Module) -> list[floa
         if isinstance(module, Objective):
             factors |= {id(p): module.learning_rate_factor for p in module.parameters()}
     return [factors.get(id(p), 1.0) for p in named.values()]
-
-
-class Order:
-    """The order of the data: a new permutation every epoch, a pure function of the seed and the step.
-
-    Parameters
-    ----------
-    n
-        Rows of data.
-    batch_size
-        Rows per step; all of them when there are fewer. Rows left over at the end of an epoch wait for another one.
-    device
-        Of the data.
-    """
-
-    def __init__(self, n: int, batch_size: int, device: torch.device) -> None:
-        self.n, self.batch_size = n, min(batch_size, n)
-        self.generator = torch.Generator(device)
-        self.epoch: tuple[int, int] | None = None
-
-    def rows(self, step: int, seed: int) -> Tensor:
-        """Indices of the rows of one step, ``(batch_size,)``."""
-        epoch, place = divmod(step, self.n // self.batch_size)
-        if self.epoch != (seed, epoch):
-            # The CPU's generator uses 32 bits of a seed.
-            self.generator.manual_seed((seed + epoch) % 2**32)
-            self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
-            self.epoch = (seed, epoch)
-        return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 def version_of(machine: RBM) -> tuple[int, int]:
