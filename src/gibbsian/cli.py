@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(sys.argv[1:] if arguments is None else list(arguments))
     except TrainingInterrupted as stopped:
         _complain(str(stopped), "stopped")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(stopped.code) from None
     except KeyboardInterrupt:
         _complain("Stopped by the user.", "stopped")
         raise SystemExit(INTERRUPTED) from None

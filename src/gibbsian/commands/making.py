@@ -70,7 +70,10 @@ def train(options: Any, command: str = "gibbsian train") -> None:
         )
     except (TrainingInterrupted, StorageError) as stopped:
         words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
-        raise type(stopped)(f"{stopped} To go on: {shlex.join([*words, '--resume'])}") from None
+        told = f"{stopped} To go on: {shlex.join([*words, '--resume'])}"
+        raise (
+            TrainingInterrupted(told, stopped.code) if isinstance(stopped, TrainingInterrupted) else StorageError(told)
+        ) from None
     model = Model(energy, recipe, scaling)
     clear(folder, EVALUATED)  # an older evaluation would tell of other weights
     save_model(folder, model)

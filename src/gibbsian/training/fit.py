@@ -15,6 +15,7 @@ Between two records nothing waits for the device.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
+from gibbsian.processes import together
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.checks import checked
 from gibbsian.training.feed import MemoryFeed
 from gibbsian.training.health import Alarm, nonfinite
-from gibbsian.training.interrupts import Interrupts
+from gibbsian.training.interrupts import Interrupts, code_of
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import TrainingState
@@ -137,7 +139,9 @@ def fit(
     StorageError
         If a checkpoint or a record cannot be written; earlier checkpoints are intact.
     TrainingInterrupted
-        After Ctrl-C, once the state is saved. A second Ctrl-C stops at once.
+        After Ctrl-C, SIGTERM or SIGUSR1, once the state is saved. A second Ctrl-C stops at once.
+    ProcessError
+        If another process of the job is lost.
     """
     settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
     model, data = checked(energy, data, objective, rng)
@@ -146,7 +150,8 @@ def fit(
     feed = MemoryFeed(data, settings.batch_size)
     state = TrainingState(model, objective, feed, settings, rng)
     recorder = Recorder(settings, home, progress, callbacks)
-    with recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    remedy = "Start the job again with resume=True: it goes on from the last checkpoint."
+    with together(remedy), kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             take_step(state, feed.batch(state.step, state.batch_seed, 0))
@@ -155,8 +160,9 @@ def fit(
                 roll_back(state, kept, recorder, alarm)
             elif kept.is_regular(state.step) or state.step == settings.steps:
                 save(state, kept, recorder)
-            if interrupts.asked and state.step < settings.steps:
-                raise interrupted(state, kept, recorder)
+            stop = interrupts.agreed(state.step)
+            if stop is not None and state.step < settings.steps:
+                raise interrupted(state, kept, recorder, stop)
     state.use_average()
     return Fit(energy, recorder.history, state.step, state.seconds, home)
 
@@ -246,6 +252,7 @@ def roll_back(state: TrainingState, kept: Checkpoints, recorder: Recorder, alarm
     if state.rollbacks >= state.settings.max_rollbacks or alarm.kind == "stalled":
         write(state, recorder, {**alarm.event("divergence"), "to_step": state.step})
         state.use_average()
+        kept.wait()
         where = "" if kept.last_file is None else f" The last good checkpoint is {kept.last_file}."
         raise DivergenceError(
             f"Training {'stalled' if alarm.kind == 'stalled' else 'diverged'}: {alarm}, after {state.rollbacks} "
@@ -270,13 +277,15 @@ def save(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> None:
     kept.save(state.capture())
 
 
-def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> TrainingInterrupted:
+def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder, stop: int) -> TrainingInterrupted:
     """Save the state, and say how to go on."""
     save(state, kept, recorder)
+    kept.wait()
     state.use_average()
-    stopped = f"Stopped by the user after step {state.step} of {state.settings.steps}."
+    who = "the user" if stop == signal.SIGINT else signal.Signals(stop).name
+    stopped = f"Stopped by {who} after step {state.step} of {state.settings.steps}."
     if kept.last_file is None:
-        return TrainingInterrupted(
-            f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
-        )
-    return TrainingInterrupted(f"{stopped} Saved in {kept.last_file}; the same call with resume=True goes on exactly.")
+        told = "Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
+    else:
+        told = f"Saved in {kept.last_file}; the same call with resume=True goes on exactly."
+    return TrainingInterrupted(f"{stopped} {told}", code_of(stop))
