@@ -94,11 +94,8 @@ class CheckpointFolder:
         # Collectives of the background must not meet those of the training.
         if world().size > 1 and self.group is None:
             self.group = dist.new_group(backend="gloo", timeout=SLOWEST)
-        from gibbsian.training.shared_checkpoints import ALONE, write_shared
+        from gibbsian.training.shared_checkpoints import write_shared
 
-        if self.group is None:
-            # Not for a while, which a thread could not do without touching others' filters.
-            warnings.filterwarnings("ignore", ALONE)
         path = self.folder / f"step-{state['step']:07d}-{state['rollbacks']}"
         self.background.start(lambda: self._try(path, state, lambda: write_shared(path, state, self.group)))
 

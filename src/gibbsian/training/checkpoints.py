@@ -80,7 +80,8 @@ class Checkpoints:
         except (StorageError, RuntimeError) as failed:
             if error is None:
                 raise
-            if failed is not error and world().main:
+            told = isinstance(error, StorageError) or not isinstance(failed, StorageError)
+            if not told and world().main:
                 warnings.warn(str(failed), RuntimeWarning, stacklevel=2)
         finally:
             if self.lock is not None:

@@ -19,7 +19,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch.distributed.tensor import DTensor
 
 from gibbsian.files import flush_folder, replace_file
 from gibbsian.training.state import FORMAT, State
-from gibbsian.training.trees import packed, tensor_names, unpacked
+from gibbsian.training.trees import packed, small_of, tensor_names, unpacked
 
 MANIFEST, CONTENTS = "manifest.json", ".metadata"
 SHARED = "shared"
@@ -82,10 +82,19 @@ def write_shared(path: Path, state: State, group: dist.ProcessGroup | None) -> N
     """
     rank = 0 if group is None else dist.get_rank(group)
     partial = path.with_name(f"{path.name}.partial")
-    _together(lambda: _empty(partial) if rank == 0 else None, group)
+    flat: dict[str, Tensor] = {}
+
+    def prepare() -> None:
+        if rank == 0:
+            _empty(partial)
+        flat.update(_flat(state, rank == 0))
+
+    _together(prepare, group)
+    if group is None:
+        # For good: to do so for a while would, on a thread, take back what others filter meanwhile.
+        warnings.filterwarnings("ignore", ALONE)
     try:
-        writer = dcp.FileSystemWriter(partial)
-        dcp.save(_flat(state, rank == 0), storage_writer=writer, process_group=group, no_dist=group is None)
+        dcp.save(flat, storage_writer=dcp.FileSystemWriter(partial), process_group=group, no_dist=group is None)
     except CheckpointException as error:
         raise OSError(_told({r: failed for r, (failed, _) in error.failures.items()})) from error
     lanes = sorted(state.get("lanes", {}))
@@ -128,9 +137,9 @@ def read_shared(
     if missing := set(wanted) - set(manifest["lanes"]):
         raise ValueError(f"it lacks lane {', '.join(map(str, sorted(missing)))}")
     names = [SHARED, *(f"lanes/{lane}" for lane in wanted)]
-    trees = saved.load(names)
+    trees = saved.load([*names, *map(small_of, names)])
     sharded = {} if like is None else {k: t for k, t in _flat(like, True).items() if isinstance(t, DTensor)}
-    inner = [name for tree in trees.values() for name in tensor_names(tree) if _asked(name, only)]
+    inner = [name for tree in names for name in tensor_names(trees[tree]) if _asked(name, only)]
     # What is not asked for is left empty, where the tree is put together.
     tensors = _Partly(trees | saved.load(inner, sharded))
     state = unpacked(SHARED, tensors)
@@ -287,11 +296,11 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _together(work: Any, group: dist.ProcessGroup | None) -> list[Any]:
+def _together(work: Callable[[], Any], group: dist.ProcessGroup | None) -> list[Any]:
     """Do something on every process, and fail on all of them where it failed on one; what each returned, by rank."""
     try:
         done: tuple[bool, Any] = (True, work())
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # told to all: the others would wait for a process that went its own way
         done = (False, str(error))
     if group is None:
         told = [done]
