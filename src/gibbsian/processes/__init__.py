@@ -11,7 +11,7 @@ from gibbsian.processes.collectives import (
     told_by_main,
 )
 from gibbsian.processes.lanes import Lanes, lane_seed
-from gibbsian.processes.lost import together
+from gibbsian.processes.lost import watching
 from gibbsian.processes.world import World, processes, world
 
 __all__ = [
@@ -26,7 +26,7 @@ __all__ = [
     "log_mean_exp",
     "log_sum_exp",
     "processes",
-    "together",
     "told_by_main",
+    "watching",
     "world",
 ]

@@ -45,7 +45,7 @@ class Peer:
 
 
 @contextmanager
-def together(remedy: str) -> Iterator[None]:
+def watching(remedy: str) -> Iterator[None]:
     """Tell a lost process in one line, while several work together.
 
     Parameters

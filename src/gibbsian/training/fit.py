@@ -27,7 +27,7 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
-from gibbsian.processes import together
+from gibbsian.processes import watching
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.checks import checked
 from gibbsian.training.feed import MemoryFeed
@@ -151,7 +151,7 @@ def fit(
     state = TrainingState(model, objective, feed, settings, rng)
     recorder = Recorder(settings, home, progress, callbacks)
     remedy = "Start the job again with resume=True: it goes on from the last checkpoint."
-    with together(remedy), kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    with watching(remedy), kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             take_step(state, feed.batch(state.step, state.batch_seed, 0))
