@@ -112,6 +112,28 @@ class Objective(nn.Module, ABC):
         return WeightedSum([(-1.0, self)])
 
 
+class Settling(Objective):
+    """An objective that moves the energy itself by means over its batch, before its loss. Abstract.
+
+    Where a batch is divided among lanes, ``fit`` asks for the means lane by lane and moves the energy once.
+
+    Attributes
+    ----------
+    in_lanes
+        Whether that is so, and ``forward`` leaves the energy as it is.
+    """
+
+    in_lanes: bool = False
+
+    @abstractmethod
+    def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
+        """Means over the rows of a batch by which `settle` moves the energy; empty if it does not."""
+
+    @abstractmethod
+    def settle(self, energy: Energy, means: Sequence[Tensor]) -> None:
+        """Move the energy by means, such as `statistics` returned or averages of these over batches."""
+
+
 @dataclass(frozen=True)
 class Ramp:
     """A weight that goes linearly from ``start`` to ``end`` over so many training calls, and then stays.

@@ -8,6 +8,8 @@ the density stays what it was. The gradient that the objective then has is that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -16,11 +18,11 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.convolutional import ConvolutionalRBM
 from gibbsian.errors import ArgumentTypeError, OptionError
-from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.objectives.base import Batch, Loss, Objective, Settling
 from gibbsian.typing import Context
 
 
-class Centred(Objective):
+class Centred(Settling):
     """Fit restricted Boltzmann machines by another objective, with offsets that follow the means of both layers.
 
     `How to center deep Boltzmann machines (Melchior et al., 2016) <https://jmlr.org/papers/v17/14-237.html>`_. Offsets
@@ -60,13 +62,20 @@ class Centred(Objective):
 
     def forward(self, energy: Energy, batch: Batch, rng: Generator) -> Loss:
         """Slide the offsets, then compute the objective's loss."""
-        machines = [part for part in energy.modules() if isinstance(part, (RBM, ConvolutionalRBM))]
-        if not machines:
-            raise ArgumentTypeError(f"Centring moves the offsets of an RBM, and there is none in {energy!r}.")
-        if self.training and torch.is_grad_enabled():
+        machines = _machines(energy)
+        if not self.in_lanes and self.training and torch.is_grad_enabled():
             for machine in machines:
-                self._slide(machine, batch)
+                machine.recentre(*self._means(machine, batch), rate=self.rate)
         return self.objective(energy, batch, rng)
+
+    def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
+        """Means of both layers of every machine, in turn."""
+        return [mean for machine in _machines(energy) for mean in self._means(machine, batch)] if self.training else []
+
+    def settle(self, energy: Energy, means: Sequence[Tensor]) -> None:
+        """Slide the offsets of every machine."""
+        for machine, visible, hidden in zip(_machines(energy), means[::2], means[1::2]):
+            machine.recentre(visible, hidden, rate=self.rate)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -75,14 +84,21 @@ class Centred(Objective):
     def _buffer(self) -> ReplayBuffer | None:
         return next((part for part in self.objective.modules() if isinstance(part, ReplayBuffer)), None)
 
-    def _slide(self, machine: RBM | ConvolutionalRBM, batch: Batch) -> None:
+    def _means(self, machine: RBM | ConvolutionalRBM, batch: Batch) -> tuple[Tensor, Tensor]:
         means = _means(machine, batch.x, batch.context)
         buffer = self._buffer()
         if self.chains and buffer is not None and buffer.filled:
             n = len(batch)
             model = _means(machine, buffer.positions[:n], {k: v[:n] for k, v in buffer.context.items()})
-            means = tuple(torch.lerp(a, b, self.chains) for a, b in zip(means, model))
-        machine.recentre(*means, rate=self.rate)
+            return torch.lerp(means[0], model[0], self.chains), torch.lerp(means[1], model[1], self.chains)
+        return means
+
+
+def _machines(energy: Energy) -> list[RBM | ConvolutionalRBM]:
+    machines = [part for part in energy.modules() if isinstance(part, (RBM, ConvolutionalRBM))]
+    if not machines:
+        raise ArgumentTypeError(f"Centring moves the offsets of an RBM, and there is none in {energy!r}.")
+    return machines
 
 
 def _means(machine: RBM | ConvolutionalRBM, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ independent units and the model's would be made larger instead of smaller.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Generator, Tensor
 
@@ -26,13 +28,13 @@ from gibbsian.energies.independent_units import check_sliding_factor
 from gibbsian.energies.mean_field import MeanFieldEnergy, check_settings, mean_field
 from gibbsian.errors import ArgumentTypeError
 from gibbsian.kernels.layers import RBMGibbs
-from gibbsian.objectives.base import Batch, Loss, Objective
+from gibbsian.objectives.base import Batch, Loss, Settling
 from gibbsian.objectives.checks import check_at_least
 from gibbsian.objectives.contrast import chain_metrics
 from gibbsian.objectives.sampler_gradient import run_chains
 
 
-class MeanFieldPCD(Objective):
+class MeanFieldPCD(Settling):
     """Fit all layers of a deep Boltzmann machine together: see `gibbsian.objectives.mean_field`.
 
     `Deep Boltzmann machines (Salakhutdinov & Hinton, 2009)
@@ -110,12 +112,8 @@ class MeanFieldPCD(Objective):
         """
         machine = deep_machine(energy)
         v = batch.x
-        q = mean_field(machine, v, iterations=self.iterations, damping=self.damping)
-        data = (
-            torch.cat((machine.visible.statistic(v), _statistic(machine, 2, q.even)), 1),
-            machine.odd.statistic(q.odd),
-        )
-        if self.rate and self.training and torch.is_grad_enabled():
+        data, change = self._data(machine, v)
+        if self.rate and not self.in_lanes and self.training and torch.is_grad_enabled():
             machine.recentre(*(side.mean(0) for side in data), rate=self.rate)
         slots = self.chains.draw(len(v), rng)
         run = run_chains(machine, self.kernel, slots.x, self.steps, rng, self.compile_steps)
@@ -125,8 +123,25 @@ class MeanFieldPCD(Objective):
         samples = machine.even.statistic(run.state.x), machine.odd.statistic(odd)
         value, metrics = _contrast(machine, data, samples)
         metrics |= chain_metrics(slots.x, run.state.x, run.acceptance, run.nonfinite)
-        metrics |= {"buffer_age": self.chains.mean_age, "mean_field_change": q.change.max()}
+        metrics |= {"buffer_age": self.chains.mean_age, "mean_field_change": change}
         return Loss(value, metrics)
+
+    @torch.no_grad()
+    def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
+        """Means of the even and of the odd layers, given the data; empty where offsets stay."""
+        if not (self.rate and self.training):
+            return []
+        return [side.mean(0) for side in self._data(deep_machine(energy), batch.x)[0]]
+
+    def settle(self, energy: Energy, means: Sequence[Tensor]) -> None:
+        """Slide the offsets."""
+        deep_machine(energy).recentre(*means, rate=self.rate)
+
+    def _data(self, machine: DeepBoltzmannMachine, v: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Statistics of the even and the odd layers in the mean field of the data, and how far it still moves."""
+        q = mean_field(machine, v, iterations=self.iterations, damping=self.damping)
+        even = torch.cat((machine.visible.statistic(v), _statistic(machine, 2, q.even)), 1)
+        return (even, machine.odd.statistic(q.odd)), q.change.max()
 
     def extra_repr(self) -> str:
         """The settings."""

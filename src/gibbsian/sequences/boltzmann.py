@@ -124,7 +124,8 @@ class BoltzmannLearning(Objective):
 
     @torch.no_grad()
     def _moved(self, energy: Potts, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        slots = self.buffer.draw(self.chains, rng)
+        # In lanes each has a part of the chains.
+        slots = self.buffer.draw(self.buffer.size, rng)
         if self.exchange is None or slots.hot is None:
             x, hot, told = sample(energy, self.kernel, slots.x, steps=self.steps, rng=rng).state.x, None, {}
         else:

@@ -75,6 +75,12 @@ class CheckpointFolder:
                 found[int(named[1]), -1 if named[2] is None else int(named[2])] = path
         return found
 
+    def open(self) -> None:
+        """Prepare to save; every process of the job calls this."""
+        # Collectives of the background must not meet those of the training.
+        if self.shared and world().size > 1:
+            self.group = dist.new_group(backend="gloo", timeout=SLOWEST)
+
     def save(self, state: State) -> None:
         """Write a checkpoint, whole or not at all, and remove those that are no longer needed.
 
@@ -91,9 +97,6 @@ class CheckpointFolder:
             self._try(path, state, lambda: write_whole(path, state))
             return
         self.wait()
-        # Collectives of the background must not meet those of the training.
-        if world().size > 1 and self.group is None:
-            self.group = dist.new_group(backend="gloo", timeout=SLOWEST)
         from gibbsian.training.shared_checkpoints import write_shared
 
         path = self.folder / f"step-{state['step']:07d}-{state['rollbacks']}"

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ModelFileError, OptionError, StorageError
 from gibbsian.objectives.base import Batch
 from gibbsian.processes import world
 from gibbsian.training.checkpoint_folder import GRACE, CheckpointFolder
+from gibbsian.training.feed import Feed, MemoryFeed, brief
 from gibbsian.training.folder_lock import FolderLock
 from gibbsian.training.settings import TrainingSettings
 from gibbsian.training.state import State, restore_module
 
 FREE = ("steps", "keep_checkpoints", "checkpoint_format", "tensorboard", "max_rollbacks")
 """Settings that may change when a run is resumed."""
+
+LATER = {"lanes": "1", "precision": "'float32'", "sharding": "'none'"}
+"""Settings that older checkpoints do not tell, and what they were."""
 
 
 class Checkpoints:
@@ -39,8 +41,6 @@ class Checkpoints:
         Of the run, or ``None`` to keep checkpoints in memory only.
     marks
         The run's `fingerprint`, stored in every checkpoint and compared when one is taken up.
-    lanes
-        Whether the run has lanes.
 
     Raises
     ------
@@ -48,9 +48,7 @@ class Checkpoints:
         If several processes were to write one file.
     """
 
-    def __init__(
-        self, settings: TrainingSettings, folder: Path | None, marks: Mapping[str, str], *, lanes: bool = False
-    ) -> None:
+    def __init__(self, settings: TrainingSettings, folder: Path | None, marks: Mapping[str, str]) -> None:
         self.every, self.marks = settings.checkpoint_every, dict(marks)
         several, told = world().size > 1, settings.checkpoint_format
         if several and told == "file":
@@ -58,7 +56,7 @@ class Checkpoints:
                 f"checkpoint_format='file' holds what one process has, and there are {world().size}; leave it at "
                 "'auto', or choose 'shared'."
             )
-        shared = told == "shared" or (told == "auto" and (several or lanes))
+        shared = told == "shared" or (told == "auto" and (several or settings.lanes > 1))
         self.files = None
         if folder is not None:
             self.files = CheckpointFolder(folder, self.every, settings.keep_checkpoints, shared=shared)
@@ -68,6 +66,8 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         if self.lock is not None:
             self.lock.acquire()
+        if self.files is not None:
+            self.files.open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
@@ -150,15 +150,16 @@ class Checkpoints:
         return None if self.files is None else next(reversed(self.files.paths().values()), None)
 
 
-def fingerprint(data: Batch, energy: nn.Module, objective: nn.Module, settings: TrainingSettings) -> dict[str, str]:
+def fingerprint(
+    data: Feed | Batch, energy: nn.Module, objective: nn.Module, settings: TrainingSettings
+) -> dict[str, str]:
     """Describe what a run is of, by name, so that a resumed run can tell what differs."""
-    marks = {"data": _digest(data.x)}
-    marks |= {f"data.context[{name!r}]": _digest(value) for name, value in data.context.items()}
+    marks = (MemoryFeed(data, len(data)) if isinstance(data, Batch) else data).marks()
     for owner, module in (("energy", energy), ("objective", objective)):
         for path, part in module.named_modules(prefix=owner):
             marks[path] = type(part).__name__
             marks |= {f"{path}.{name}": value for name, value in _settings_of(part).items()}
-        marks |= {f"{owner}.{name}": _brief(p) for name, p in module.named_parameters()}
+        marks |= {f"{owner}.{name}": brief(p) for name, p in module.named_parameters()}
     marks |= {name: repr(value) for name, value in dataclasses.asdict(settings).items() if name not in FREE}
     return marks
 
@@ -171,6 +172,7 @@ def require_same(saved: Mapping[str, str], now: Mapping[str, str], step: int) ->
     OptionError
         Naming what differs.
     """
+    saved = {**LATER, **saved}
     names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     if names:
         told = "; ".join(f"{n} was {saved.get(n, 'absent')}, now {now.get(n, 'absent')}" for n in names[:5])
@@ -235,12 +237,3 @@ def _plain(value: object) -> str | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return f"{type(value).__name__}({', '.join(f'{k}={v}' for k, v in _settings_of(value).items())})"
     return None
-
-
-def _digest(x: Tensor) -> str:
-    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return f"{_brief(x)} #{hashlib.sha256(raw.data).hexdigest()[:16]}"
-
-
-def _brief(x: Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"

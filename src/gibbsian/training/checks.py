@@ -11,13 +11,17 @@ from gibbsian.energies.score import Score
 from gibbsian.energies.tractable import require_support
 from gibbsian.errors import ArgumentTypeError, DataError, OptionError, ShapeError
 from gibbsian.objectives.base import Batch, Loss, Objective
-from gibbsian.training.state import trained_parameters
+from gibbsian.training.feed import Feed, MemoryFeed
+from gibbsian.training.settings import TrainingSettings
+
+REFERENCE = 1024
+"""Rows that chains are compared with at the end."""
 
 
 def checked(
-    energy: nn.Module, data: Tensor | Batch, objective: Objective, rng: Generator
-) -> tuple[Energy | Score, Batch]:
-    """Check the arguments of `fit`; return the energy or score, and the data on its device."""
+    energy: nn.Module, data: Tensor | Batch | Feed, objective: Objective, rng: Generator, settings: TrainingSettings
+) -> tuple[Energy | Score, Feed]:
+    """Check the arguments of `fit`; return the energy or score, and what feeds it, on its device."""
     if not isinstance(energy, nn.Module):
         raise ArgumentTypeError(f"fit trains the parameters of a module; got {energy!r}.")
     if not isinstance(objective, Objective):
@@ -45,7 +49,25 @@ def checked(
         )
     check_independent_rows(model)
     check_independent_rows(objective)
-    return model, checked_data(model, data, like)
+    if not isinstance(data, Feed):
+        return model, MemoryFeed(checked_data(model, data, like), settings.batch_size, settings.lanes)
+    checked_data(model, data.spread(REFERENCE), like)
+    for name in ("lanes", "batch_size"):
+        if (found := getattr(data, name)) != (wanted := getattr(settings, name)) and not (
+            name == "batch_size" and found == data.n < wanted
+        ):
+            raise OptionError(f"The data come with {name}={found}, and training was asked for {name}={wanted}.")
+    return model, data
+
+
+def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
+    """Name the parameters that ask for gradients, of the energy and of the objective, each once."""
+    params: dict[nn.Parameter, str] = {}
+    for owner, module in (("energy", energy), ("objective", objective)):
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                params.setdefault(p, f"{owner}.{name}")
+    return {name: p for p, name in params.items()}
 
 
 def check_devices(energy: nn.Module, objective: nn.Module, like: Tensor) -> None:

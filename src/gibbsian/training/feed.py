@@ -6,7 +6,8 @@ whether these lie in memory is its own affair.
 
 from __future__ import annotations
 
-from typing import Protocol
+import hashlib
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from gibbsian.errors import OptionError
 from gibbsian.objectives.base import Batch
 
 
+@runtime_checkable
 class Feed(Protocol):
     """What `fit` draws its batches from."""
 
@@ -31,6 +33,11 @@ class Feed(Protocol):
     @property
     def batch_size(self) -> int:
         """Rows of one step, of all lanes together."""
+        ...
+
+    @property
+    def lanes(self) -> int:
+        """Equal shares of a batch."""
         ...
 
     @property
@@ -60,6 +67,10 @@ class Feed(Protocol):
         """Rows by which the scale of the data is measured, ``(m, *event)``: all of them where they are in memory."""
         ...
 
+    def marks(self) -> dict[str, str]:
+        """Describe the data by name, checksums included, so that a resumed run and other processes can compare."""
+        ...
+
 
 class MemoryFeed:
     """Batches of data that lie in memory, in the order of `Order`; lane k has the k-th equal share of each.
@@ -80,7 +91,7 @@ class MemoryFeed:
     """
 
     def __init__(self, data: Batch, batch_size: int, lanes: int = 1) -> None:
-        self.data = data
+        self.data, self.lanes = data, lanes
         self.order = Order(len(data), batch_size, data.x.device)
         if self.order.batch_size % lanes:
             whole = max(1, self.order.batch_size // lanes) * lanes
@@ -125,6 +136,11 @@ class MemoryFeed:
         """All rows."""
         return self.data.x
 
+    def marks(self) -> dict[str, str]:
+        """Shapes and checksums of rows and context."""
+        parts = {"data": self.data.x} | {f"data.context[{name!r}]": v for name, v in self.data.context.items()}
+        return {name: digest(value) for name, value in parts.items()}
+
 
 class Order:
     """The order of the data: a new permutation every epoch, a pure function of the seed and the step.
@@ -153,3 +169,14 @@ class Order:
             self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
             self.epoch = (seed, epoch)
         return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def digest(x: Tensor) -> str:
+    """Write a tensor's dtype, shape and checksum."""
+    raw = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return f"{brief(x)} #{hashlib.sha256(raw.data).hexdigest()[:16]}"
+
+
+def brief(x: Tensor) -> str:
+    """Write a tensor's dtype and shape."""
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"

@@ -15,6 +15,7 @@ Between two records nothing waits for the device.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,17 +28,21 @@ from torch import Generator, Tensor, nn
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
-from gibbsian.processes import watching
+from gibbsian.processes import told_by_main, watching, world
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.checks import checked
-from gibbsian.training.feed import MemoryFeed
+from gibbsian.training.feed import Feed
 from gibbsian.training.health import Alarm, nonfinite
 from gibbsian.training.interrupts import Interrupts, code_of
+from gibbsian.training.lanes import check_lanes, mean_over_lanes
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
 from gibbsian.training.state import TrainingState
 from gibbsian.training.step import take_step
 from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
+from gibbsian.training.votes import extra_marks, require_alike, share_start, together
+
+REMEDY = "Start the job again with resume=True: it goes on from the last checkpoint."
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Fit:
 
 def fit(
     energy: nn.Module,
-    data: Tensor | Batch,
+    data: Tensor | Batch | Feed,
     objective: Objective,
     *,
     rng: Generator,
@@ -109,7 +114,7 @@ def fit(
         `MultiLevelDenoising`). With parameters; changed in place, and left with the averaged weights.
     data
         ``(n, *event)``, two finite rows or more, or a `Batch` with its context. Moved as a whole to the device and
-        precision of the energy's parameters.
+        precision of the energy's parameters. Or a `gibbsian.training.feed.Feed`, for data that do not lie in memory.
     objective
         How to fit; moved to the same device.
     rng
@@ -144,43 +149,58 @@ def fit(
         If another process of the job is lost.
     """
     settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
-    model, data = checked(energy, data, objective, rng)
+    here = world()
+    with together():
+        settings = in_lanes(settings)
+        model, feed = checked(energy, data, objective, rng, settings)
+        check_lanes(objective, settings.lanes, feed)
     home = None if folder is None else Path(folder)
-    kept = Checkpoints(settings, home, {} if home is None else fingerprint(data, model, objective, settings))
-    feed = MemoryFeed(data, settings.batch_size)
+    marks = {} if home is None and here.size == 1 else fingerprint(feed, model, objective, settings)
+    if here.size > 1:
+        require_alike(marks | extra_marks(model, objective, settings, home, resume), rng)
+        share_start(model, objective)
+    kept = Checkpoints(settings, home, marks)
     state = TrainingState(model, objective, feed, settings, rng)
-    recorder = Recorder(settings, home, progress, callbacks)
-    remedy = "Start the job again with resume=True: it goes on from the last checkpoint."
-    with watching(remedy), kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
+    with watching(REMEDY), kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
-            take_step(state, feed.batch(state.step, state.batch_seed, 0))
+            state.asked = interrupts.asked or 0
+            take_step(state, *state.batches())
             alarm = look(state, recorder)
             if alarm is not None:
                 roll_back(state, kept, recorder, alarm)
             elif kept.is_regular(state.step) or state.step == settings.steps:
                 save(state, kept, recorder)
-            stop = interrupts.agreed(state.step)
-            if stop is not None and state.step < settings.steps:
-                raise interrupted(state, kept, recorder, stop)
+            # Of several processes each knows what all were asked when the step began.
+            asked = state.asked if here.size > 1 else interrupts.asked
+            if asked and state.step < settings.steps:
+                raise interrupted(state, kept, recorder, asked)
     state.use_average()
     return Fit(energy, recorder.history, state.step, state.seconds, home)
+
+
+def in_lanes(settings: TrainingSettings) -> TrainingSettings:
+    """Give every process a lane, where the number of lanes was left at 1."""
+    return dataclasses.replace(settings, lanes=world().size) if settings.lanes == 1 else settings
 
 
 def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: bool) -> None:
     """Start a run, or take up the one in the folder."""
     if resume and kept.files is None:
         raise OptionError("resume=True needs the folder of the run to go on with: folder=...")
-    if not resume and kept.last_file is not None:
+    last = told_by_main(kept.last_file)
+    if not resume and last is not None:
         raise OptionError(
-            f"A run is already saved there ({kept.last_file}). Pass resume=True to go on with it, or another folder."
+            f"A run is already saved there ({last}). Pass resume=True to go on with it, or another folder."
         )
     saved = kept.take_up() if resume else None
     if saved is not None:
         if saved["step"] > state.settings.steps:
             raise OptionError(f"The saved run has done {saved['step']} steps, more than steps={state.settings.steps}.")
         state.restore(saved)
-    recorder.open(state.records, state.step)
+    with together():
+        recorder.open(state.records, state.step)
     if saved is None:
         save(state, kept, recorder)
 
@@ -200,18 +220,21 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
         return None
     seconds = state.seconds
     steps, since = state.step - state.lap[0], seconds - state.lap[1]
-    spread = state.energy_spread()
+    with state.engine.whole():
+        spread = state.energy_spread()
+        apart = buffer_diversity(state) if settings.health else {}
     record: Record = {
         "step": state.step,
-        **mean_metrics(state.pending, state.broken),
+        **metrics_of(state),
         **({} if spread is None else {"energy_std": spread}),
-        **(buffer_diversity(state) if settings.health else {}),
+        **apart,
         "learning_rate": settings.learning_rate_at(state.step - 1, state.rollbacks),
         "seconds": seconds,
         "steps_per_second": steps / since,
     }
-    state.pending.clear()
     state.lap = (state.step, seconds)
+    # Times differ between processes, and what follows from a record must not.
+    record = told_by_main(record)
     alarm = state.health.check(record) if settings.health else None
     if alarm is None and state.step == settings.steps:
         record |= judge(state, recorder)
@@ -219,12 +242,27 @@ def look(state: TrainingState, recorder: Recorder) -> Alarm | None:
     return alarm
 
 
+def metrics_of(state: TrainingState) -> dict[str, float]:
+    """Means of the metrics since the last record, over steps and over lanes, and forget these steps."""
+    found = mean_metrics(state.pending, state.broken)
+    state.pending.clear()
+    if state.settings.lanes > 1:
+        norm = found.pop("grad_norm")
+        found |= mean_over_lanes([mean_metrics(lane.pending, state.broken) for lane in state.lanes])
+        found["grad_norm"] = norm
+        for lane in state.lanes:
+            lane.pending.clear()
+    return found
+
+
 def judge(state: TrainingState, recorder: Recorder) -> Record:
     """Look at the end whether the run was useful; verdicts go before the last record, which holds what was measured."""
-    distance = chain_distance(state)
+    with state.engine.whole():
+        distance = chain_distance(state)
     for alarm in verdicts(state, distance) if state.settings.health else ():
         write(state, recorder, alarm.event("verdict"))
-        warn(alarm)
+        if world().main:
+            warn(alarm)
     return {} if distance is None else {"chain_distance": distance.value}
 
 
@@ -253,7 +291,8 @@ def roll_back(state: TrainingState, kept: Checkpoints, recorder: Recorder, alarm
         write(state, recorder, {**alarm.event("divergence"), "to_step": state.step})
         state.use_average()
         kept.wait()
-        where = "" if kept.last_file is None else f" The last good checkpoint is {kept.last_file}."
+        last = told_by_main(kept.last_file)
+        where = "" if last is None else f" The last good checkpoint is {last}."
         raise DivergenceError(
             f"Training {'stalled' if alarm.kind == 'stalled' else 'diverged'}: {alarm}, after {state.rollbacks} "
             f"rollbacks. {alarm.remedy} The energy holds the "
@@ -267,14 +306,17 @@ def roll_back(state: TrainingState, kept: Checkpoints, recorder: Recorder, alarm
 
 def write(state: TrainingState, recorder: Recorder, record: Record) -> None:
     """Add to the history."""
-    recorder.write(record)
+    with together():
+        recorder.write(record)
     state.records += 1
 
 
 def save(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> None:
     """Keep the state; the record goes to the disk first, as the checkpoint counts on it."""
-    recorder.sync()
-    kept.save(state.capture())
+    captured = state.capture()
+    with together():
+        recorder.sync()
+        kept.save(captured)
 
 
 def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder, stop: int) -> TrainingInterrupted:
@@ -284,8 +326,9 @@ def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder, sto
     state.use_average()
     who = "the user" if stop == signal.SIGINT else signal.Signals(stop).name
     stopped = f"Stopped by {who} after step {state.step} of {state.settings.steps}."
-    if kept.last_file is None:
+    last = told_by_main(kept.last_file)
+    if last is None:
         told = "Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
     else:
-        told = f"Saved in {kept.last_file}; the same call with resume=True goes on exactly."
+        told = f"Saved in {last}; the same call with resume=True goes on exactly."
     return TrainingInterrupted(f"{stopped} {told}", code_of(stop))

@@ -9,22 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from types import FrameType
 from typing import Any
-
-from gibbsian.processes import gathered_objects, world
-
-AGREE_SECONDS = 1.0
-"""About how often the processes of a job ask each other whether to stop."""
-
-MOST_STEPS = 1000
-"""Steps between two such questions, at most: steps may become slower."""
 
 
 class Interrupts:
     """Requests to stop: the first asks the loop to stop after the step; a second Ctrl-C stops at once.
 
+    A signal may come to one process of several; they tell each other at every step, see `gibbsian.training.votes`.
     Only where no other handler is in force, in the main thread: an application's handler is left alone. Schedulers say
     what they say more than once, so that SIGTERM again changes nothing.
     """
@@ -32,7 +24,6 @@ class Interrupts:
     def __init__(self) -> None:
         self.asked: int | None = None
         self.before: dict[int, Any] = {}
-        self.next, self.last = 0, (0, time.perf_counter())
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
@@ -47,30 +38,6 @@ class Interrupts:
                 raise KeyboardInterrupt
             os.write(2, b"\nStopping after this step and saving; Ctrl-C again stops at once.\n")
         self.asked = self.asked or number
-
-    def agreed(self, step: int) -> int | None:
-        """Tell the signal by which all processes stop after this step, if they do; all call this at every step.
-
-        The signal may come to one of them only. They ask each other after so many steps as take about a second by the
-        slowest one's clock, a number that they agree on with the question.
-
-        Parameters
-        ----------
-        step
-            Steps done.
-        """
-        if world().size == 1:
-            return self.asked
-        if step < self.next:
-            return None
-        now, (before, then) = time.perf_counter(), self.last
-        # Unknown at first, and after a return to an earlier step.
-        pace = (now - then) / (step - before) if step > before else AGREE_SECONDS
-        told: list[tuple[int | None, float]] = gathered_objects((self.asked, pace))
-        self.last = (step, now)
-        slowest = max(seconds for _, seconds in told)
-        self.next = step + min(MOST_STEPS, max(1, int(AGREE_SECONDS / max(slowest, 1e-9))))
-        return next((number for number, _ in told if number is not None), None)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.before.items():

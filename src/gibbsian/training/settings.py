@@ -40,6 +40,17 @@ class TrainingSettings:
 
     steps: int = _setting(2000, "Optimiser steps in all.")
     batch_size: int = _setting(128, "Rows of data per step; all of them when there are fewer.")
+    lanes: int = _setting(
+        1,
+        "Equal shares of a batch, each with random numbers and chains of its own, computed one after the other in each "
+        "process; a multiple of the number of processes, which is what 1 stands for where there are several.",
+    )
+    precision: str = _setting(
+        "float32", "'float32' computes as the weights are kept; 'bfloat16' computes losses in less, by autocast."
+    )
+    sharding: str = _setting(
+        "none", "'full' divides weights, gradients and the optimiser's state among processes; 'none' copies them."
+    )
     optimizer: str = _setting(
         "adamw", "'adamw' scales each weight's step by its gradients' size; 'sgd' follows the gradient itself."
     )
@@ -135,6 +146,8 @@ class TrainingSettings:
         _require(self, "rollback_learning_rate_factor", _number(factor) and 0 < factor <= 1, "above 0, up to 1")
         _require(self, "ema_decay", _number(self.ema_decay) and 0 <= self.ema_decay < 1, "from 0 to below 1")
         _require(self, "optimizer", self.optimizer in ("adamw", "sgd"), "'adamw' or 'sgd'")
+        _require(self, "precision", self.precision in ("float32", "bfloat16"), "'float32' or 'bfloat16'")
+        _require(self, "sharding", self.sharding in ("none", "full"), "'none' or 'full'")
         _require(self, "momentum", _number(self.momentum) and 0 <= self.momentum < 1, "from 0 to below 1")
         fits = self.optimizer == "sgd" or self.momentum == 0
         _require(self, "momentum", fits, "0 with optimizer='adamw', whose betas do its work")
@@ -157,6 +170,7 @@ class TrainingSettings:
 _LEAST = {
     "steps": 1,
     "batch_size": 1,
+    "lanes": 1,
     "warmup_steps": 0,
     "log_every": 1,
     "checkpoint_every": 1,

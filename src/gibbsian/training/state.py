@@ -2,7 +2,8 @@
 
 A captured state holds everything that the next step depends on: weights, their average, the optimiser, the objective's
 own state (its replay buffer), the generator, the position in the data, the health monitor. So a run that goes on from
-one gives the same numbers, to the bit, as one that never stopped.
+one gives the same numbers, to the bit, as one that never stopped. In a run of several lanes, what a lane has of its own
+is under ``lanes`` and the lane's number, and a process captures its own lanes.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.layers import dropout_layers
 from gibbsian.energies.score import Score
-from gibbsian.errors import ModelFileError
+from gibbsian.errors import ModelFileError, OptionError
 from gibbsian.objectives.base import Batch, Objective, context_of
+from gibbsian.processes import lane_seed, world
+from gibbsian.training.checks import REFERENCE, trained_parameters
+from gibbsian.training.engine import Engine
 from gibbsian.training.feed import Feed, MemoryFeed
 from gibbsian.training.health import DataScale, Health
+from gibbsian.training.lanes import Lane, make_lanes, merge_lanes, own_state, parameters_of
 from gibbsian.training.settings import TrainingSettings
+from gibbsian.training.votes import Votes
 
 FORMAT = 1
 
 PROBE = 256
 """Rows of data at which the energy's spread is looked at."""
-
-REFERENCE = 1024
-"""Rows that chains are compared with at the end."""
 
 State = dict[str, Any]
 
@@ -50,7 +53,13 @@ class TrainingState:
     settings
         Of the run.
     rng
-        The caller's generator; one number is drawn from it, for the order of the data.
+        The caller's generator; one number is drawn from it, for the order of the data, and in a run of several lanes
+        another, for theirs.
+
+    Attributes
+    ----------
+    lanes
+        Of this process. A single one has the objective and the generator that were given.
     """
 
     def __init__(
@@ -64,18 +73,26 @@ class TrainingState:
         self.energy, self.objective, self.settings, self.rng = energy, objective, settings, rng
         self.feed = MemoryFeed(feed, settings.batch_size) if isinstance(feed, Batch) else feed
         self.device = self.feed.device
+        self.order_seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+        self.lanes = [Lane(0, objective, rng)]
+        if settings.lanes > 1:
+            seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+            self.lanes = make_lanes(energy, objective, settings.lanes, seed, rng.device)
         named = trained_parameters(energy, objective)
-        self.names, self.params = list(named), list[Tensor](named.values())
+        factors = rate_factors(named, objective)
+        self.engine = Engine(energy, self.lanes, settings)
+        self.originals = list[Tensor](named.values())
+        self.names, self.params = list(named), [self.engine.local(p) for p in self.originals]
         self.average = [p.detach().clone() for p in self.params]
-        self.optimizer = optimizer_of(self.params, settings, rate_factors(named, objective))
+        self.optimizer = optimizer_of(self.params, settings, factors)
+        self.votes, self.asked = Votes(), 0
         self.health = Health(settings, DataScale.of(self.feed.sample()))
         self.probe, self.reference = self.feed.spread(PROBE), self.feed.spread(REFERENCE)
         self.drops = bool(dropout_layers(energy))
         self.step = 0
         self.pending: list[dict[str, Tensor | float]] = []
         self.broken = torch.zeros((), dtype=torch.bool, device=self.device)
-        # What follows belongs to the run and not to the model: a rollback does not take it back.
-        self.order_seed = int(torch.randint(2**31, (), generator=rng, device=rng.device))
+        # What follows, and order_seed, belong to the run and not to the model: a rollback does not take them back.
         self.rollbacks = 0
         self.last_target = -1
         self.records = 0
@@ -96,14 +113,19 @@ class TrainingState:
     def seconds(self, seconds: float) -> None:
         self._began = time.perf_counter() - seconds
 
+    def batches(self) -> list[Batch]:
+        """Rows of this process's lanes for the step to come."""
+        return [self.feed.batch(self.step, self.batch_seed, lane.number) for lane in self.lanes]
+
     @contextmanager
-    def seeded(self) -> Iterator[None]:
-        """Seed the global generator, which dropout draws from, by the run and the step; outside it stays as it was."""
+    def seeded(self, lane: int = 0) -> Iterator[None]:
+        """Seed the global generator, which dropout draws from, by run, step and lane; outside it stays as it was."""
         if not self.drops:
             yield
             return
+        seed = (self.batch_seed * 2_000_003 + self.step) % 2**63
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed((self.batch_seed * 2_000_003 + self.step) % 2**63)
+            torch.manual_seed(seed if self.settings.lanes == 1 else lane_seed(seed, lane))
             yield
 
     def energy_spread(self) -> float | None:
@@ -135,13 +157,25 @@ class TrainingState:
             "pending": self.pending,
             "rng": self.rng.get_state(),
         }
+        if self.settings.lanes > 1:
+            state["objective"] = parameters_of(self.lanes[0].objective)
+            state["lanes"] = {lane.number: own_state(lane) for lane in self.lanes}
+        if self.engine.sharded:
+            state |= {"energy": dict(self.energy.named_buffers()), "objective": {}, "optimizer": {}, "average": {}}
+            own = {"params": self.params, "average": self.average, "optimizer": self.optimizer.state_dict()}
+            state["shards"] = {world().rank: own}
         return copied(state | {name: getattr(self, name) for name in _COUNTS})
 
     @torch.no_grad()
     def restore_model(self, state: State) -> None:
         """Go back to a captured state, with new noise: the generator, the seeds and the counts go on."""
+        if self.engine.sharded:
+            state = self._from_shards(state)
         restore_module(self.energy, state["energy"])
-        restore_module(self.objective, state["objective"])
+        for lane in self.lanes:
+            own = state["lanes"][lane.number] if self.settings.lanes > 1 else {"objective": {}, "pending": []}
+            restore_module(lane.objective, {**state["objective"], **own["objective"]})
+            lane.pending = copied(own["pending"], self.device)
         # The optimiser keeps the tensors that it is given, and would then change the captured ones in place.
         self.optimizer.load_state_dict(copied(state["optimizer"], self.device))
         for name, average in zip(self.names, self.average):
@@ -157,7 +191,29 @@ class TrainingState:
         for name in _COUNTS:
             setattr(self, name, state[name])
         self.rng.set_state(state["rng"])
+        if self.settings.lanes > 1:
+            for lane in self.lanes:
+                lane.rng.set_state(state["lanes"][lane.number]["rng"])
         self.restore_model(state)
+
+    def _from_shards(self, state: State) -> State:
+        """Take this process's shards out of a captured state; the weights go to their places at once."""
+        if (own := state["shards"].get(world().rank)) is None or len(own["params"]) != len(self.params):
+            raise OptionError(
+                f"The run was saved by {len(state['shards'])} processes that share the weights; go on with as many."
+            )
+        for p, saved in zip(self.params, own["params"]):
+            p.copy_(saved)
+        average = dict(zip(self.names, own["average"]))
+        now = dict(self.energy.named_parameters())
+        objective = parameters_of(self.lanes[0].objective)
+        return {
+            **state,
+            "energy": now | state["energy"],
+            "objective": objective,
+            "average": average,
+            "optimizer": own["optimizer"],
+        }
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -180,8 +236,11 @@ class TrainingState:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Put the averaged weights into the modules."""
+        """Put the averaged weights into the modules, and the chains of all lanes into the objective."""
         torch._foreach_copy_(self.params, self.average)
+        self.engine.join()
+        if self.settings.lanes > 1:
+            merge_lanes(self.lanes, self.objective)
 
 
 def optimizer_of(
@@ -224,16 +283,6 @@ def rate_factors(named: Mapping[str, Tensor], objective: nn.Module) -> list[floa
 def version_of(machine: RBM) -> tuple[int, int]:
     """How often the offsets were written to: whether they moved is known without waiting for the device."""
     return machine.visible_offset._version, machine.hidden_offset._version
-
-
-def trained_parameters(energy: nn.Module, objective: nn.Module) -> dict[str, nn.Parameter]:
-    """Name the parameters that ask for gradients, of the energy and of the objective, each once."""
-    params: dict[nn.Parameter, str] = {}
-    for owner, module in (("energy", energy), ("objective", objective)):
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                params.setdefault(p, f"{owner}.{name}")
-    return {name: p for p, name in params.items()}
 
 
 def restore_module(module: nn.Module, state: Mapping[str, Any]) -> None:

@@ -1,43 +1,43 @@
-"""One step of training: the loss, its gradient, and what moves the weights and their average."""
+"""One step of training: the losses of all lanes, their gradient, and what moves the weights and their average."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from gibbsian.errors import DomainError, OptionError
+from gibbsian.errors import OptionError
 from gibbsian.objectives.base import Batch
-from gibbsian.training.checks import checked_loss, dtypes_of
+from gibbsian.processes import world
+from gibbsian.training.checks import dtypes_of
+from gibbsian.training.lanes import settle
 from gibbsian.training.state import TrainingState
+from gibbsian.training.votes import from_main
 
 
-def take_step(state: TrainingState, batch: Batch) -> None:
-    """Move the weights by one step; a gradient that is not finite moves nothing (unless health is off)."""
-    settings, optimizer = state.settings, state.optimizer
-    try:
-        with state.seeded(), state.followed():
-            loss = checked_loss(state.objective(state.energy, batch, state.rng))
-    except RuntimeError as error:
-        if state.step == 0 and any(word in str(error) for word in ("dtype", "same device")):
-            raise OptionError(
-                f"Energy, objective and data do not fit together: {dtypes_of(state.energy, state.objective, batch)} on "
-                f"{batch.x.device} ({error}). Bring them to one with .to(device, dtype), or .float() and .double()."
-            ) from error
-        raise
-    except DomainError:
-        if state.step == 0:
-            raise
+def take_step(state: TrainingState, *batches: Batch) -> None:
+    """Move the weights by one step; a gradient that is not finite moves nothing (unless health is off).
+
+    Parameters
+    ----------
+    state
+        Of the run.
+    batches
+        Rows of each of this process's lanes.
+    """
+    settings, optimizer, engine = state.settings, state.optimizer, state.engine
+    with state.followed():
+        value = losses(state, batches)
+    if value is None:
         # What fitted when the run began fits no longer: chains stand where the energy has no finite value.
         state.broken |= True
         state.pending.append({"loss": math.nan, "grad_norm": math.nan})
         state.step += 1
         return
-    for p in state.params:
-        p.grad = None
-    loss.value.backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in state.params if p.grad is not None])
-    value = loss.value.detach()
+    engine.collect(state.originals, state.params)
+    norm = engine.norm(state.params)
     broken = ~(torch.isfinite(value) & torch.isfinite(norm))
     # The fused optimiser divides gradients by the first and does nothing where the second is 1, all on the device.
     if settings.clip_norm > 0:
@@ -53,6 +53,111 @@ def take_step(state: TrainingState, batch: Batch) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(state.average, state.params, 1.0 - decay)
     state.broken |= broken
-    metrics = {name: value.detach() for name, value in loss.metrics.items()}
-    state.pending.append({"loss": value, **metrics, "grad_norm": norm})
+    state.pending[-1] |= {"loss": value, "grad_norm": norm}
     state.step += 1
+
+
+def losses(state: TrainingState, batches: tuple[Batch, ...]) -> Tensor | None:
+    """Compute the mean loss of all lanes and its gradient; ``None`` if chains have left the domain in one.
+
+    Metrics of the lanes are kept for the record.
+    """
+    engine, lanes = state.engine, state.lanes
+    values: list[Tensor] = []
+    value = torch.empty(0)
+    error: Exception | None = None
+    for p in state.params:
+        p.grad = None
+    try:
+        if state.settings.lanes > 1:
+            settle(lanes, state.energy, {lane.number: batch for lane, batch in zip(lanes, batches)})
+    except Exception as raised:
+        error = raised
+    kept = Kept(state.energy) if state.settings.lanes > 1 else None
+    for place, (lane, batch) in enumerate(zip(lanes, batches) if error is None else ()):
+        last = place == len(lanes) - 1
+        try:
+            seeded = state.seeded() if kept is None else state.seeded(lane.number)
+            with seeded, engine.accumulating(last):
+                value, metrics = engine.module(place, batch, lane.rng)
+                if not last:
+                    (value / len(lanes)).backward()
+        except Exception as raised:
+            error = raised
+            break
+        if kept is not None and not last:
+            kept.back(place == 0)
+        values.append(value.detach())
+        told = {name: metric.detach() for name, metric in metrics.items()}
+        if kept is None:
+            state.pending.append({"loss": value.detach(), **told})
+        else:
+            lane.pending.append(told)
+    votes = state.votes.exchange(state.asked, explained(state, error, batches[0]), state.step == 0)
+    state.asked = votes.asked
+    if votes.broken:
+        if kept is not None:
+            kept.back()
+        return None
+    # Of all lanes but the last the gradients are there already.
+    (value if len(lanes) == 1 else value / len(lanes)).backward()
+    if kept is None:
+        return value.detach()
+    kept.back(len(lanes) == 1)
+    kept.finish()
+    state.pending.append({})
+    return mean_of(values)
+
+
+def mean_of(values: list[Tensor]) -> Tensor:
+    """Mean over the lanes of all processes, in the order of lanes."""
+    own = torch.stack(values)
+    if world().size == 1:
+        return own.mean()
+    parts = [torch.empty_like(own) for _ in range(world().size)]
+    dist.all_gather(parts, own)
+    return torch.cat(parts).mean()
+
+
+class Kept:
+    """Lets every lane begin with the energy's buffers as they were, and keeps what the first one made of them.
+
+    Spectral norms carry on a power iteration at every call in training: lanes must not do so one after the other.
+    """
+
+    def __init__(self, energy: nn.Module) -> None:
+        self.buffers = list(energy.buffers())
+        self.before = [b.clone() for b in self.buffers]
+        self.versions = [b._version for b in self.buffers]
+        self.first: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def back(self, first: bool = False) -> None:
+        """Put them back, after a lane's loss and gradient."""
+        for i, b in enumerate(self.buffers):
+            if b._version != self.versions[i]:
+                if first:
+                    self.first[i] = b.clone()
+                b.copy_(self.before[i])
+                self.versions[i] = b._version
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Take what the first lane of all processes made of them."""
+        for i, value in self.first.items():
+            self.buffers[i].copy_(value)
+            if world().size > 1:
+                from_main(self.buffers[i])
+
+
+def explained(state: TrainingState, error: Exception | None, batch: Batch) -> Exception | None:
+    """Say of an error of torch's at the first step what it usually comes from."""
+    told = str(error)
+    if not isinstance(error, RuntimeError) or state.step or not any(w in told for w in ("dtype", "same device")):
+        return error
+    better = OptionError(
+        f"Energy, objective and data do not fit together: {dtypes_of(state.energy, state.objective, batch)} on "
+        f"{batch.x.device} ({error}). Bring them to one with .to(device, dtype), or .float() and .double()."
+    )
+    better.__cause__ = error
+    return better

@@ -31,6 +31,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.score import Score
 from gibbsian.objectives.diversity import COMPARED, diversity
 from gibbsian.objectives.parts import OfPart, part_of
+from gibbsian.processes import gathered, lane_seed
 from gibbsian.training.health import Alarm, unlike
 from gibbsian.training.state import TrainingState
 
@@ -70,12 +71,12 @@ def chain_distance(state: TrainingState) -> Estimate | None:
     data = state.reference.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
     found: list[Estimate] = []
-    for buffer, noise, as_data in buffers(state.objective):
-        n = min(len(data), buffer.size)
-        if not buffer.filled or n < FEWEST:
+    for held, noise, as_data in buffers_of(state):
+        n = min(len(data), held[0].size * state.settings.lanes)
+        if not held[0].filled or n < FEWEST:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
-        chains = without_noise(state, buffer, n, noise, rng)
+        chains = without_noise(state, held, n, noise, rng)
         chains = chains if as_data is None else as_data(state.energy, chains, rng)
         if not bool(torch.isfinite(chains).all()):
             return Estimate(math.inf, 0.0)
@@ -104,12 +105,12 @@ def buffer_diversity(state: TrainingState) -> dict[str, float]:
         return found
     data = state.reference.x
     rng = torch.Generator(data.device).manual_seed(state.order_seed)
-    for place, (buffer, noise, as_data) in enumerate(buffers(state.objective), 1):
-        n = min(COMPARED, len(data), buffer.size)
-        if not buffer.filled:
+    for place, (held, noise, as_data) in enumerate(buffers_of(state), 1):
+        n = min(COMPARED, len(data), held[0].size * state.settings.lanes)
+        if not held[0].filled:
             continue
         rows = data[torch.randperm(len(data), generator=rng, device=data.device)[:n]]
-        chains = buffer.sample(n, rng)
+        chains = peek(state, held, n, rng)[0]
         if as_data is not None:
             chains = as_data(state.energy, chains, rng)
         elif noise:
@@ -146,12 +147,32 @@ def seen_through(as_data: AsData, part: str) -> AsData:
     return lambda energy, chains, rng: as_data(part_of(energy, part), chains, rng)
 
 
-def without_noise(state: TrainingState, buffer: ReplayBuffer, n: int, noise: float, rng: Generator) -> Tensor:
+def buffers_of(state: TrainingState) -> list[tuple[list[ReplayBuffer], float, AsData | None]]:
+    """Find the replay buffers of a run, each with its parts in this process's lanes."""
+    found = [buffers(lane.objective) for lane in state.lanes]
+    return [([each[place][0] for each in found], *found[0][place][1:]) for place in range(len(found[0]))]
+
+
+def peek(state: TrainingState, held: list[ReplayBuffer], n: int, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """Copy chains of a buffer with their labels, from all lanes in equal parts, the same ones in every process."""
+    lanes = state.settings.lanes
+    if lanes == 1:
+        slots = held[0].peek(n, rng)
+        return slots.x, slots.context
+    parts = []
+    for lane, buffer in zip(state.lanes, held):
+        own = Generator(rng.device).manual_seed(lane_seed(state.order_seed, lane.number))
+        parts.append(buffer.peek(-(-n // lanes), own))
+    context = {name: gathered(torch.cat([part.context[name] for part in parts]))[:n] for name in parts[0].context}
+    return gathered(torch.cat([part.x for part in parts]))[:n], context
+
+
+def without_noise(state: TrainingState, held: list[ReplayBuffer], n: int, noise: float, rng: Generator) -> Tensor:
     """Chains of a buffer, less the noise that was added to the data."""
-    slots = buffer.peek(n, rng)
+    x, context = peek(state, held, n, rng)
     if not noise:
-        return slots.x
-    return denoised(state.energy.given(**slots.context) if slots.context else state.energy, slots.x, noise)
+        return x
+    return denoised(state.energy.given(**context) if context else state.energy, x, noise)
 
 
 def plain_distance(rows: Tensor, rng: Generator, discrete: bool) -> float:
