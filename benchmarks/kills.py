@@ -13,6 +13,8 @@ both are killed, or, in every third session, one, and the other has to end by it
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import multiprocessing
 import os
 import random
@@ -22,6 +24,7 @@ import time
 import traceback
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import common
 import gibbsian as gb
 from common import circumstances, generator, table, write
 from gibbsian.errors import ProcessError
@@ -94,8 +98,8 @@ def work(folder: Path, case: Case, steps: int, rank: int, meeting: Path) -> None
     torch.set_num_threads(1)
     code = 0
     try:
-        if case.processes > 1:
-            dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=case.processes)
+        if case.processes > 1 and not meet(meeting, rank, case.processes):
+            os._exit(LOST)
         train(folder, case, steps)
     except ProcessError:
         code = LOST
@@ -103,6 +107,16 @@ def work(folder: Path, case: Case, steps: int, rank: int, meeting: Path) -> None
         traceback.print_exc()
         code = 1
     os._exit(code)
+
+
+def meet(meeting: Path, rank: int, size: int) -> bool:
+    """Join the others; whether they came."""
+    timeout = timedelta(seconds=20)
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", timeout=timeout, rank=rank, world_size=size)
+    except RuntimeError:
+        return False
+    return True
 
 
 def start(folder: Path, case: Case, steps: int) -> list[BaseProcess]:
@@ -116,12 +130,15 @@ def start(folder: Path, case: Case, steps: int) -> list[BaseProcess]:
     return session
 
 
-def finish(session: list[BaseProcess]) -> list[int | None]:
+def finish(session: list[BaseProcess], seconds: float = 600.0) -> list[int | None]:
     """Wait for a session to end; its exit codes."""
+    until = time.monotonic() + seconds
     for process in session:
-        process.join(120)
+        process.join(max(0.0, until - time.monotonic()))
         if process.is_alive():
-            raise RuntimeError("A session did not end within two minutes.")
+            for each in session:
+                each.kill()
+            raise RuntimeError(f"A session did not end within {seconds:.0f} seconds.")
     return [process.exitcode for process in session]
 
 
@@ -136,7 +153,7 @@ def disturb(folder: Path, case: Case, steps: int, longest: float, kills: int, lu
         hit = [process for process in victims if process.is_alive()]
         for process in hit:
             process.kill()
-        codes = finish(session)
+        codes = finish(session, 60.0)  # a lost process ends its job within a minute
         if set(codes) - {0, -9, LOST}:
             raise RuntimeError(f"A process ended by an error of its own: {codes}.")
         met["kills"] += bool(hit)
@@ -172,8 +189,10 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
-def measure(case: Case, runs: int, steps: int, kills: int, seed: int, home: Path) -> dict[str, Any]:
-    """Disturb so many runs and compare each with the undisturbed one."""
+def measure(
+    case: Case, runs: int, steps: int, kills: int, seed: int, home: Path, minutes: float = math.inf
+) -> dict[str, Any]:
+    """Disturb so many runs, or as many as there is time for, and compare each with the undisturbed one."""
     began = time.perf_counter()
     plain = home / case.name / "plain"
     if set(finish(start(plain, case, steps))) != {0}:
@@ -182,6 +201,8 @@ def measure(case: Case, runs: int, steps: int, kills: int, seed: int, home: Path
     wanted = outcome(plain)
     met, equal, unequal, took = {"kills": 0, "writing": 0, "left alone": 0}, 0, [], []
     for run in range(runs):
+        if time.perf_counter() - began > 60 * minutes:
+            break
         luck, folder, since = random.Random(1000 * seed + run), home / case.name / f"run{run}", time.perf_counter()
         found = disturb(folder, case, steps, longest, kills, luck)
         met = {name: met[name] + found[name] for name in met}
@@ -189,10 +210,11 @@ def measure(case: Case, runs: int, steps: int, kills: int, seed: int, home: Path
         equal += alike
         unequal += [] if alike else [run]
         took.append(time.perf_counter() - since)
+        print(f"{case.name}: {equal} of {run + 1} equal, {met}", flush=True)
     return {
         "case": case.name,
         "processes": case.processes,
-        "runs": runs,
+        "runs": len(took),
         "equal": equal,
         "unequal": unequal,
         **met,
@@ -201,14 +223,24 @@ def measure(case: Case, runs: int, steps: int, kills: int, seed: int, home: Path
     }
 
 
+def elsewhere(rows: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """Cases of the same length that were measured apart from these."""
+    try:
+        told = json.loads((common.RESULTS / "kills.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return [r for r in told["cases"] if told["steps"] == steps and r["case"] not in {row["case"] for row in rows}]
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--kills", type=int, default=3, help="of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, nargs="*", default=list(range(len(CASES))), help="numbers, from 0")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which a case is broken off")
     options = parser.parse_args()
     torch.set_num_threads(1)
     # A kill must leave no damage behind that would be warned of.
@@ -219,8 +251,11 @@ def main() -> None:
         for settings in ({}, {"checkpoint_format": "shared"}):
             train(Path(home) / f"warm{len(settings)}", Case("", 1, settings), 1)
         for case in (CASES[i] for i in options.cases):
-            rows.append(measure(case, options.runs, options.steps, options.kills, options.seed, Path(home)))
+            rows.append(
+                measure(case, options.runs, options.steps, options.kills, options.seed, Path(home), options.minutes)
+            )
             print(rows[-1], flush=True)
+    rows = sorted([*elsewhere(rows, options.steps), *rows], key=lambda row: [c.name for c in CASES].index(row["case"]))
     record = {**circumstances([options.seed], 1), "steps": options.steps, "kills_per_run": options.kills, "cases": rows}
     header = ("run", "equal to the undisturbed one", "kills", "while a checkpoint was written", "survivors that ended")
     lines = [(r["case"], f"{r['equal']} of {r['runs']}", r["kills"], r["writing"], r["left alone"] or "") for r in rows]

@@ -254,6 +254,7 @@ def write_and_read(folder, step):
     mesh = init_device_mesh("cpu", (here.size,))
     own["energy"]["sharded"] = distribute_tensor(WEIGHTS.clone(), mesh, [Shard(0)])
     own["energy"]["replicated"] = distribute_tensor(WEIGHTS.clone(), mesh, [Replicate()])
+    kept.open()
     kept.save(own)
     kept.close()
     again = read_all(folder)
@@ -282,6 +283,7 @@ def starved(folder):
     """The second process cannot write, the others could."""
     original = os.fsync
     kept = CheckpointFolder(folder, 10, 2, shared=True)
+    kept.open()
     kept.save(state_of(Lanes(4).own, 30))
     kept.wait()
 

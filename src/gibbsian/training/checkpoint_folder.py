@@ -25,6 +25,7 @@ import torch.distributed as dist
 from gibbsian.errors import ModelFileError, OptionError, StorageError
 from gibbsian.files import flush_folder
 from gibbsian.processes import gathered_objects, told_by_main, world
+from gibbsian.processes.world import TIMEOUT
 from gibbsian.training.state import FORMAT, State
 
 UNREADABLE = (OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -79,7 +80,9 @@ class CheckpointFolder:
         """Prepare to save; every process of the job calls this."""
         # Collectives of the background must not meet those of the training.
         if self.shared and world().size > 1:
-            self.group = dist.new_group(backend="gloo", timeout=SLOWEST)
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(seconds=TIMEOUT))
+            # They meet at once or never, and may take their time over writing.
+            dist.distributed_c10d._set_pg_timeout(SLOWEST, self.group)
 
     def save(self, state: State) -> None:
         """Write a checkpoint, whole or not at all, and remove those that are no longer needed.

@@ -91,6 +91,7 @@ class Fit:
         return f"Fit({warning}{self.steps} steps{loss}, {self.seconds:.1f} s{where})"
 
 
+@watching(REMEDY)
 def fit(
     energy: nn.Module,
     data: Tensor | Batch | Feed,
@@ -162,7 +163,7 @@ def fit(
     kept = Checkpoints(settings, home, marks)
     state = TrainingState(model, objective, feed, settings, rng)
     recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    with watching(REMEDY), kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    with kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             state.asked = interrupts.asked or 0
