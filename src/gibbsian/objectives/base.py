@@ -125,6 +125,11 @@ class Settling(Objective):
 
     in_lanes: bool = False
 
+    @property
+    @abstractmethod
+    def moves(self) -> bool:
+        """Whether it is set to move anything."""
+
     @abstractmethod
     def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
         """Means over the rows of a batch by which `settle` moves the energy; empty if it does not."""

@@ -68,6 +68,11 @@ class Centred(Settling):
                 machine.recentre(*self._means(machine, batch), rate=self.rate)
         return self.objective(energy, batch, rng)
 
+    @property
+    def moves(self) -> bool:
+        """Whether offsets slide at all."""
+        return self.rate > 0
+
     def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
         """Means of both layers of every machine, in turn."""
         return [mean for machine in _machines(energy) for mean in self._means(machine, batch)] if self.training else []

@@ -126,10 +126,15 @@ class MeanFieldPCD(Settling):
         metrics |= {"buffer_age": self.chains.mean_age, "mean_field_change": change}
         return Loss(value, metrics)
 
+    @property
+    def moves(self) -> bool:
+        """Whether offsets slide at all."""
+        return self.rate > 0
+
     @torch.no_grad()
     def statistics(self, energy: Energy, batch: Batch) -> list[Tensor]:
         """Means of the even and of the odd layers, given the data; empty where offsets stay."""
-        if not (self.rate and self.training):
+        if not (self.moves and self.training):
             return []
         return [side.mean(0) for side in self._data(deep_machine(energy), batch.x)[0]]
 

@@ -6,6 +6,7 @@ of which many losses are made, are then taken inside of it, and the engines see 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -43,9 +44,15 @@ class LossModule(nn.Module):
         self.energy = energy
         self.objectives = nn.ModuleList(lane.objective for lane in lanes)
         self.lowered = precision != "float32"
+        self.changes: list[int] = []
 
     def forward(self, place: int, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of the lane at a place among this process's."""
+        # Shards change behind the back of the whole weights; what keeps numbers made of these looks at their version.
+        for p, times in zip(self.parameters(), self.changes):
+            for _ in range(times):
+                torch.autograd.graph.increment_version([p])
+        self.changes = []
         with torch.autocast(batch.x.device.type, torch.bfloat16) if self.lowered else nullcontext():
             loss = checked_loss(self.objectives[place](self.energy, batch, rng))
         return loss.value, loss.metrics
@@ -80,12 +87,36 @@ class Engine:
         if self.sharded:
             self._shard(energy)
             return
+        # Objectives do not use all parameters at every step, and the constant in an energy has no part in its score.
+        # DDP warns of steps that use all, and so there is one that none does.
+        self.module.register_parameter("unused", nn.Parameter(next(energy.parameters()).new_zeros(1)))
+        self._average(self.module)
+
+    def _average(self, module: nn.Module) -> None:
         from torch.nn.parallel import DistributedDataParallel
 
-        # Objectives do not use all parameters at every step, and the constant in an energy has no part in its score.
-        self.module = DistributedDataParallel(
-            self.module, broadcast_buffers=False, find_unused_parameters=True, init_sync=False
-        )
+        with warnings.catch_warnings():
+            # The option's new name is not in all versions of torch that are supported.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.module = DistributedDataParallel(
+                module, broadcast_buffers=False, find_unused_parameters=True, init_sync=False
+            )
+
+    def forget(self) -> None:
+        """Take back a loss that will have no gradient, for which DDP waits; all processes do so together."""
+        if world().size > 1 and not self.sharded:
+            module, self.module = self.module.module, None
+            self._average(module)
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Leave out what torch says of the layout of gradients of thin layers, which costs nothing here."""
+        if world().size == 1:
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            yield
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Hold back the exchange of gradients until the last lane."""
@@ -104,6 +135,7 @@ class Engine:
         """Bring the gradients to what the optimiser moves."""
         if not self.sharded:
             return
+        self.module.changes = [1] * len(self.places)
         for original, p in zip(originals, params):
             held = self._held(original)
             if held is not original:
@@ -168,6 +200,7 @@ class Engine:
         # A single number cannot be divided: each process has it, and its gradient is averaged by hand.
         self.alone = [p for p in self.places if p.ndim == 0]
         mesh = init_device_mesh(next(energy.parameters()).device.type, (world().size,))
+        self.module.changes = [p._version for p in self.module.parameters()]
         fully_shard(self.module, mesh=mesh, ignored_params=set(self.alone))
         for p in self.places:
             if self._held(p) is not p:
@@ -183,7 +216,7 @@ def require_shards(module: nn.Module) -> None:
         Naming the objective.
     """
     for part in module.modules():
-        if isinstance(part, Settling):
+        if isinstance(part, Settling) and part.moves:
             raise OptionError(
                 f"{type(part).__name__} rewrites biases as offsets move, between the losses, when each process holds a "
                 "shard of them only; train it with sharding='none'."

@@ -163,7 +163,8 @@ def fit(
     kept = Checkpoints(settings, home, marks)
     state = TrainingState(model, objective, feed, settings, rng)
     recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    with kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad():
+    run = state.engine.quiet()
+    with kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad(), run:
         begin(state, kept, recorder, resume)
         while state.step < settings.steps:
             state.asked = interrupts.asked or 0
@@ -202,6 +203,7 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
         state.restore(saved)
     with together():
         recorder.open(state.records, state.step)
+    recorder.history = told_by_main(recorder.history)
     if saved is None:
         save(state, kept, recorder)
 

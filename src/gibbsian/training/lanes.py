@@ -214,7 +214,7 @@ def check_lanes(objective: Objective, count: int, feed: Feed) -> None:
                 f"rows of its batch; take buffer_size={batch * count} or more, or a smaller batch."
             )
     for inner in objective.modules():
-        if isinstance(inner, Settling) and inner not in _reached(objective):
+        if isinstance(inner, Settling) and inner.moves and inner not in _reached(objective):
             raise OptionError(
                 f"{type(inner).__name__} moves the energy by means over whole batches, which it cannot see from inside "
                 f"of {type(objective).__name__} where batches are shared by {count} lanes; put it outside, or train in "

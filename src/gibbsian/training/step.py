@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gibbsian.errors import OptionError
+from gibbsian.errors import DomainError, OptionError
 from gibbsian.objectives.base import Batch
 from gibbsian.processes import world
 from gibbsian.training.checks import dtypes_of
@@ -82,6 +83,12 @@ def losses(state: TrainingState, batches: tuple[Batch, ...]) -> Tensor | None:
                 value, metrics = engine.module(place, batch, lane.rng)
                 if not last:
                     (value / len(lanes)).backward()
+        except DomainError as raised:
+            # The other lanes go on, in every process: their random numbers must not depend on who failed.
+            error = error or raised
+            if kept is not None:
+                kept.back()
+            continue
         except Exception as raised:
             error = raised
             break
@@ -98,6 +105,8 @@ def losses(state: TrainingState, batches: tuple[Batch, ...]) -> Tensor | None:
     if votes.broken:
         if kept is not None:
             kept.back()
+        del value
+        engine.forget()
         return None
     # Of all lanes but the last the gradients are there already.
     (value if len(lanes) == 1 else value / len(lanes)).backward()
@@ -127,9 +136,12 @@ class Kept:
 
     def __init__(self, energy: nn.Module) -> None:
         self.buffers = list(energy.buffers())
+        # Numbers of the host beside them: of which weights they were made, how often.
+        self.counts = {m: _numbers(m) for m in energy.modules() if m._buffers}
         self.before = [b.clone() for b in self.buffers]
         self.versions = [b._version for b in self.buffers]
         self.first: dict[int, Tensor] = {}
+        self.first_counts: dict[nn.Module, dict[str, Any]] = {}
 
     @torch.no_grad()
     def back(self, first: bool = False) -> None:
@@ -140,6 +152,10 @@ class Kept:
                     self.first[i] = b.clone()
                 b.copy_(self.before[i])
                 self.versions[i] = b._version
+        for module, numbers in self.counts.items():
+            if first:
+                self.first_counts[module] = _numbers(module)
+            module.__dict__.update(numbers)
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -148,6 +164,12 @@ class Kept:
             self.buffers[i].copy_(value)
             if world().size > 1:
                 from_main(self.buffers[i])
+        for module, numbers in self.first_counts.items():
+            module.__dict__.update(numbers)
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float))}
 
 
 def explained(state: TrainingState, error: Exception | None, batch: Batch) -> Exception | None:
