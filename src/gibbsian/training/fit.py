@@ -196,7 +196,8 @@ def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: b
         raise OptionError(
             f"A run is already saved there ({last}). Pass resume=True to go on with it, or another folder."
         )
-    saved = kept.take_up() if resume else None
+    like = state.capture() if state.engine.sharded else None
+    saved = kept.take_up(like) if resume else None
     if saved is not None:
         if saved["step"] > state.settings.steps:
             raise OptionError(f"The saved run has done {saved['step']} steps, more than steps={state.settings.steps}.")
