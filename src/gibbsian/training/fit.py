@@ -91,7 +91,6 @@ class Fit:
         return f"Fit({warning}{self.steps} steps{loss}, {self.seconds:.1f} s{where})"
 
 
-@watching(REMEDY)
 def fit(
     energy: nn.Module,
     data: Tensor | Batch | Feed,
@@ -149,37 +148,42 @@ def fit(
     ProcessError
         If another process of the job is lost.
     """
-    settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
-    here = world()
-    with together():
-        settings = in_lanes(settings)
-        model, feed = checked(energy, data, objective, rng, settings)
-        check_lanes(objective, settings.lanes, feed)
-    home = None if folder is None else Path(folder)
-    marks = {} if home is None and here.size == 1 else fingerprint(feed, model, objective, settings)
-    if here.size > 1:
-        require_alike(marks | extra_marks(model, objective, settings, home, resume), rng)
-        share_start(model, objective)
-    kept = Checkpoints(settings, home, marks)
-    state = TrainingState(model, objective, feed, settings, rng)
-    recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    run = state.engine.quiet()
-    with kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad(), run:
-        begin(state, kept, recorder, resume)
-        while state.step < settings.steps:
-            state.asked = interrupts.asked or 0
-            take_step(state, *state.batches())
-            alarm = look(state, recorder)
-            if alarm is not None:
-                roll_back(state, kept, recorder, alarm)
-            elif kept.is_regular(state.step) or state.step == settings.steps:
-                save(state, kept, recorder)
-            # Of several processes each knows what all were asked when the step began.
-            asked = state.asked if here.size > 1 else interrupts.asked
-            if asked and state.step < settings.steps:
-                raise interrupted(state, kept, recorder, asked)
-    state.use_average()
-    return Fit(energy, recorder.history, state.step, state.seconds, home)
+    with watching(REMEDY):
+        settings = with_overrides(
+            settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps})
+        )
+        here = world()
+        with together():
+            settings = in_lanes(settings)
+            model, feed = checked(energy, data, objective, rng, settings)
+            check_lanes(objective, settings.lanes, feed)
+        home = None if folder is None else Path(folder)
+        marks = {} if home is None and here.size == 1 else fingerprint(feed, model, objective, settings)
+        if here.size > 1:
+            require_alike(marks | extra_marks(model, objective, settings, home, resume), rng)
+            share_start(model, objective)
+        kept = Checkpoints(settings, home, marks)
+        state = TrainingState(model, objective, feed, settings, rng)
+        recorder = Recorder(
+            settings, home if here.main else None, progress and here.main, callbacks if here.main else ()
+        )
+        run = state.engine.quiet()
+        with kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad(), run:
+            begin(state, kept, recorder, resume)
+            while state.step < settings.steps:
+                state.asked = interrupts.asked or 0
+                take_step(state, *state.batches())
+                alarm = look(state, recorder)
+                if alarm is not None:
+                    roll_back(state, kept, recorder, alarm)
+                elif kept.is_regular(state.step) or state.step == settings.steps:
+                    save(state, kept, recorder)
+                # Of several processes each knows what all were asked when the step began.
+                asked = state.asked if here.size > 1 else interrupts.asked
+                if asked and state.step < settings.steps:
+                    raise interrupted(state, kept, recorder, asked)
+        state.use_average()
+        return Fit(energy, recorder.history, state.step, state.seconds, home)
 
 
 def in_lanes(settings: TrainingSettings) -> TrainingSettings:
