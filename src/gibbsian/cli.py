@@ -7,7 +7,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,17 +16,32 @@ import tyro
 
 from gibbsian.commands.asking import compose, datasets, sample, score
 from gibbsian.commands.making import evaluate, report, train
-from gibbsian.errors import GibbsianError, TrainingInterrupted
+from gibbsian.errors import GibbsianError, ProcessError, TrainingInterrupted
 from gibbsian.options import DataOptions, override_class, spell_out
+from gibbsian.processes import World, part, processes
 
 INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; every expected failure ends with one message and a code other than 0."""
+    """Run the command line; every expected failure ends with one message and a code other than 0.
+
+    Started by torchrun or a scheduler as one of several processes, it trains together with the others; the first one
+    speaks, and does alone whatever is no training.
+    """
     warnings.showwarning = _show_warning
     try:
-        _dispatch(sys.argv[1:] if arguments is None else list(arguments))
+        # The command line trains on the processor, GPUs or not.
+        with processes("gloo") as here, _heard(here):
+            _run(sys.argv[1:] if arguments is None else list(arguments), here)
+    except ProcessError as error:
+        _complain(str(error))
+        raise SystemExit(1) from None
+
+
+def _run(arguments: list[str], here: World) -> None:
+    try:
+        _dispatch(arguments, here)
     except TrainingInterrupted as stopped:
         _complain(str(stopped), "stopped")
         raise SystemExit(stopped.code) from None
@@ -34,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except ProcessError as error:
+        # Where the first process was lost, another one speaks.
+        if error.speaks is None or error.speaks:
+            with redirect_stderr(sys.__stderr__ if error.speaks else sys.stderr):
+                _complain(str(error))
         raise SystemExit(1) from None
     except GibbsianError as error:
         _complain(str(error))
@@ -50,7 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(1) from None
 
 
-def _dispatch(arguments: list[str]) -> None:
+@contextmanager
+def _heard(here: World) -> Iterator[None]:
+    """Let the first process speak, and no other."""
+    if here.main:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _dispatch(arguments: list[str], here: World) -> None:
+    if here.size > 1 and arguments[:1] != ["train"]:
+        part()
+        if not here.main:
+            return
     if arguments[:1] == ["protein"]:
         _dispatch_protein(arguments[1:])
         return
@@ -74,7 +110,7 @@ def _dispatch(arguments: list[str]) -> None:
     )
 
     def train_command(options: Any) -> None:
-        train(options, shlex.join(["gibbsian", *arguments]))
+        train(options, shlex.join([*_launcher(here), *arguments]))
 
     train_command.__annotations__ = {"options": Annotated[options, tyro.conf.arg(name="")], "return": None}
     train_command.__doc__ = train.__doc__
@@ -95,6 +131,13 @@ def _dispatch(arguments: list[str]) -> None:
         args=spell_out(arguments, overrides),
         config=(tyro.conf.OmitArgPrefixes,),
     )
+
+
+def _launcher(here: World) -> list[str]:
+    """Write how this was started, up to its arguments."""
+    if here.size == 1:
+        return ["gibbsian"]
+    return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(here.size)), "-m", "gibbsian"]
 
 
 def protein() -> None:

@@ -70,11 +70,11 @@ class ProcessError(GibbsianError, RuntimeError):
 
     Attributes
     ----------
-    told
-        Whether another process of the job tells the user.
+    speaks
+        Whether it is this process of the job that tells the user; ``None``, as usual, leaves it to the first one.
     """
 
-    told = False
+    speaks: bool | None = None
 
 
 class StorageError(GibbsianError, OSError):

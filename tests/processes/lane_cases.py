@@ -284,12 +284,12 @@ def whole(state, original, p):
     return gathered(grad) if shared else grad
 
 
-def gradients_of(names, sharding="none", steps=3):
+def gradients_of(names, sharding="none", steps=3, **options):
     """Gradients of cases by name, or what was said where one is refused."""
     found = {}
     for name in names:
         try:
-            found[name] = run_of(name, sharding, steps)[0]
+            found[name] = run_of(name, sharding, steps, **options)[0]
         except OptionError as error:
             found[name] = str(error)
     return found

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from lane_cases import CASES, apart, gradients_of, run_of
+from lane_cases import CASES, apart, gradients_of, run_of, seeded
 
 import gibbsian as gb
+from gibbsian.errors import OptionError
 from gibbsian.processes import Lanes, world
 from gibbsian.sequences.boltzmann import BoltzmannLearning
 from gibbsian.training import engine, lanes
@@ -29,6 +30,14 @@ SOME = (
 
 WHOLE = ("Centred", "MeanFieldPCD, centred", "PersistentContrastiveDivergence, fast weights")
 """Write to weights outside of the gradient; refused where these are sharded."""
+
+PRECISE = (
+    "FiniteDifferenceScoreMatching",
+    "PersistentContrastiveDivergence, spectral norms",
+    "ScoreMatching",
+    "SlicedScoreMatching",
+)
+"""Refused in bfloat16."""
 
 EXACT = ("ExactLikelihood", "ForceMatching", "MaximumLikelihood", "PseudoLikelihood", "RatioMatching", "ScoreMatching")
 """Nothing is random, and the loss is a mean over rows: lanes make no difference but rounding."""
@@ -84,6 +93,31 @@ def test_offsets_follow_the_means_of_the_whole_batch():
     assert apart(found, due) < LIMIT
     torch.testing.assert_close(four.energy.visible_offset, one.energy.visible_offset)
     assert float(one.energy.visible_offset.norm()) > 0.1
+
+
+@pytest.mark.slow
+def test_losses_in_bfloat16_have_nearly_the_gradient():
+    for name in CASES:
+        found = gradients_of([name], steps=1, precision="bfloat16")[name]
+        if name in PRECISE:
+            assert "too few digits" in found
+        else:
+            assert apart(found, run_of(name, steps=1)[0]) < 0.1, name
+
+
+def test_training_in_bfloat16_learns_as_well():
+    """Weights stay in float32, and the likelihood that is reached is the same within a twentieth of a nat."""
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        energy, data, objective = CASES["PseudoLikelihood"]()
+        gb.fit(energy, data, objective, rng=seeded(), steps=150, batch_size=32, learning_rate=0.05, precision=precision)
+        assert {p.dtype for p in energy.parameters()} == {torch.float32}
+        found[precision] = float(gb.ExactLikelihood()(energy, gb.Batch(data), seeded()).value.detach())
+    start = float(gb.ExactLikelihood()(CASES["PseudoLikelihood"]()[0], gb.Batch(data), seeded()).value.detach())
+    assert max(found.values()) < start - 0.3
+    assert abs(found["bfloat16"] - found["float32"]) < 0.05
+    with pytest.raises(OptionError, match="weights are float64"):
+        gb.fit(energy.double(), data.double(), objective, rng=seeded(), steps=1, precision="bfloat16")
 
 
 def twin(kind):

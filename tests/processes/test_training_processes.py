@@ -76,6 +76,26 @@ def off(objective):
     return Misfortune(objective, 7, "domain")
 
 
+def sharded(folder):
+    """Runs whose weights are shared: one with rollbacks, one that is broken off and goes on."""
+    found = {"health": trained(wrap=nan, sharding="full"), "off": trained(wrap=off, sharding="full")}
+    trained(folder=folder, steps=8, decay="constant", sharding="full")
+    found["saved"] = trained(folder=folder, resume=True, decay="constant", sharding="full")
+    energy = found["saved"]["run"].energy
+    energy(torch.zeros(3, 2, dtype=torch.float64)).sum().backward()
+    assert all(type(p) is torch.nn.Parameter for p in energy.parameters())
+    return found
+
+
+def test_shared_weights_come_back_whole(tmp_path):
+    alone = {"health": trained(wrap=nan), "off": trained(wrap=off), "saved": trained(decay="constant")}
+    for found in run_in(2, sharded, tmp_path):
+        found["saved"]["history"] = alone["saved"]["history"]
+        for kind in alone:
+            close(found[kind], alone[kind])
+
+
+@pytest.mark.slow
 def test_whole_runs_are_those_of_one_process(tmp_path):
     alone = several(tmp_path / "1")
     assert min(alone[kind]["run"].rollbacks for kind in ("health", "off")) > 0
@@ -85,6 +105,10 @@ def test_whole_runs_are_those_of_one_process(tmp_path):
             for kind in alone:
                 close(found[kind], alone[kind])
     assert len(read_metrics(tmp_path / "4" / "metrics.jsonl")) == 4
+
+
+def test_runs_of_two_processes_are_those_of_one():
+    close(run_in(2, trained)[1], trained())
 
 
 def half(folder):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from gibbsian.commands.console import console_of, generator
-from gibbsian.errors import InputError, StorageError, TrainingInterrupted
+from gibbsian.errors import InputError, ProcessError, StorageError, TrainingInterrupted
+from gibbsian.processes import part, world
 from gibbsian.runs import (
     EVALUATED,
     clear,
@@ -39,23 +40,28 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     from gibbsian.objectives.base import Batch
     from gibbsian.recipes import choose
     from gibbsian.training.fit import fit
+    from gibbsian.training.votes import together
 
     console = console_of()
-    began = time.perf_counter()
-    options, dataset = _load_for(options)
-    given = {k: v for k, v in dataclasses.asdict(options.overrides).items() if v is not None} | {"seed": options.seed}
-    recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given, dataset.label_names)
-    scaling = dataset.scaling()
-    data = scaling.forward(dataset.train)
-    context = training_labels(dataset) if recipe.conditional else {}
-    energy = initial_weights(recipe, data)
-    objective = build_objective(recipe, data, energy)
-    folder = options.out or Path("runs") / dataset.name
+    began, here = time.perf_counter(), world()
+    with together():
+        options, dataset = _load_for(options)
+        given = {k: v for k, v in dataclasses.asdict(options.overrides).items() if v is not None}
+        given |= {"seed": options.seed}
+        recipe = choose(dataset.kind, dataset.event_shape, len(dataset.train), given, dataset.label_names)
+        scaling = dataset.scaling()
+        data = scaling.forward(dataset.train)
+        context = training_labels(dataset) if recipe.conditional else {}
+        energy = initial_weights(recipe, data)
+        objective = build_objective(recipe, data, energy)
+        folder = options.out or Path("runs") / dataset.name
     console.print(f"[bold]{dataset}[/]")
     for note in dataset.notes:
         console.print(f"  {note}")
     console.print(f"{recipe.energy} energy by {recipe.objective}, {recipe.training.steps} steps, into {folder}")
-    prepare(folder, options, dataset, command)
+    with together():
+        if here.main:
+            prepare(folder, options, dataset, command)
     rng = generator(options.seed)
     try:
         run = fit(
@@ -68,12 +74,15 @@ def train(options: Any, command: str = "gibbsian train") -> None:
             resume=options.resume,
             progress=True,
         )
-    except (TrainingInterrupted, StorageError) as stopped:
+    except (TrainingInterrupted, StorageError, ProcessError) as stopped:
         words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
-        told = f"{stopped} To go on: {shlex.join([*words, '--resume'])}"
-        raise (
-            TrainingInterrupted(told, stopped.code) if isinstance(stopped, TrainingInterrupted) else StorageError(told)
-        ) from None
+        # The same error, with the codes and marks that it carries.
+        stopped.args = (f"{stopped} To go on: {shlex.join([*words, '--resume'])}",)
+        raise stopped from None
+    # The rest is for one process, and the others are done.
+    part()
+    if not here.main:
+        return
     model = Model(energy, recipe, scaling)
     clear(folder, EVALUATED)  # an older evaluation would tell of other weights
     save_model(folder, model)

@@ -84,9 +84,12 @@ class Objective(nn.Module, ABC):
     learning_rate_factor
         What ``fit`` multiplies the learning rate of the objective's own parameters by: a weight in the loss would do
         nothing under an optimiser that is blind to the scale of gradients.
+    full_precision
+        Whether its loss cannot be computed in bfloat16: it takes second derivatives, or differences of close energies.
     """
 
     fits_scores: bool = False
+    full_precision: bool = False
     learning_rate_factor: float = 1.0
 
     @abstractmethod

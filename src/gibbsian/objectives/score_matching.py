@@ -61,6 +61,8 @@ class ScoreMatching(Objective):
         If ``chunk`` is below 1.
     """
 
+    full_precision = True
+
     def __init__(self, chunk: int = 64, check: bool = True) -> None:
         super().__init__()
         check_count("chunk", chunk, "the coordinates taken together")
@@ -129,6 +131,8 @@ class SlicedScoreMatching(Objective):
         If ``projections`` is below 1, or there is no such law.
     """
 
+    full_precision = True
+
     def __init__(
         self, projections: int = 1, law: str = "rademacher", variance_reduction: bool = False, check: bool = True
     ) -> None:
@@ -185,6 +189,8 @@ class FiniteDifferenceScoreMatching(Objective):
     OptionError
         If ``eps`` is not a positive number, ``projections`` is below 1, or there is no such law.
     """
+
+    full_precision = True
 
     def __init__(self, eps: float = 0.05, projections: int = 1, law: str = "rademacher") -> None:
         super().__init__()

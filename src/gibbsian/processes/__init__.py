@@ -12,7 +12,7 @@ from gibbsian.processes.collectives import (
 )
 from gibbsian.processes.lanes import Lanes, lane_seed
 from gibbsian.processes.lost import watching
-from gibbsian.processes.world import World, processes, world
+from gibbsian.processes.world import World, part, processes, world
 
 __all__ = [
     "Lanes",
@@ -25,6 +25,7 @@ __all__ = [
     "lane_seed",
     "log_mean_exp",
     "log_sum_exp",
+    "part",
     "processes",
     "told_by_main",
     "watching",

@@ -56,7 +56,7 @@ def watching(remedy: str) -> Iterator[None]:
     Raises
     ------
     ProcessError
-        In every process that is left, when another is lost. Its ``told`` is true where another process says it.
+        In every process that is left, when another is lost. One of them ``speaks``.
     """
     if world().size == 1:
         yield
@@ -99,7 +99,7 @@ def _lost(peers: Sequence[Peer], error: BaseException, remedy: str) -> ProcessEr
     else:
         which, why = f"One of the {here.size} processes of this job did not answer in time", "it may hang"
     found = ProcessError(f"{which} ({why}). {remedy}")
-    found.told = _told_by_another(ranks, here.rank, here.size)
+    found.speaks = not _told_by_another(ranks, here.rank, here.size)
     # Those that wait for this process and not for the lost one fail when it ends, and would count it as lost.
     time.sleep(max(0.0, until - time.monotonic()) / 2)
     return found

@@ -103,6 +103,12 @@ def processes(backend: str | None = None, timeout: float = TIMEOUT) -> Iterator[
             dist.destroy_process_group()
 
 
+def part() -> None:
+    """Leave the other processes, if there are any: what follows is done as if this process had been started alone."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def default_backend() -> str:
     """Name the backend that suits this machine."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))

@@ -7,6 +7,7 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.layers import check_independent_rows
+from gibbsian.energies.neural import SpectralNorm
 from gibbsian.energies.score import Score
 from gibbsian.energies.tractable import require_support
 from gibbsian.errors import ArgumentTypeError, DataError, OptionError, ShapeError
@@ -49,6 +50,8 @@ def checked(
         )
     check_independent_rows(model)
     check_independent_rows(objective)
+    if settings.precision == "bfloat16":
+        check_lowered(model, objective, like)
     if not isinstance(data, Feed):
         return model, MemoryFeed(checked_data(model, data, like), settings.batch_size, settings.lanes)
     checked_data(model, data.spread(REFERENCE), like)
@@ -85,6 +88,28 @@ def check_devices(energy: nn.Module, objective: nn.Module, like: Tensor) -> None
                     f"The parameters are on several devices: {owner}.{name} is on {tensor.device} and the first on "
                     f"{like.device}. Move energy and objective with .to({str(like.device)!r}) before fitting."
                 )
+
+
+def check_lowered(energy: nn.Module, objective: nn.Module, like: Tensor) -> None:
+    """Check that losses can be computed in bfloat16.
+
+    Raises
+    ------
+    OptionError
+        If weights are in double precision, or something takes more digits than bfloat16 has.
+    """
+    if like.dtype != torch.float32:
+        raise OptionError(
+            f"precision='bfloat16' lowers products of float32, and the weights are {str(like.dtype)[6:]}; bring them "
+            "to float32 with .float(), or leave precision='float32', which computes as the weights are kept."
+        )
+    for part in (*objective.modules(), *energy.modules()):
+        if (isinstance(part, Objective) and part.full_precision) or isinstance(part, SpectralNorm):
+            why = "a power iteration" if isinstance(part, SpectralNorm) else "curvatures or close differences"
+            raise OptionError(
+                f"{type(part).__name__} computes {why}, for which bfloat16 has too few digits; train with "
+                "precision='float32'."
+            )
 
 
 def dtypes_of(energy: nn.Module, objective: nn.Module, batch: Batch) -> str:

@@ -17,13 +17,15 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.score import Score
-from gibbsian.errors import OptionError
+from gibbsian.errors import DomainError, OptionError
 from gibbsian.objectives.base import Batch, Settling
 from gibbsian.objectives.fast_weights import FastWeights
 from gibbsian.processes import world
 from gibbsian.training.checks import checked_loss
 from gibbsian.training.lanes import Lane
 from gibbsian.training.settings import TrainingSettings
+
+_HOOKS = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
 class LossModule(nn.Module):
@@ -45,6 +47,7 @@ class LossModule(nn.Module):
         self.objectives = nn.ModuleList(lane.objective for lane in lanes)
         self.lowered = precision != "float32"
         self.changes: list[int] = []
+        self.error: DomainError | None = None
 
     def forward(self, place: int, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of the lane at a place among this process's."""
@@ -54,7 +57,12 @@ class LossModule(nn.Module):
                 torch.autograd.graph.increment_version([p])
         self.changes = []
         with torch.autocast(batch.x.device.type, torch.bfloat16) if self.lowered else nullcontext():
-            loss = checked_loss(self.objectives[place](self.energy, batch, rng))
+            try:
+                loss = checked_loss(self.objectives[place](self.energy, batch, rng))
+            except DomainError as error:
+                # Raised by `Engine.loss`: what wraps this module must see its forward through in every process.
+                self.error = error
+                return batch.x.new_zeros(()), {}
         return loss.value, loss.metrics
 
 
@@ -77,7 +85,8 @@ class Engine:
     """
 
     def __init__(self, energy: Energy | Score, lanes: list[Lane], settings: TrainingSettings) -> None:
-        self.module: Any = LossModule(energy, lanes, settings.precision)
+        self.inner = LossModule(energy, lanes, settings.precision)
+        self.module: Any = self.inner
         self.sharded = settings.sharding == "full" and world().size > 1
         # Where each parameter stands: an engine that divides them puts others in these places.
         self.places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
@@ -103,10 +112,22 @@ class Engine:
             )
 
     def forget(self) -> None:
-        """Take back a loss that will have no gradient, for which DDP waits; all processes do so together."""
-        if world().size > 1 and not self.sharded:
+        """Take back a loss that will have no gradient, for which the engines wait; all processes do so together."""
+        if self.sharded:
+            for parameter in self.places:
+                self._held(parameter).grad = None
+            self.module.reshard()
+        elif world().size > 1:
             module, self.module = self.module.module, None
             self._average(module)
+
+    def loss(self, place: int, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute loss and metrics of a lane, by its place among this process's."""
+        found = self.module(place, batch, rng)
+        if (error := self.inner.error) is not None:
+            self.inner.error = None
+            raise error
+        return found
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -119,10 +140,8 @@ class Engine:
             yield
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Hold back the exchange of gradients until the last lane."""
-        if self.sharded:
-            self.module.set_requires_gradient_sync(last)
-        elif world().size > 1 and not last:
+        """Hold back the exchange of gradients until the last lane; of shards they add up in the shards."""
+        if world().size > 1 and not self.sharded and not last:
             return self.module.no_sync()
         return nullcontext()
 
@@ -203,6 +222,8 @@ class Engine:
                 parameter.data = held.full_tensor().detach().clone()
             for module, name in places:
                 module._parameters[name] = parameter
+        for module, hooks in self.hooks.items():
+            vars(module).update(hooks)
         self.sharded = False
 
     def _held(self, parameter: Tensor) -> Any:
@@ -221,6 +242,8 @@ class Engine:
                     self.places.setdefault(p, []).append((module, name))
         # A single number cannot be divided: each process has it, and its gradient is averaged by hand.
         self.alone = [p for p in self.places if p.ndim == 0]
+        # Left behind in every module, these hooks would hold on to the engine.
+        self.hooks = {m: {name: vars(m)[name].copy() for name in _HOOKS} for m in energy.modules()}
         mesh = init_device_mesh(next(energy.parameters()).device.type, (world().size,))
         self.module.changes = [p._version for p in self.module.parameters()]
         fully_shard(self.module, mesh=mesh, ignored_params=set(self.alone))

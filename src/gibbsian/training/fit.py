@@ -148,7 +148,8 @@ def fit(
     ProcessError
         If another process of the job is lost.
     """
-    with watching(REMEDY):
+    # Signals are caught to the end: torchrun sends them when a process is lost, and what was lost is still to be said.
+    with Interrupts() as interrupts, watching(REMEDY):
         settings = with_overrides(
             settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps})
         )
@@ -168,7 +169,7 @@ def fit(
             settings, home if here.main else None, progress and here.main, callbacks if here.main else ()
         )
         run = state.engine.quiet()
-        with kept, recorder, Interrupts() as interrupts, dropout(model), torch.enable_grad(), run:
+        with kept, recorder, dropout(model), torch.enable_grad(), run:
             begin(state, kept, recorder, resume)
             while state.step < settings.steps:
                 state.asked = interrupts.asked or 0

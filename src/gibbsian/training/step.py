@@ -65,7 +65,7 @@ def losses(state: TrainingState, batches: tuple[Batch, ...]) -> Tensor | None:
     """
     engine, lanes = state.engine, state.lanes
     values: list[Tensor] = []
-    value = torch.empty(0)
+    value, metrics = torch.empty(0), dict[str, Tensor]()
     error: Exception | None = None
     for p in state.params:
         p.grad = None
@@ -76,22 +76,30 @@ def losses(state: TrainingState, batches: tuple[Batch, ...]) -> Tensor | None:
         error = raised
     kept = Kept(state.energy) if state.settings.lanes > 1 else None
     for place, (lane, batch) in enumerate(zip(lanes, batches) if error is None else ()):
-        last = place == len(lanes) - 1
+        last, own = place == len(lanes) - 1, None
         try:
             seeded = state.seeded() if kept is None else state.seeded(lane.number)
             with seeded, engine.accumulating(last):
-                value, metrics = engine.module(place, batch, lane.rng)
-                if not last:
+                value, metrics = engine.loss(place, batch, lane.rng)
+                if not (last or engine.sharded):
                     (value / len(lanes)).backward()
-        except DomainError as raised:
-            # The other lanes go on, in every process: their random numbers must not depend on who failed.
-            error = error or raised
+        except Exception as raised:
+            own = raised
+        if engine.sharded and not last:
+            # Every loss gathers the weights, and every gradient divides them: all processes do both, or none does.
+            if state.votes.exchange(state.asked, explained(state, own, batch), state.step == 0).broken:
+                own = own or DomainError("The chains of another process stand where the energy has no finite value.")
+                engine.forget()
+            else:
+                (value / len(lanes)).backward()
+        error = error or own
+        # After a DomainError other lanes go on, in every process: their random numbers must not depend on who failed.
+        if own is not None:
+            if not isinstance(own, DomainError):
+                break
             if kept is not None:
                 kept.back()
             continue
-        except Exception as raised:
-            error = raised
-            break
         if kept is not None and not last:
             kept.back(place == 0)
         values.append(value.detach())
