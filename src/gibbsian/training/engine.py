@@ -47,6 +47,7 @@ class LossModule(nn.Module):
         self.objectives = nn.ModuleList(lane.objective for lane in lanes)
         self.lowered = precision != "float32"
         self.changes: list[int] = []
+        self.divided = False
         self.error: DomainError | None = None
 
     def forward(self, place: int, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -60,7 +61,10 @@ class LossModule(nn.Module):
             try:
                 loss = checked_loss(self.objectives[place](self.energy, batch, rng))
             except DomainError as error:
-                # Raised by `Engine.loss`: what wraps this module must see its forward through in every process.
+                if not self.divided:
+                    raise
+                # Raised by `Engine.loss`: FSDP must see this forward through in every process. DDP must not: it takes a
+                # loss without a graph for one in which no parameter is used, and exchanges gradients at once.
                 self.error = error
                 return batch.x.new_zeros(()), {}
         return loss.value, loss.metrics
@@ -236,6 +240,7 @@ class Engine:
         from torch.distributed.fsdp import fully_shard
 
         require_shards(self.module)
+        self.inner.divided = True
         for module in self.module.modules():
             for name, p in module._parameters.items():
                 if p is not None:
