@@ -13,6 +13,8 @@ import torch.multiprocessing as mp
 def _work(rank, size, port, fn, args, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    # Or one that ends at once would leave while the others still look for it.
+    dist.barrier()
     try:
         found = ("value", fn(*args))
     except Exception as error:

@@ -45,12 +45,18 @@ def _run(arguments: list[str], here: World) -> None:
         _dispatch(arguments, here)
     except TrainingInterrupted as stopped:
         _complain(str(stopped), "stopped")
-        raise SystemExit(INTERRUPTED) from None
+        raise SystemExit(stopped.code) from None
     except KeyboardInterrupt:
         _complain("Stopped by the user.", "stopped")
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except ProcessError as error:
+        # Where the first process was lost, another one speaks.
+        if error.speaks is None or error.speaks:
+            with redirect_stderr(sys.__stderr__ if error.speaks else sys.stderr):
+                _complain(str(error))
         raise SystemExit(1) from None
     except GibbsianError as error:
         _complain(str(error))

@@ -66,7 +66,15 @@ class MissingPackageError(GibbsianError, ImportError):
 
 
 class ProcessError(GibbsianError, RuntimeError):
-    """Processes of one job that do not find each other, were given different things, or of which one was lost."""
+    """Processes of one job that do not find each other, were given different things, or of which one was lost.
+
+    Attributes
+    ----------
+    speaks
+        Whether it is this process of the job that tells the user; ``None``, as usual, leaves it to the first one.
+    """
+
+    speaks: bool | None = None
 
 
 class StorageError(GibbsianError, OSError):
@@ -74,7 +82,19 @@ class StorageError(GibbsianError, OSError):
 
 
 class TrainingInterrupted(GibbsianError):
-    """The user stopped a run; the message says where it was saved and how to go on."""
+    """The user or a scheduler stopped a run; the message says where it was saved and how to go on.
+
+    Parameters
+    ----------
+    message
+        What is said.
+    code
+        The exit code of a program that ends by it: 128 and the signal's number, so 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str, code: int = 130) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> OptionError:

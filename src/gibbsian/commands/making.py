@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from gibbsian.commands.console import console_of, generator
-from gibbsian.errors import InputError, StorageError, TrainingInterrupted
+from gibbsian.errors import InputError, ProcessError, StorageError, TrainingInterrupted
 from gibbsian.processes import part, world
 from gibbsian.runs import (
     EVALUATED,
@@ -80,9 +80,11 @@ def train(options: Any, command: str = "gibbsian train") -> None:
             resume=options.resume,
             progress=True,
         )
-    except (TrainingInterrupted, StorageError) as stopped:
+    except (TrainingInterrupted, StorageError, ProcessError) as stopped:
         words = [word for word in shlex.split(command) if word not in ("--resume", "--overwrite")]
-        raise type(stopped)(f"{stopped} To go on: {shlex.join([*words, '--resume'])}") from None
+        # The same error, with the codes and marks that it carries.
+        stopped.args = (f"{stopped} To go on: {shlex.join([*words, '--resume'])}",)
+        raise stopped from None
     # The rest is for one process, and the others are done.
     part()
     if not here.main:

@@ -11,6 +11,7 @@ from gibbsian.processes.collectives import (
     told_by_main,
 )
 from gibbsian.processes.lanes import Lanes, lane_seed
+from gibbsian.processes.lost import watching
 from gibbsian.processes.world import World, part, processes, world
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "part",
     "processes",
     "told_by_main",
+    "watching",
     "world",
 ]

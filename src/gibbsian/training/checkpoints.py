@@ -1,32 +1,26 @@
-"""Checkpoints: the last good states of a run, in memory for rollbacks and, with a folder, on disk for resuming.
-
-A file is written beside its final name, flushed to the disk, and then renamed, so that under a final name there is
-always a whole checkpoint. It is read with ``torch.load(weights_only=True)``: reading one runs no code.
-"""
+"""Checkpoints: the last good states of a run, in memory for rollbacks and, with a folder, on disk for resuming."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-import os
-import pickle
 import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.errors import ModelFileError, OptionError, StorageError
 from gibbsian.objectives.base import Batch
+from gibbsian.processes import world
+from gibbsian.training.checkpoint_folder import GRACE, CheckpointFolder
 from gibbsian.training.feed import Feed, MemoryFeed, brief
+from gibbsian.training.folder_lock import FolderLock
 from gibbsian.training.settings import TrainingSettings
-from gibbsian.training.state import FORMAT, State, restore_module
+from gibbsian.training.state import State, restore_module
 
-FREE = ("steps", "keep_checkpoints", "tensorboard", "max_rollbacks")
+FREE = ("steps", "keep_checkpoints", "checkpoint_format", "tensorboard", "max_rollbacks")
 """Settings that may change when a run is resumed."""
 
 LATER = {"lanes": "1", "precision": "'float32'", "sharding": "'none'"}
@@ -47,12 +41,62 @@ class Checkpoints:
         Of the run, or ``None`` to keep checkpoints in memory only.
     marks
         The run's `fingerprint`, stored in every checkpoint and compared when one is taken up.
+
+    Raises
+    ------
+    OptionError
+        If several processes were to write one file.
     """
 
     def __init__(self, settings: TrainingSettings, folder: Path | None, marks: Mapping[str, str]) -> None:
         self.every, self.marks = settings.checkpoint_every, dict(marks)
-        self.files = None if folder is None else CheckpointFolder(folder, self.every, settings.keep_checkpoints)
+        several, told = world().size > 1, settings.checkpoint_format
+        if several and told == "file":
+            raise OptionError(
+                f"checkpoint_format='file' holds what one process has, and there are {world().size}; leave it at "
+                "'auto', or choose 'shared'."
+            )
+        shared = told == "shared" or (told == "auto" and (several or settings.lanes > 1))
+        self.files = None
+        if folder is not None:
+            self.files = CheckpointFolder(folder, self.every, settings.keep_checkpoints, shared=shared)
+        self.lock = None if folder is None else FolderLock(folder)
         self.good: list[State] = []
+
+    def __enter__(self) -> Checkpoints:
+        if self.lock is not None:
+            self.lock.acquire()
+        if self.files is not None:
+            self.files.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        """Wait until everything is written; a run that broke off does so for a while, and keeps to its own error."""
+        try:
+            if self.files is not None and error is None:
+                self.files.close()
+            elif self.files is not None:
+                self.files.wait(GRACE)
+        except (StorageError, RuntimeError) as failed:
+            if error is None:
+                raise
+            told = isinstance(error, StorageError) or not isinstance(failed, StorageError)
+            if not told and world().main:
+                warnings.warn(str(failed), RuntimeWarning, stacklevel=2)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def wait(self) -> None:
+        """Wait until what was saved is on the disk.
+
+        Raises
+        ------
+        StorageError
+            If it could not be written.
+        """
+        if self.files is not None:
+            self.files.wait()
 
     def is_regular(self, step: int) -> bool:
         """Whether a checkpoint is due at this step."""
@@ -72,8 +116,13 @@ class Checkpoints:
             self.good.pop()
         return self.good[-1]
 
-    def take_up(self) -> State | None:
+    def take_up(self, like: State | None = None) -> State | None:
         """Read the newest checkpoint of the folder, and the regular ones before it, for rollbacks.
+
+        Parameters
+        ----------
+        like
+            A state whose sharded tensors tell which shards this process has; without it tensors come whole.
 
         Raises
         ------
@@ -83,7 +132,7 @@ class Checkpoints:
             If there are checkpoints and none can be read.
         """
         newest: State | None = None
-        for state in self.files.read() if self.files is not None else ():
+        for state in self.files.read(like=like) if self.files is not None else ():
             if newest is None:
                 require_same(state["fingerprint"], self.marks, state["step"])
                 newest = state
@@ -97,120 +146,8 @@ class Checkpoints:
 
     @property
     def last_file(self) -> Path | None:
-        """The newest file, if there is one."""
+        """The newest file or folder, if there is one."""
         return None if self.files is None else next(reversed(self.files.paths().values()), None)
-
-
-class CheckpointFolder:
-    """The checkpoint files of one run, ``<folder>/checkpoints/step-0000500.pt``.
-
-    Parameters
-    ----------
-    folder
-        Of the run; made when it is missing.
-    every
-        Steps between regular checkpoints. Others (at an interrupt, at the end) are kept only while they are the newest.
-    keep
-        Regular checkpoints that are kept.
-    """
-
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
-        self.folder, self.every, self.keep = folder / "checkpoints", every, keep
-
-    def paths(self) -> dict[int, Path]:
-        """Files by step, oldest first."""
-        found = {int(p.stem[5:]): p for p in self.folder.glob("step-*.pt") if p.stem[5:].isdigit()}
-        return dict(sorted(found.items()))
-
-    def save(self, state: State) -> None:
-        """Write a checkpoint, whole or not at all, and remove those that are no longer needed.
-
-        Later ones are among these: they were left behind by a rollback.
-
-        Raises
-        ------
-        StorageError
-            If it cannot be written; earlier checkpoints are untouched.
-        """
-        step: int = state["step"]
-        path = self.folder / f"step-{step:07d}.pt"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, state)
-        except (OSError, RuntimeError) as error:
-            last = next(reversed(self.paths().values()), None)
-            saved = f"The last good checkpoint is {last}" if last else "No checkpoint has been saved yet"
-            raise StorageError(
-                f"The checkpoint of step {step} could not be written to {path} ({error}). {saved}. Free some space or "
-                "choose a folder that can be written to; resume=True goes on from the last good checkpoint."
-            ) from error
-        paths = self.paths()
-        regular = [s for s in paths if s % self.every == 0 and s <= step][-self.keep :]
-        for s, old in paths.items():
-            if s != step and s not in regular:
-                with contextlib.suppress(OSError):
-                    old.unlink()
-
-    def read(self) -> Iterator[State]:
-        """Read checkpoints, newest first; one that cannot be read is passed over, with a warning.
-
-        Raises
-        ------
-        ModelFileError
-            If there are files and none can be read.
-        """
-        paths = list(reversed(self.paths().values()))
-        problems = []
-        for path in paths:
-            try:
-                state = read_whole(path)
-            except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-                reason = (str(error).strip().splitlines() or [repr(error)])[0]
-                problems.append(f"{path} cannot be read ({reason})")
-                if len(problems) < len(paths):
-                    warnings.warn(f"{problems[-1]}; using the one before it.", RuntimeWarning, stacklevel=4)
-            else:
-                yield state
-        if problems and len(problems) == len(paths):
-            raise ModelFileError(f"No checkpoint of the run is whole: {'; '.join(problems)}.")
-
-
-def read_whole(path: Path) -> State:
-    """Read a checkpoint, after its checksums, which torch writes but does not compare.
-
-    Raises
-    ------
-    OSError, RuntimeError, ValueError, UnpicklingError, BadZipFile
-        If it is not whole, or not a checkpoint.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"it is no checkpoint of format {FORMAT}")
-    return state
-
-
-def write_whole(path: Path, state: State) -> None:
-    """Write a file such that under its name there is, at any moment, the old content or the new, whole."""
-    partial = path.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    with contextlib.suppress(OSError):  # some systems do not let a folder be opened; there, renames are durable
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def fingerprint(
@@ -269,7 +206,7 @@ def load_weights(energy: nn.Module, folder: str | Path, *, average: bool = True)
         If no checkpoint can be read, or it is of another energy.
     """
     energy = Energy.of(energy)
-    for state in CheckpointFolder(Path(folder), 1, 2).read():
+    for state in CheckpointFolder(Path(folder), 1, 2).read(only=("energy", "average")):
         restore_module(energy, state["energy"])
         if average:
             for name, p in energy.named_parameters():

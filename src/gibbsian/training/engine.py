@@ -154,6 +154,28 @@ class Engine:
         held = self._held(parameter)
         return held.to_local().detach() if held is not parameter else parameter
 
+    def placed(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """Say of what belongs to a parameter, and is held like it, that it is this process's shard."""
+        held = self._held(parameter)
+        if held is parameter or value.ndim == 0:
+            return value
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(
+            value.detach(), held.device_mesh, held.placements, run_check=False, shape=held.shape, stride=held.stride()
+        )
+
+    def own(self, parameter: Tensor, value: Tensor) -> Tensor:
+        """Take this process's shard of what belongs to a parameter, whole or in shards as it may come."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        held = self._held(parameter)
+        if isinstance(value, DTensor):
+            return value.to_local()
+        if held is parameter or value.ndim == 0:
+            return value
+        return distribute_tensor(value.to(held.to_local().device), held.device_mesh, held.placements).to_local()
+
     def collect(self, originals: list[Tensor], params: list[Tensor]) -> None:
         """Bring the gradients to what the optimiser moves."""
         if not self.sharded:

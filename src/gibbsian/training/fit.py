@@ -16,6 +16,7 @@ Between two records nothing waits for the device.
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +29,22 @@ from gibbsian.data.rows import Rows
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
-from gibbsian.processes import told_by_main, world
+from gibbsian.processes import told_by_main, watching, world
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.checks import checked
 from gibbsian.training.feed import Feed
 from gibbsian.training.health import Alarm, nonfinite
-from gibbsian.training.interrupts import Interrupts
+from gibbsian.training.interrupts import Interrupts, code_of
 from gibbsian.training.lanes import check_lanes, mean_over_lanes
 from gibbsian.training.metrics import Record, Recorder, mean_metrics
 from gibbsian.training.settings import TrainingSettings, with_overrides
-from gibbsian.training.state import TrainingState, gathered_state
+from gibbsian.training.state import TrainingState
 from gibbsian.training.step import take_step
 from gibbsian.training.stream_feed import closing_feed
 from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
 from gibbsian.training.votes import extra_marks, require_alike, share_start, together
+
+REMEDY = "Start the job again with resume=True: it goes on from the last checkpoint."
 
 
 @dataclass(frozen=True)
@@ -144,46 +147,47 @@ def fit(
     StorageError
         If a checkpoint or a record cannot be written; earlier checkpoints are intact.
     TrainingInterrupted
-        After Ctrl-C, once the state is saved. A second Ctrl-C stops at once.
+        After Ctrl-C, SIGTERM or SIGUSR1, once the state is saved. A second Ctrl-C stops at once.
+    ProcessError
+        If another process of the job is lost.
     """
-    settings = with_overrides(settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps}))
-    here = world()
-    with together():
-        settings = in_lanes(settings)
-        model, feed = checked(energy, data, objective, rng, settings)
-        check_lanes(objective, settings.lanes, feed)
-    home = None if folder is None else Path(folder)
-    marks = {} if home is None and here.size == 1 else fingerprint(feed, model, objective, settings)
-    if here.size > 1:
-        require_alike(marks | extra_marks(model, objective, settings, home, resume), rng)
-        share_start(model, objective)
-    kept = Checkpoints(settings, home if here.main else None, marks)
-    state = TrainingState(model, objective, feed, settings, rng)
-    state.to_disk = home is not None
-    recorder = Recorder(settings, home if here.main else None, progress and here.main, callbacks if here.main else ())
-    with (
-        recorder,
-        closing_feed(feed),
-        Interrupts() as interrupts,
-        dropout(model),
-        torch.enable_grad(),
-        state.engine.quiet(),
-    ):
-        begin(state, kept, recorder, resume)
-        while state.step < settings.steps:
-            state.asked = interrupts.asked
-            take_step(state, *state.batches())
-            alarm = look(state, recorder)
-            if alarm is not None:
-                roll_back(state, kept, recorder, alarm)
-            elif kept.is_regular(state.step) or state.step == settings.steps:
-                save(state, kept, recorder)
-            # Of several processes each knows what all were asked when the step began.
-            asked = state.asked if here.size > 1 else interrupts.asked
-            if asked and state.step < settings.steps:
-                raise interrupted(state, kept, recorder)
-    state.use_average()
-    return Fit(energy, recorder.history, state.step, state.seconds, home)
+    # Signals are caught to the end: torchrun sends them when a process is lost, and what was lost is still to be said.
+    with Interrupts() as interrupts, watching(REMEDY):
+        settings = with_overrides(
+            settings or TrainingSettings(), overrides | ({} if steps is None else {"steps": steps})
+        )
+        here = world()
+        with together():
+            settings = in_lanes(settings)
+            model, feed = checked(energy, data, objective, rng, settings)
+            check_lanes(objective, settings.lanes, feed)
+        home = None if folder is None else Path(folder)
+        marks = {} if home is None and here.size == 1 else fingerprint(feed, model, objective, settings)
+        if here.size > 1:
+            require_alike(marks | extra_marks(model, objective, settings, home, resume), rng)
+            share_start(model, objective)
+        kept = Checkpoints(settings, home, marks)
+        state = TrainingState(model, objective, feed, settings, rng)
+        recorder = Recorder(
+            settings, home if here.main else None, progress and here.main, callbacks if here.main else ()
+        )
+        run = state.engine.quiet()
+        with kept, recorder, closing_feed(feed), dropout(model), torch.enable_grad(), run:
+            begin(state, kept, recorder, resume)
+            while state.step < settings.steps:
+                state.asked = interrupts.asked or 0
+                take_step(state, *state.batches())
+                alarm = look(state, recorder)
+                if alarm is not None:
+                    roll_back(state, kept, recorder, alarm)
+                elif kept.is_regular(state.step) or state.step == settings.steps:
+                    save(state, kept, recorder)
+                # Of several processes each knows what all were asked when the step began.
+                asked = state.asked if here.size > 1 else interrupts.asked
+                if asked and state.step < settings.steps:
+                    raise interrupted(state, kept, recorder, asked)
+        state.use_average()
+        return Fit(energy, recorder.history, state.step, state.seconds, home)
 
 
 def in_lanes(settings: TrainingSettings) -> TrainingSettings:
@@ -193,17 +197,15 @@ def in_lanes(settings: TrainingSettings) -> TrainingSettings:
 
 def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: bool) -> None:
     """Start a run, or take up the one in the folder."""
-    with together():
-        if resume and kept.files is None and world().main:
-            raise OptionError("resume=True needs the folder of the run to go on with: folder=...")
-        if not resume and kept.last_file is not None:
-            raise OptionError(
-                f"A run is already saved there ({kept.last_file}). Pass resume=True to go on with it, or another "
-                "folder."
-            )
-        saved = kept.take_up() if resume else None
-    if world().size > 1:
-        saved, kept.good = told_by_main((saved, kept.good))
+    if resume and kept.files is None:
+        raise OptionError("resume=True needs the folder of the run to go on with: folder=...")
+    last = told_by_main(kept.last_file)
+    if not resume and last is not None:
+        raise OptionError(
+            f"A run is already saved there ({last}). Pass resume=True to go on with it, or another folder."
+        )
+    like = state.capture() if state.engine.sharded else None
+    saved = kept.take_up(like) if resume else None
     if saved is not None:
         if saved["step"] > state.settings.steps:
             raise OptionError(f"The saved run has done {saved['step']} steps, more than steps={state.settings.steps}.")
@@ -300,6 +302,7 @@ def roll_back(state: TrainingState, kept: Checkpoints, recorder: Recorder, alarm
     if state.rollbacks >= state.settings.max_rollbacks or alarm.kind == "stalled":
         write(state, recorder, {**alarm.event("divergence"), "to_step": state.step})
         state.use_average()
+        kept.wait()
         last = told_by_main(kept.last_file)
         where = "" if last is None else f" The last good checkpoint is {last}."
         raise DivergenceError(
@@ -323,21 +326,21 @@ def write(state: TrainingState, recorder: Recorder, record: Record) -> None:
 def save(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> None:
     """Keep the state; the record goes to the disk first, as the checkpoint counts on it."""
     captured = state.capture()
-    if world().size > 1 and state.to_disk:
-        captured = gathered_state(captured)
     with together():
         recorder.sync()
         kept.save(captured)
 
 
-def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder) -> TrainingInterrupted:
+def interrupted(state: TrainingState, kept: Checkpoints, recorder: Recorder, stop: int) -> TrainingInterrupted:
     """Save the state, and say how to go on."""
     save(state, kept, recorder)
+    kept.wait()
     state.use_average()
-    stopped = f"Stopped by the user after step {state.step} of {state.settings.steps}."
+    who = "the user" if stop == signal.SIGINT else signal.Signals(stop).name
+    stopped = f"Stopped by {who} after step {state.step} of {state.settings.steps}."
     last = told_by_main(kept.last_file)
     if last is None:
-        return TrainingInterrupted(
-            f"{stopped} Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
-        )
-    return TrainingInterrupted(f"{stopped} Saved in {last}; the same call with resume=True goes on exactly.")
+        told = "Nothing was saved, as fit was given no folder; the energy holds the averaged weights so far."
+    else:
+        told = f"Saved in {last}; the same call with resume=True goes on exactly."
+    return TrainingInterrupted(f"{stopped} {told}", code_of(stop))

@@ -70,6 +70,11 @@ class TrainingSettings:
     log_every: int = _setting(50, "Steps between records; a record holds means over these steps.")
     checkpoint_every: int = _setting(500, "Steps between checkpoints, on disk when there is a folder, else in memory.")
     keep_checkpoints: int = _setting(3, "Checkpoints kept on disk, 2 or more.")
+    checkpoint_format: str = _setting(
+        "auto",
+        "'file' is one file each; 'shared' a folder that all processes write, in the background; 'auto' takes the "
+        "second with several processes or lanes.",
+    )
     tensorboard: bool = _setting(True, "Write TensorBoard files into the folder too, when TensorBoard is installed.")
     health: bool = _setting(
         True, "Watch the run, roll back when it falls ill and stop with a named cause; without, it goes on as it is."
@@ -149,6 +154,8 @@ class TrainingSettings:
         _require(self, "health", isinstance(self.health, bool), "True or False")
         good = len(self.betas) == 2 and all(_number(b) and 0 <= b < 1 for b in self.betas)
         _require(self, "betas", good, "two numbers from 0 to below 1")
+        known = ("auto", "file", "shared")
+        _require(self, "checkpoint_format", self.checkpoint_format in known, "'auto', 'file' or 'shared'")
         _require(self, "decay", self.decay in ("cosine", "constant"), "'cosine' or 'constant'")
 
     def learning_rate_at(self, step: int, rollbacks: int = 0) -> float:

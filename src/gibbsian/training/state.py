@@ -9,21 +9,20 @@ is under ``lanes`` and the lane's number, and a process captures its own lanes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
 from gibbsian.energies.base import Energy
 from gibbsian.energies.boltzmann import RBM
 from gibbsian.energies.layers import dropout_layers
 from gibbsian.energies.score import Score
-from gibbsian.errors import ModelFileError, OptionError
+from gibbsian.errors import ModelFileError
 from gibbsian.objectives.base import Batch, Objective, context_of
-from gibbsian.processes import lane_seed, world
+from gibbsian.processes import lane_seed
 from gibbsian.training.checks import REFERENCE, trained_parameters
 from gibbsian.training.engine import Engine
 from gibbsian.training.feed import Feed, MemoryFeed
@@ -86,7 +85,7 @@ class TrainingState:
         self.names, self.params = list(named), [self.engine.local(p) for p in self.originals]
         self.average = [p.detach().clone() for p in self.params]
         self.optimizer = optimizer_of(self.params, settings, factors)
-        self.votes, self.asked, self.to_disk = Votes(), False, False
+        self.votes, self.asked = Votes(), 0
         self.health = Health(settings, DataScale.of(self.feed.sample()))
         self.probe, self.reference = self.feed.spread(PROBE), self.feed.spread(REFERENCE)
         self.drops = bool(dropout_layers(energy))
@@ -162,9 +161,10 @@ class TrainingState:
             state["objective"] = parameters_of(self.lanes[0].objective)
             state["lanes"] = {lane.number: own_state(lane) for lane in self.lanes}
         if self.engine.sharded:
-            state |= {"energy": dict(self.energy.named_buffers()), "objective": {}, "optimizer": {}, "average": {}}
-            own = {"params": self.params, "average": self.average, "optimizer": self.optimizer.state_dict()}
-            state["shards"] = {world().rank: own}
+            # With the whole's shape and their place in it, shards are written by each process and read by any number.
+            placed = [self.engine.placed(p, mean) for p, mean in zip(self.originals, self.average)]
+            state["average"] = dict(zip(self.names, placed))
+            state["optimizer"] = self._for_each(self.optimizer.state_dict(), self.engine.placed)
         return copied(state | {name: getattr(self, name) for name in _COUNTS})
 
     @torch.no_grad()
@@ -199,22 +199,25 @@ class TrainingState:
 
     def _from_shards(self, state: State) -> State:
         """Take this process's shards out of a captured state; the weights go to their places at once."""
-        if (own := state["shards"].get(world().rank)) is None or len(own["params"]) != len(self.params):
-            raise OptionError(
-                f"The run was saved by {len(state['shards'])} processes that share the weights; go on with as many."
-            )
-        for p, saved in zip(self.params, own["params"]):
-            p.copy_(saved)
-        average = dict(zip(self.names, own["average"]))
-        now = dict(self.energy.named_parameters())
-        objective = parameters_of(self.lanes[0].objective)
+        saved = {f"energy.{name}": value for name, value in state["energy"].items()}
+        saved |= {f"objective.{name}": value for name, value in state["objective"].items()}
+        for name, original, p in zip(self.names, self.originals, self.params):
+            p.copy_(self.engine.own(original, saved[name]))
+        means = [self.engine.own(p, state["average"][name]) for name, p in zip(self.names, self.originals)]
         return {
             **state,
-            "energy": now | state["energy"],
-            "objective": objective,
-            "average": average,
-            "optimizer": own["optimizer"],
+            "energy": state["energy"] | dict(self.energy.named_parameters()),
+            "objective": parameters_of(self.lanes[0].objective),
+            "average": dict(zip(self.names, means)),
+            "optimizer": self._for_each(state["optimizer"], self.engine.own),
         }
+
+    def _for_each(self, optimizer: State, fn: Callable[[Tensor, Tensor], Tensor]) -> State:
+        """Pass what an optimiser keeps of each parameter through a function of the parameter and the tensor."""
+        originals = {id(p): original for p, original in zip(self.params, self.originals)}
+        order = [originals[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+        kept = {i: {k: fn(order[i], v) for k, v in each.items()} for i, each in optimizer["state"].items()}
+        return {**optimizer, "state": kept}
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -313,18 +316,6 @@ def restore_module(module: nn.Module, state: Mapping[str, Any]) -> None:
         module.load_state_dict(copied(dict(state)))
     except RuntimeError as error:
         raise ModelFileError(f"The saved state is of another {type(module).__name__}: {error}") from error
-
-
-def gathered_state(state: State) -> State:
-    """Put what all processes captured together, in the first one; elsewhere the state stays as it is."""
-    here = world()
-    told = [None] * here.size if here.main else None
-    dist.gather_object({name: state[name] for name in ("lanes", "shards") if name in state}, told)
-    found: list[Any] = told or []
-    return {
-        **state,
-        **{name: {k: v for each in found for k, v in each[name].items()} for name in (found[:1] or [{}])[0]},
-    }
 
 
 def copied(tree: Any, device: torch.device | str = "cpu") -> Any:

@@ -26,12 +26,12 @@ class Told:
     Attributes
     ----------
     asked
-        The run is to stop after it.
+        The signal by which the run is to stop after it; 0 for none.
     broken
         Chains stand where the energy has no finite value, so that there is no gradient.
     """
 
-    asked: bool
+    asked: int
     broken: bool
 
 
@@ -43,13 +43,13 @@ class Votes:
         if world().size > 1 and dist.get_backend() != "gloo":
             self.group = dist.new_group(backend="gloo")
 
-    def exchange(self, asked: bool, error: Exception | None, first: bool) -> Told:
+    def exchange(self, asked: int, error: Exception | None, first: bool) -> Told:
         """Tell the others how this process fared, before gradients are exchanged; with one process nothing is sent.
 
         Parameters
         ----------
         asked
-            Whether this process was asked to stop.
+            The signal by which this process was asked to stop; 0 for none.
         error
             What ended its step, if anything did.
         first
@@ -67,7 +67,7 @@ class Votes:
         if world().size > 1:
             told = torch.tensor([asked, broken, failed], dtype=torch.int32)
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self.group)
-            asked, broken, anywhere = (bool(flag) for flag in told)
+            asked, broken, anywhere = int(told[0]), bool(told[1]), bool(told[2])
             if anywhere:
                 raise_together(error if failed else None)
         if failed and error is not None:
