@@ -212,7 +212,9 @@ def measure(
         met = {name: met[name] + found[name] for name in met}
         alike = same(wanted, outcome(folder))
         equal += alike
-        unequal += [] if alike else [tried - 1]
+        if not alike:
+            parts = zip(("state", "records", "checkpoints"), wanted, outcome(folder))
+            unequal.append([tried - 1, *(name for name, a, b in parts if not same(a, b))])
         took.append(time.perf_counter() - since)
         print(f"{case.name}: {equal} of {len(took)} equal, {met}", flush=True)
     return {

@@ -244,6 +244,16 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     assert steps_kept_shared(tmp_path) == [40, 50, 60]
 
 
+@pytest.mark.parametrize("form", ["file", "shared"])
+def test_what_a_kill_left_behind_after_the_last_checkpoint_is_removed(tmp_path, monkeypatch, form):
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "tidy", lambda self, step: None)
+        train(tmp_path, checkpoint_format=form)
+    assert len(CheckpointFolder(tmp_path, 1, 2).paths()) == 7
+    train(tmp_path, resume=True, checkpoint_format=form)
+    assert list(CheckpointFolder(tmp_path, 1, 2).paths()) == [40, 50, 60]
+
+
 # Several processes.
 
 

@@ -138,9 +138,11 @@ class CheckpointFolder:
                 "choose a folder that can be written to; resume=True goes on from the last good checkpoint."
             ) from error
         if world().main:
-            self._prune(step, path)
+            self.tidy(step)
 
-    def _prune(self, step: int, path: Path) -> None:
+    def tidy(self, step: int) -> None:
+        """Remove what is no longer needed once the checkpoint of a step is there; the first process calls this."""
+        path = self.paths().get(step)
         found = self._found()
         regular = [s for s in sorted({s for s, _ in found}) if s % self.every == 0 and s <= step][-self.keep :]
         newest = self.paths()

@@ -142,6 +142,9 @@ class Checkpoints:
                 break
         if newest is not None and not self.good:
             self.good = [newest]
+        if newest is not None and self.files is not None and world().main:
+            # A run that was killed after its last checkpoint, before it removed others, saves no more.
+            self.files.tidy(newest["step"])
         return newest
 
     @property
