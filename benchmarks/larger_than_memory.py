@@ -110,7 +110,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
     from gibbsian.building import build_objective, initial_weights
     from gibbsian.data.rows import open_rows, stream
     from gibbsian.data.rows.reading import Reading
-    from gibbsian.processes import processes, world
+    from gibbsian.processes import join_processes, world
     from gibbsian.recipes import choose
     from gibbsian.training.fit import fit
 
@@ -149,7 +149,7 @@ def work(options: argparse.Namespace) -> dict[str, Any]:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         marks.append((record.get("step", 0), time.perf_counter(), usage.ru_utime + usage.ru_stime))
 
-    with processes():
+    with join_processes():
         fit(
             energy,
             data,

@@ -143,10 +143,10 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    from gibbsian.processes import gathered_objects, processes
+    from gibbsian.processes import gathered_objects, join_processes
 
     torch.set_num_threads(1)
-    with processes() as here:
+    with join_processes() as here:
         runs: list[float] = []
         for _ in range(job["repeats"]):
             if here.size > 1:

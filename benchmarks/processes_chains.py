@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 
 import gibbsian as gb
 from common import circumstances, generator, table, write
-from gibbsian.processes import processes, told_by_main, world
+from gibbsian.processes import join_processes, told_by_main, world
 
 ASKED = 1.7
 WAYS = ("one process", "processes", "threads")
@@ -162,7 +162,7 @@ def _start(rank, size, port, options):
 
 def joined(options):
     """Measure as one of several processes."""
-    with processes("gloo", timeout=1800.0) as here:
+    with join_processes("gloo", timeout=1800.0) as here:
         rows = work(options)
         return told(rows, options, here.size) if here.main else rows
 

@@ -18,8 +18,8 @@ from gibbsian.bridges.gans import GanDraws, ddls, metropolis_hastings, rejection
 from gibbsian.bridges.reverse import Ancestral, Heun, Multistep, PredictorCorrector, reverse
 from gibbsian.bridges.scores import score_of
 from gibbsian.bridges.transport import TransportFit, fit_transport, sample_transported
-from gibbsian.buffers import ReplayBuffer
-from gibbsian.data import Dataset, Scaling, datasets, load
+from gibbsian.buffers import ReplayBuffer, joined_buffer, split_buffer
+from gibbsian.data import Dataset, Rows, Scaling, datasets, load, open_rows
 from gibbsian.detection.calibration import Calibration, calibrate
 from gibbsian.detection.classifiers import LogSumExp, MaxProbability
 from gibbsian.detection.features import gaussian_mixture, mahalanobis, nearest_neighbours
@@ -31,6 +31,7 @@ from gibbsian.diagnostics.detection import Separation, auroc, average_precision,
 from gibbsian.diagnostics.estimate import Estimate
 from gibbsian.diagnostics.mixing import energy_bfmi, round_trips
 from gibbsian.diagnostics.quantiles import chain_quantile, quantile_effective_sample_size, tail_effective_sample_size
+from gibbsian.diagnostics.shared import over_processes
 from gibbsian.diagnostics.summary import Summary
 from gibbsian.diagnostics.two_sample import (
     classifier_test,
@@ -199,10 +200,12 @@ from gibbsian.partition.refinement import refine_posterior, refine_proposal
 from gibbsian.partition.smc import Particles, smc
 from gibbsian.partition.trajectory import trajectory
 from gibbsian.path_adaptation import tune_path
+from gibbsian.processes import World, join_processes, world
 from gibbsian.recipes import Recipe
 from gibbsian.samples import Samples
-from gibbsian.sampling import sample
+from gibbsian.sampling import own_rows, sample
 from gibbsian.short_run import ShortRun, continue_chains
+from gibbsian.temperatures import temper
 from gibbsian.training.fit import Fit, fit
 from gibbsian.training.generators import fit_generator
 from gibbsian.training.greedy import pretrain, train_belief_network
@@ -210,7 +213,7 @@ from gibbsian.training.settings import TrainingSettings
 from gibbsian.warmup import warm_up
 
 if TYPE_CHECKING:
-    from gibbsian import molecules, sequences
+    from gibbsian import molecules, planning, sequences
     from gibbsian.detection.detector import Detector, detector_of
     from gibbsian.estimator import EBM
     from gibbsian.report.mixing import autocorrelation_figure, rank_figure, trace_figure
@@ -235,8 +238,8 @@ _LATER = {
 }
 
 
-_ROOMS = ("molecules", "sequences")
-"""Fields of use with namespaces of their own, such as ``gibbsian.sequences.read_alignment``."""
+_ROOMS = ("molecules", "planning", "sequences")
+"""Fields of use, and planning, with namespaces of their own, such as ``gibbsian.sequences.read_alignment``."""
 
 
 def __getattr__(name: str) -> Any:
@@ -433,6 +436,7 @@ __all__ = [
     "Ring",
     "Rosenbrock",
     "RowBounds",
+    "Rows",
     "SamplerKL",
     "Samples",
     "Scaling",
@@ -480,6 +484,7 @@ __all__ = [
     "VonMisesMixture",
     "WeightedDraws",
     "WeightedSum",
+    "World",
     "Wrapped",
     "ais",
     "ancestral_sample",
@@ -540,6 +545,8 @@ __all__ = [
     "guided_by_label",
     "importance_sampling",
     "inverse_autoregressive_flow",
+    "join_processes",
+    "joined_buffer",
     "kaufman",
     "kernel_mmd",
     "label_log_probs",
@@ -563,6 +570,10 @@ __all__ = [
     "nearest_neighbours",
     "neural_transport",
     "noise_levels",
+    "open_rows",
+    "over_processes",
+    "own_rows",
+    "planning",
     "pretrain",
     "quadrature",
     "quantile_effective_sample_size",
@@ -590,8 +601,10 @@ __all__ = [
     "sliced_wasserstein",
     "smc",
     "spline_flow",
+    "split_buffer",
     "split_r_hat",
     "tail_effective_sample_size",
+    "temper",
     "thermodynamic_integration",
     "tilted",
     "trace_figure",
@@ -608,5 +621,6 @@ __all__ = [
     "variational_bound",
     "warm_up",
     "windowed",
+    "world",
     "zero_sum_gauge",
 ]

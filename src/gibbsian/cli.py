@@ -19,7 +19,7 @@ from gibbsian.commands.making import evaluate, report, train
 from gibbsian.commands.planning import plan_command
 from gibbsian.errors import GibbsianError, ProcessError, TrainingInterrupted
 from gibbsian.options import DataOptions, override_class, spell_out
-from gibbsian.processes import World, part, processes
+from gibbsian.processes import World, join_processes, part
 
 INTERRUPTED = 130
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.showwarning = _show_warning
     try:
         # The command line trains on the processor, GPUs or not.
-        with processes("gloo") as here, _heard(here):
+        with join_processes("gloo") as here, _heard(here):
             _run(sys.argv[1:] if arguments is None else list(arguments), here)
     except ProcessError as error:
         _complain(str(error))

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gibbsian.errors import OptionError, ProcessError
-from gibbsian.processes import processes, watching, world
+from gibbsian.processes import join_processes, watching, world
 from gibbsian.processes.lost import Peer, _self, gone, is_lost
 from spawned import free_port
 
@@ -102,7 +102,7 @@ def launcher(monkeypatch):
 
 
 def meet(**kwargs):
-    with processes(**kwargs):
+    with join_processes(**kwargs):
         raise AssertionError("There is nobody to meet.")
 
 

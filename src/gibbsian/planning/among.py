@@ -19,7 +19,7 @@ from gibbsian.errors import GibbsianError
 from gibbsian.planning.clocks import FEWEST, chains_of, kernel_of, quantity, time_chains, time_training
 from gibbsian.planning.costs import NOTHING, ONE, Quantity, total
 from gibbsian.planning.crew import curve_of
-from gibbsian.processes import World, gathered_objects, processes, told_by_main
+from gibbsian.processes import World, gathered_objects, join_processes, told_by_main
 from gibbsian.recipes import Recipe
 from gibbsian.training.settings import TrainingSettings
 
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
         x = start(job["chains"], torch.Generator().manual_seed(0))
         alone, together = _slowed(meeting, lambda s: time_chains(energy, kernel_of(recipe), x, s), share)
         found["sampling"] = _pair(_ratio(together, alone))
-    with processes() as here:
+    with join_processes() as here:
         found["exchange"] = [(n, _pair(_exchange(n, share / 3))) for n in job["bytes"]]
         if job["batch"] is not None:
             besides = computing + curve_of(found["exchange"]).at(job["gradients"]).value

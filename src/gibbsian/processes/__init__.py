@@ -12,7 +12,7 @@ from gibbsian.processes.collectives import (
 )
 from gibbsian.processes.lanes import Lanes, lane_seed
 from gibbsian.processes.lost import watching
-from gibbsian.processes.world import World, part, processes, world
+from gibbsian.processes.world import World, join_processes, part, world
 
 __all__ = [
     "Lanes",
@@ -22,11 +22,11 @@ __all__ = [
     "collected",
     "gathered",
     "gathered_objects",
+    "join_processes",
     "lane_seed",
     "log_mean_exp",
     "log_sum_exp",
     "part",
-    "processes",
     "told_by_main",
     "watching",
     "world",

@@ -56,7 +56,7 @@ def launched() -> bool:
 
 
 @contextmanager
-def processes(backend: str | None = None, timeout: float = TIMEOUT) -> Iterator[World]:
+def join_processes(backend: str | None = None, timeout: float = TIMEOUT) -> Iterator[World]:
     """Join the processes that torchrun or a scheduler has started, and part at the end.
 
     Inside a process group that exists already, and in a process that was started alone, it changes nothing.
