@@ -76,13 +76,14 @@ def test_python_blocks_run_as_they_stand(page, tmp_path, monkeypatch):
 
 
 def commands(page):
-    """Each ``$ gibbsian ...`` line of a page with the output printed under it."""
+    """Each ``$ gibbsian ...`` line of a page, under torchrun or not, with the output printed under it."""
     found = []
     for _, source in blocks(page, "console"):
         for part in re.split(r"^\$ ", source, flags=re.MULTILINE)[1:]:
             line, _, output = part.partition("\n")
-            if line.startswith("gibbsian"):
-                found.append((shlex.split(line, comments=True)[1:], output.strip()))
+            words = shlex.split(line, comments=True)
+            if "gibbsian" in words[:1] or "torchrun" in words[:1]:
+                found.append((words[words.index("gibbsian") + 1 :], output.strip()))
     return found
 
 
@@ -99,6 +100,8 @@ def test_commands_are_understood(page, monkeypatch, capsys):
 
     for name in COMMANDS:
         monkeypatch.setattr(cli, name, stand_in_for(name, getattr(cli, name)))
+    planned = cli.plan_command
+    monkeypatch.setattr(cli, "plan_command", lambda overrides: stand_in_for("plan", planned(overrides)))
     for name, real in PROTEIN_COMMANDS.items():
         monkeypatch.setitem(PROTEIN_COMMANDS, name, stand_in_for(f"protein {name}", real))
     for arguments, _ in commands(page):
