@@ -238,6 +238,26 @@ def elsewhere(rows: list[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
     return [r for r in told["cases"] if told["steps"] == steps and r["case"] not in {row["case"] for row in rows}]
 
 
+def record(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Write what is known after each way of running, and keep what other calls have found of the others."""
+    rows = sorted([*elsewhere(rows, options.steps), *rows], key=lambda row: [c.name for c in CASES].index(row["case"]))
+    own = {"steps": options.steps, "kills_per_run": options.kills, "cases": rows}
+    header = ("run", "equal to the undisturbed one", "kills", "while a checkpoint was written", "survivors that ended")
+    lines = [(r["case"], f"{r['equal']} of {r['runs']}", r["kills"], r["writing"], r["left alone"] or "") for r in rows]
+    told = (
+        f"Runs of {options.steps} steps with a checkpoint every 10, killed one to {options.kills} times each at random "
+        "moments by SIGKILL and resumed until done. Equal: to the bit, in weights, averages, optimiser, replay buffer, "
+        "generators and every record but for times. Survivors: sessions of which one process was killed, and the "
+        "other ended by itself with an error that names it."
+    )
+    write(
+        "kills",
+        "Runs that are killed and resumed",
+        circumstances([options.seed], 1) | own,
+        (told, table(header, lines)),
+    )
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -261,17 +281,7 @@ def main() -> None:
                 measure(case, options.runs, options.steps, options.kills, options.seed, Path(home), options.minutes)
             )
             print(rows[-1], flush=True)
-    rows = sorted([*elsewhere(rows, options.steps), *rows], key=lambda row: [c.name for c in CASES].index(row["case"]))
-    record = {**circumstances([options.seed], 1), "steps": options.steps, "kills_per_run": options.kills, "cases": rows}
-    header = ("run", "equal to the undisturbed one", "kills", "while a checkpoint was written", "survivors that ended")
-    lines = [(r["case"], f"{r['equal']} of {r['runs']}", r["kills"], r["writing"], r["left alone"] or "") for r in rows]
-    told = (
-        f"Runs of {options.steps} steps with a checkpoint every 10, killed one to {options.kills} times each at random "
-        "moments by SIGKILL and resumed until done. Equal: to the bit, in weights, averages, optimiser, replay buffer, "
-        "generators and every record but for times. Survivors: sessions of which one process was killed, and the "
-        "other ended by itself with an error that names it."
-    )
-    write("kills", "Runs that are killed and resumed", record, (told, table(header, lines)))
+            record(rows, options)
 
 
 if __name__ == "__main__":

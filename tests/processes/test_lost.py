@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from gibbsian.errors import OptionError, ProcessError
-from gibbsian.processes import join_processes, watching, world
+from gibbsian.processes import World, join_processes, lost, watching, world
 from gibbsian.processes.lost import Peer, _self, gone, is_lost
 from spawned import free_port
 
@@ -48,6 +48,16 @@ def fallen(size, victim, how=signal.SIGKILL, seconds=30.0):
         process.kill()
         process.join()
     return {rank: (message, elsewhere) for rank, message, elsewhere, _ in found}, max(each[3] for each in found)
+
+
+def test_a_process_that_is_lost_as_work_begins_is_told(monkeypatch):
+    def reset(value):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection reset by peer")
+
+    monkeypatch.setattr(lost, "world", lambda: World(0, 2))
+    monkeypatch.setattr(lost, "gathered_objects", reset)
+    with pytest.raises(ProcessError, match="lost as the work began.*Start it again"), watching("Start it again."):
+        pass
 
 
 @pytest.mark.parametrize("victim", [0, 1])

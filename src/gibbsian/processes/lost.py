@@ -61,7 +61,13 @@ def watching(remedy: str) -> Iterator[None]:
     if world().size == 1:
         yield
         return
-    peers: list[Peer] = gathered_objects(_self())
+    try:
+        peers: list[Peer] = gathered_objects(_self())
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        told = "A process of this job was lost as the work began (killed, or ended by an error of its own)."
+        raise ProcessError(f"{told} {remedy}") from error
     try:
         yield
     except GibbsianError:
