@@ -56,7 +56,7 @@ def test_a_process_that_is_lost_as_work_begins_is_told(monkeypatch):
 
     monkeypatch.setattr(lost, "world", lambda: World(0, 2))
     monkeypatch.setattr(lost, "gathered_objects", reset)
-    with pytest.raises(ProcessError, match="lost as the work began.*Start it again"), watching("Start it again."):
+    with pytest.raises(ProcessError, match=r"lost as the work began.*Start it again"), watching("Start it again."):
         pass
 
 
