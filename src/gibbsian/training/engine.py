@@ -53,10 +53,11 @@ class LossModule(nn.Module):
     def forward(self, place: int, batch: Batch, rng: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics of the lane at a place among this process's."""
         # Shards change behind the back of the whole weights; what keeps numbers made of these looks at their version.
-        for p, times in zip(self.parameters(), self.changes):
-            for _ in range(times):
-                torch.autograd.graph.increment_version([p])
-        self.changes = []
+        if self.changes:
+            for p, times in zip(self.parameters(), self.changes):
+                for _ in range(times):
+                    torch.autograd.graph.increment_version([p])
+            self.changes = []
         with torch.autocast(batch.x.device.type, torch.bfloat16) if self.lowered else nullcontext():
             try:
                 loss = checked_loss(self.objectives[place](self.energy, batch, rng))
