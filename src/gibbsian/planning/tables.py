@@ -107,7 +107,7 @@ def scaling_table(title: str, rows: list[Row]) -> RenderableType:
             seconds(row.step.seconds),
             talk,
             f"{100 * row.efficiency:.0f} %",
-            row.step.bound,
+            "talk" if row.step.bound == "communication" else row.step.bound,
         )
     return table
 
