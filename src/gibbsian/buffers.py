@@ -337,8 +337,8 @@ def split_buffer(buffer: ReplayBuffer, lanes: int) -> list[ReplayBuffer]:
             f"A replay buffer of {buffer.size} chains cannot be divided equally among {lanes} lanes; take size={near}."
         )
     per = buffer.size // lanes
-    return [_of_slots(buffer, per, {k: v[i * per : (i + 1) * per].clone() for k, v in _slots_of(buffer).items()})
-            for i in range(lanes)]  # fmt: skip
+    parts = [{k: v[i * per : (i + 1) * per].clone() for k, v in slots_of(buffer).items()} for i in range(lanes)]
+    return [_of_slots(buffer, per, part) for part in parts]
 
 
 def joined_buffer(parts: Sequence[ReplayBuffer], gather: bool = False) -> ReplayBuffer:
@@ -356,7 +356,7 @@ def joined_buffer(parts: Sequence[ReplayBuffer], gather: bool = False) -> Replay
     OptionError
         If there is none, or only some have been filled, or labels differ.
     """
-    slots = [_slots_of(part) for part in parts]
+    slots = [slots_of(part) for part in parts]
     if not parts or any(s.keys() != slots[0].keys() for s in slots):
         raise OptionError(
             f"Buffers are joined that were split, all filled or none, with the same labels; got {len(parts)}, of "
@@ -371,7 +371,7 @@ def joined_buffer(parts: Sequence[ReplayBuffer], gather: bool = False) -> Replay
     return _of_slots(parts[0], size, whole)
 
 
-def _slots_of(buffer: ReplayBuffer) -> dict[str, Tensor]:
+def slots_of(buffer: ReplayBuffer) -> dict[str, Tensor]:
     """Everything that has a row for each slot, by its name in the buffer; nothing before they are filled."""
     if not buffer.filled:
         return {}

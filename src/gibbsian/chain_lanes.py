@@ -70,7 +70,7 @@ def drawn_from(rng: Generator) -> Source:
     return lambda kernel, state, steps, at, batch: by_step(kernel.noise(state, steps, rng))
 
 
-def drawn_for(lane: int, keys: list[int], device: torch.device) -> Source:
+def drawn_for(lane: int, keys: Tensor, device: torch.device) -> Source:
     """Draw a lane's noise from a generator of its own, which is seeded anew for every step.
 
     Where a run stops and goes on then leaves no trace, and nothing has to be remembered but the caller's generator.
@@ -80,7 +80,7 @@ def drawn_for(lane: int, keys: list[int], device: torch.device) -> Source:
     lane
         Its number.
     keys
-        One for each step, the same in all lanes.
+        One for each step, the same in all lanes, ``(steps,)`` on the host.
     device
         Of the chains.
     """
@@ -88,7 +88,7 @@ def drawn_for(lane: int, keys: list[int], device: torch.device) -> Source:
 
     def draw(kernel: Kernel, state: State, steps: int, at: int, batch: int) -> list[tuple[Tensor, ...]]:
         drawn = []
-        for key in keys[at : at + steps]:
+        for key in keys[at : at + steps].tolist():
             if batch == 0:
                 rng.manual_seed(lane_seed(key, lane))
             drawn += by_step(kernel.noise(state, 1, rng))

@@ -192,21 +192,20 @@ def _run_lanes(
     per = lanes.share(total, "chains")
     keys = numbers(rng, plan.steps)
     told = (type(kernel).__name__, total, lanes.count, *plan[:3])
-    agree({"random numbers": f"{keys[0]:016x}", "chains, lanes and steps": str(told)}, "options or generators")
+    agree({"random numbers": f"{int(keys[0]):016x}", "chains, lanes and steps": str(told)}, "options or generators")
     first = lanes.own.start if own else 0
     rows = [slice((k - first) * per, (k - first + 1) * per) for k in lanes.own]
-    states = together(lambda: [_begun(energy, kernel, start, each) for each in rows])
+    with together():
+        states = [_begun(energy, kernel, start, each) for each in rows]
     check_sound(alike(torch.cat([finite_chains(state) for state in states])))
     part, size = in_parts(report, len(rows)), steps_per_block(kernel, states[0].x)
 
-    def run() -> Course:
+    with together():
         made = [
             run_chains(energy, kernel, state, drawn_for(lane, keys, given.device), plan, part, size)
             for lane, state in zip(lanes.own, states)
         ]
-        return put_together(made)
-
-    course = together(run)
+        course = put_together(made)
     return course if own else gathered_course(course)
 
 

@@ -86,12 +86,12 @@ def temper(
     crowd = _begun(energy, kernel, start, rng)
     keys = numbers(rng, steps)
     told = (len(crowd.ladder.time), len(crowd.betas), *plan[:3])
-    agree({"random numbers": f"{keys[0]:016x}", "chains, levels and steps": str(told)}, "options or generators")
+    agree({"random numbers": f"{int(keys[0]):016x}", "chains, levels and steps": str(told)}, "options or generators")
     report, close = reporter(progress and (world().main or callable(progress)), steps, "tempering")
     total, kept = torch.zeros((4, told[0]), dtype=crowd.ladder.energy.dtype, device=crowd.ladder.energy.device), []
     try:
         for made, key in enumerate(keys, start=1):
-            step = crowd.step(key)
+            step = crowd.step(int(key))
             total = total + step
             if plan.keeps(made):
                 kept.append((crowd.target(), crowd.ladder.energy[:, 0], step[0], step[2], step[3]))
@@ -198,7 +198,8 @@ def _begun(energy: EnergyFn, kernel: Any, start: Tensor | State, rng: Generator)
     moving, own = with_tensor_settings(kernel, given), Lanes(levels).own
     if isinstance(start, State):
         return _Crowd(energy, moving, own, *_taken_up(start, own, levels))
-    first = together(lambda: kernel.kernel.init(energy, given.contiguous().clone()))
+    with together():
+        first = kernel.kernel.init(energy, given.contiguous().clone())
     check_energies(first)
     check_exact(kernel, kernel.kernel, first)
     check_sound(gathered(finite_chains(first))[: len(given)])

@@ -167,8 +167,9 @@ def refused():
     bad[-1] = math.nan
 
     def work():
-        if rank == size - 1:
-            raise DivergenceError("It went away.")
+        with together():
+            if rank == size - 1:
+                raise DivergenceError("It went away.")
 
     return {
         "lanes": failure(lambda: run(points(2), rng=seeded(), lanes=3)),
@@ -177,7 +178,7 @@ def refused():
         "seeds": failure(lambda: run(points(2), rng=seeded(rank), lanes=4)),
         "steps": failure(lambda: gb.sample(energy, gb.MALA(0.2), points(2), steps=2 + rank, rng=seeded(), lanes=4)),
         "start": failure(lambda: run(bad, rng=seeded(), lanes=4)),
-        "one fails": failure(lambda: together(work)),
+        "one fails": failure(work),
         "ladder": failure(lambda: temper(energy, three, points(2), steps=2, rng=seeded())),
         "ais seeds": failure(lambda: gb.ais(energy, base, rng=seeded(rank), chains=8, temperatures=9, lanes=4)),
     }

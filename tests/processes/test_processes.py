@@ -7,11 +7,8 @@ from gibbsian.errors import OptionError
 from gibbsian.processes import (
     Lanes,
     agree,
-    average,
     gathered,
     lane_seed,
-    log_mean_exp,
-    log_sum_exp,
     told_by_main,
     world,
 )
@@ -27,9 +24,6 @@ def exchange():
     return {
         "rows": gathered(own),
         "flags": gathered(flags),
-        "sum": log_sum_exp(own),
-        "mean": log_mean_exp(own),
-        "average": average(torch.tensor([float(here.rank)]), weight=1.0 + here.rank),
         "told": told_by_main({"rank": here.rank}),
         "lanes": list(Lanes(4).own),
         "noise": {lane: torch.randn(3, generator=rng) for lane, rng in Lanes(4).generators(5)},
@@ -41,9 +35,6 @@ def test_every_process_has_what_all_have():
     for found in (first, second):
         assert torch.equal(found["rows"], ROWS)
         assert found["flags"].tolist() == [True, False, False]
-        torch.testing.assert_close(found["sum"], torch.logsumexp(ROWS, 0))
-        torch.testing.assert_close(found["mean"], torch.logsumexp(ROWS, 0) - torch.log(torch.tensor(7.0)).double())
-        torch.testing.assert_close(found["average"], torch.tensor([2 / 3]))
         assert found["told"] == {"rank": 0}
     assert first["lanes"] == [0, 1]
     assert second["lanes"] == [2, 3]

@@ -13,7 +13,7 @@ import tyro
 
 from gibbsian.commands.console import console_of, generator
 from gibbsian.errors import InputError, ProcessError, StorageError, TrainingInterrupted
-from gibbsian.processes import part, world
+from gibbsian.processes import part, together, world
 from gibbsian.runs import (
     EVALUATED,
     clear,
@@ -42,7 +42,6 @@ def train(options: Any, command: str = "gibbsian train") -> None:
     from gibbsian.objectives.base import Batch
     from gibbsian.recipes import choose
     from gibbsian.training.fit import fit
-    from gibbsian.training.votes import together
 
     console = console_of()
     began, here = time.perf_counter(), world()

@@ -221,7 +221,7 @@ def _crowd(base: Tractable, rng: Generator, chains: int, populations: int, lanes
         return Crowd([part(chains, populations, rng)], chains, False)
     shared = Lanes(lanes)
     per, each = shared.share(chains, "particles"), shared.share(populations, "populations")
-    seed = numbers(rng)[0]
+    seed = int(numbers(rng))
     marks = {"random numbers": f"{seed:016x}", "particles, populations and lanes": str((chains, populations, lanes))}
     agree(marks, "options or generators")
     return Crowd([part(per, each, own) for _, own in shared.generators(seed, rng.device)], chains, True)

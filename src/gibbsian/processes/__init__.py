@@ -2,31 +2,30 @@
 
 from gibbsian.processes.collectives import (
     agree,
-    average,
     collected,
     gathered,
     gathered_objects,
-    log_mean_exp,
-    log_sum_exp,
     told_by_main,
 )
 from gibbsian.processes.lanes import Lanes, lane_seed
 from gibbsian.processes.lost import watching
+from gibbsian.processes.work import alike, over_lanes, raise_together, together
 from gibbsian.processes.world import World, join_processes, part, world
 
 __all__ = [
     "Lanes",
     "World",
     "agree",
-    "average",
+    "alike",
     "collected",
     "gathered",
     "gathered_objects",
     "join_processes",
     "lane_seed",
-    "log_mean_exp",
-    "log_sum_exp",
+    "over_lanes",
     "part",
+    "raise_together",
+    "together",
     "told_by_main",
     "watching",
     "world",

@@ -61,28 +61,6 @@ def told_by_main(value: Any) -> Any:
     return told[0]
 
 
-def average(x: Tensor, weight: float = 1.0) -> Tensor:
-    """Average a tensor of one shape over processes, weighted by what each counts for."""
-    if world().size == 1:
-        return x
-    parts = torch.stack(collected(x.unsqueeze(0)), 0).squeeze(1)
-    weights = torch.tensor(gathered_objects(weight), dtype=parts.dtype, device=parts.device)
-    return torch.tensordot(weights / weights.sum(), parts, 1)
-
-
-def log_sum_exp(x: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the sum of exponentials over the rows of all processes."""
-    return torch.logsumexp(torch.cat(collected(x.movedim(dim, 0))), 0)
-
-
-def log_mean_exp(x: Tensor, dim: int = 0) -> Tensor:
-    """Logarithm of the mean of exponentials over the rows of all processes."""
-    whole = torch.cat(collected(x.movedim(dim, 0)))
-    return torch.logsumexp(whole, 0) - torch.log(
-        torch.tensor(float(len(whole)), dtype=whole.dtype, device=whole.device)
-    )
-
-
 def agree(marks: Mapping[str, str], what: str) -> None:
     """Refuse to go on with processes that were given different things.
 

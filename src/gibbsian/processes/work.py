@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -14,45 +14,54 @@ from gibbsian.processes.collectives import agree, gathered_objects
 from gibbsian.processes.lanes import Lanes
 from gibbsian.processes.world import world
 
-T = TypeVar("T")
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Let all processes come through a block, or none: what goes wrong in one is raised in all of them.
 
-def together(work: Callable[[], T]) -> T:
-    """Do this process's share of some work; what goes wrong in one process is raised in all of them.
-
-    Without it the others would wait for the one that failed until their patience ends.
-
-    Parameters
-    ----------
-    work
-        Without collectives inside.
+    Without it the others would wait for the one that failed until their patience ends. What is in the block must not
+    itself wait for other processes.
 
     Raises
     ------
     GibbsianError
-        Where the work failed, what it raised; elsewhere one of the same kind, with the number of the process.
+        Where the block failed, what it raised; elsewhere what `raise_together` makes of it.
     """
     if world().size == 1:
-        return work()
-    failed: Exception | None = None
-    result: Any = None
+        yield
+        return
+    error: Exception | None = None
     try:
-        result = work()
-    except Exception as error:
-        failed = error
-    told = gathered_objects(failed if isinstance(failed, GibbsianError) else failed and f"{failed!r}")
-    if failed is not None:
-        raise failed
-    for rank, error in enumerate(told):
-        if isinstance(error, GibbsianError):
-            raise type(error)(f"On rank {rank}: {error}")
-        if error is not None:
-            raise ProcessError(f"The process of rank {rank} failed: {error}. Its own message says more.")
-    return result
+        yield
+    except Exception as raised:
+        error = raised
+    raise_together(error)
 
 
-def numbers(rng: Generator, count: int = 1) -> list[int]:
-    """Draw seeds of 63 bits; so many at once are the same as one after the other.
+def raise_together(error: Exception | None) -> None:
+    """Raise this process's error, or tell of another's; nothing if there is none anywhere.
+
+    Raises
+    ------
+    GibbsianError
+        If another process has one: of the same kind, with the number of the process.
+    ProcessError
+        If what another process has is none of Gibbsian's.
+    """
+    told = gathered_objects(
+        error if error is None or isinstance(error, GibbsianError) else f"{type(error).__name__}: {error}"
+    )
+    if error is not None:
+        raise error
+    for rank, other in enumerate(told):
+        if isinstance(other, GibbsianError):
+            raise type(other)(f"On rank {rank}: {other}")
+        if other is not None:
+            raise ProcessError(f"Process {rank} of {len(told)} stopped, and the others with it. {other}")
+
+
+def numbers(rng: Generator, count: int = 1) -> Tensor:
+    """Draw seeds of 63 bits, ``(count,)`` on the host; so many at once are the same as one after the other.
 
     Parameters
     ----------
@@ -64,7 +73,7 @@ def numbers(rng: Generator, count: int = 1) -> list[int]:
     draw = lambda n: torch.randint(2**63 - 1, (n,), generator=rng, device=rng.device)  # noqa: E731
     # An accelerator's generator gives several numbers at once that differ from those one by one.
     drawn = draw(count) if rng.device.type == "cpu" else torch.cat([draw(1) for _ in range(count)])
-    return drawn.tolist()
+    return drawn.cpu()
 
 
 def over_lanes(
@@ -98,14 +107,13 @@ def over_lanes(
     """
     shared = Lanes(lanes)
     shared.share(total, what)
-    seed = numbers(rng)[0]
+    seed = int(numbers(rng))
     agree({"random numbers": f"{seed:016x}", what: str(total), "lanes": str(lanes)}, "options or generators")
 
-    def own() -> tuple[Tensor, ...]:
+    with together():
         found = [work(shared.rows(lane, total, what), each) for lane, each in shared.generators(seed, rng.device)]
-        return tuple(torch.cat(parts) for parts in zip(*found))
-
-    return tuple(alike(part) for part in together(own))
+        own = [torch.cat(parts) for parts in zip(*found)]
+    return tuple(alike(part) for part in own)
 
 
 def alike(x: Tensor) -> Tensor:

@@ -128,9 +128,8 @@ class MemoryFeed:
         return self.data.rows(rows[lane * self.share : (lane + 1) * self.share])
 
     def spread(self, most: int) -> Batch:
-        """Rows evenly spread, for data may come sorted."""
-        n = len(self.data)
-        return self.data.rows(torch.linspace(0, n - 1, min(n, most), device=self.device).long())
+        """Rows from all over the data."""
+        return evenly(self.data, most)
 
     def sample(self) -> Tensor:
         """All rows."""
@@ -169,6 +168,12 @@ class Order:
             self.permutation = torch.randperm(self.n, generator=self.generator, device=self.generator.device)
             self.epoch = (seed, epoch)
         return self.permutation[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+def evenly(data: Batch, most: int) -> Batch:
+    """Pick ``most`` rows, or all where there are fewer, evenly spread, for data may come sorted."""
+    n = len(data)
+    return data.rows(torch.linspace(0, n - 1, min(n, most), device=data.x.device).long())
 
 
 def digest(x: Tensor) -> str:

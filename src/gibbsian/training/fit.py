@@ -29,7 +29,7 @@ from gibbsian.data.rows import Rows
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
-from gibbsian.processes import told_by_main, watching, world
+from gibbsian.processes import together, told_by_main, watching, world
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.checks import checked
 from gibbsian.training.feed import Feed
@@ -42,7 +42,7 @@ from gibbsian.training.state import TrainingState
 from gibbsian.training.step import take_step
 from gibbsian.training.stream_feed import closing_feed
 from gibbsian.training.verdict import TOLD, buffer_diversity, chain_distance, verdicts, warn
-from gibbsian.training.votes import extra_marks, require_alike, share_start, together
+from gibbsian.training.votes import extra_marks, require_alike, share_start
 
 REMEDY = "Start the job again with resume=True: it goes on from the last checkpoint."
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Generator, Tensor, nn
 
-from gibbsian.buffers import ReplayBuffer
+from gibbsian.buffers import ReplayBuffer, slots_of
 from gibbsian.energies.base import Energy
 from gibbsian.errors import OptionError
 from gibbsian.objectives.base import Batch, Objective, Settling, WeightedSum
@@ -73,7 +73,7 @@ def make_lanes(energy: nn.Module, objective: Objective, count: int, seed: int, d
         own = twin(objective, {module: module for module in energy.modules()})
         for buffer in _buffers(own):
             buffer.size //= count
-            for name, value in _slots(buffer):
+            for name, value in slots_of(buffer).items():
                 buffer._buffers[name] = value[number * buffer.size : (number + 1) * buffer.size].clone()
         own.train(objective.training)
         for part in own.modules():
@@ -128,11 +128,7 @@ def merge_lanes(lanes: list[Lane], objective: Objective) -> None:
         own = [cast(nn.Module, first[path]) for first in firsts]
         if own[0] is module:
             continue
-        slots = (
-            dict.fromkeys(name for name, _ in _slots(cast(ReplayBuffer, own[0])))
-            if isinstance(module, ReplayBuffer)
-            else {}
-        )
+        slots = slots_of(cast(ReplayBuffer, own[0])) if isinstance(module, ReplayBuffer) else {}
         if isinstance(module, ReplayBuffer):
             for name in [name for name in module.context if f"context_{name}" not in slots]:
                 del module._buffers[f"context_{name}"]
@@ -246,8 +242,3 @@ def _reached(objective: nn.Module) -> list[nn.Module]:
 
 def _buffers(objective: nn.Module) -> list[ReplayBuffer]:
     return [module for module in objective.modules() if isinstance(module, ReplayBuffer)]
-
-
-def _slots(buffer: ReplayBuffer) -> list[tuple[str, Tensor]]:
-    """What a buffer keeps of each chain, by name; nothing of one without chains."""
-    return [(name, value) for name, value in buffer._buffers.items() if value is not None] if buffer.filled else []

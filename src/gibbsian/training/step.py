@@ -6,12 +6,11 @@ import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from gibbsian.errors import DomainError, OptionError
 from gibbsian.objectives.base import Batch
-from gibbsian.processes import world
+from gibbsian.processes import alike, world
 from gibbsian.training.checks import dtypes_of
 from gibbsian.training.lanes import settle
 from gibbsian.training.state import TrainingState
@@ -123,17 +122,8 @@ def losses(state: TrainingState, batches: tuple[Batch, ...]) -> Tensor | None:
     kept.back(len(lanes) == 1)
     kept.finish()
     state.pending.append({})
-    return mean_of(values)
-
-
-def mean_of(values: list[Tensor]) -> Tensor:
-    """Mean over the lanes of all processes, in the order of lanes."""
-    own = torch.stack(values)
-    if world().size == 1:
-        return own.mean()
-    parts = [torch.empty_like(own) for _ in range(world().size)]
-    dist.all_gather(parts, own)
-    return torch.cat(parts).mean()
+    # In the order of lanes, so that every process has the same.
+    return alike(torch.stack(values)).mean()
 
 
 class Kept:

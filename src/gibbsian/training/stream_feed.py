@@ -12,6 +12,7 @@ from torch import Tensor
 from gibbsian.data.rows import Rows
 from gibbsian.data.rows.reading import Reading
 from gibbsian.objectives.base import Batch
+from gibbsian.training.feed import evenly
 
 LOOKED_AT = 4096
 """Rows of the sample by which data are checked and their scale is measured."""
@@ -93,9 +94,8 @@ class StreamFeed:
         return Batch(x.to(like.device, like.dtype, non_blocking=True), context)
 
     def spread(self, most: int) -> Batch:
-        """Rows of the sample, evenly spread."""
-        m = len(self._sample)
-        return self._sample.rows(torch.linspace(0, m - 1, min(m, most), device=self.device).long())
+        """Rows of the sample."""
+        return evenly(self._sample, most)
 
     def sample(self) -> Tensor:
         """The rows of the sample."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor, nn
 
-from gibbsian.errors import DomainError, ProcessError
-from gibbsian.processes import agree, gathered_objects, world
+from gibbsian.errors import DomainError
+from gibbsian.processes import agree, raise_together, world
 from gibbsian.training.feed import brief
 from gibbsian.training.settings import TrainingSettings
 
@@ -73,44 +71,6 @@ class Votes:
         if failed and error is not None:
             raise error
         return Told(asked, broken)
-
-
-@contextmanager
-def together() -> Iterator[None]:
-    """Let all processes come through a block, or none: if it raises in one, all raise.
-
-    What is in the block must not itself wait for other processes.
-
-    Raises
-    ------
-    ProcessError
-        If it raised in another process.
-    """
-    if world().size == 1:
-        yield
-        return
-    error: Exception | None = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    raise_together(error)
-
-
-def raise_together(error: Exception | None) -> None:
-    """Raise this process's error, or tell of another's; nothing if there is none anywhere.
-
-    Raises
-    ------
-    ProcessError
-        If there is one in another process only.
-    """
-    told = gathered_objects(None if error is None else f"{type(error).__name__}: {error}")
-    if error is not None:
-        raise error
-    for rank, message in enumerate(told):
-        if message is not None:
-            raise ProcessError(f"Process {rank} of {len(told)} stopped, and the others with it. {message}")
 
 
 def require_alike(marks: dict[str, str], rng: Generator) -> None:
