@@ -29,7 +29,7 @@ from gibbsian.data.rows import Rows
 from gibbsian.energies.layers import dropout
 from gibbsian.errors import DivergenceError, OptionError, TrainingInterrupted
 from gibbsian.objectives.base import Batch, Objective
-from gibbsian.processes import together, told_by_main, watching, world
+from gibbsian.processes import Lanes, together, told_by_main, watching, world
 from gibbsian.training.checkpoints import Checkpoints, fingerprint
 from gibbsian.training.checks import checked
 from gibbsian.training.feed import Feed
@@ -191,8 +191,8 @@ def fit(
 
 
 def in_lanes(settings: TrainingSettings) -> TrainingSettings:
-    """Give every process a lane, where the number of lanes was left at 1."""
-    return dataclasses.replace(settings, lanes=world().size) if settings.lanes == 1 else settings
+    """Give every process a lane, where the number of lanes was left at 1; refuse one that processes cannot share."""
+    return dataclasses.replace(settings, lanes=Lanes(world().size if settings.lanes == 1 else settings.lanes).count)
 
 
 def begin(state: TrainingState, kept: Checkpoints, recorder: Recorder, resume: bool) -> None:

@@ -195,10 +195,9 @@ def check_lanes(objective: Objective, count: int, feed: Feed) -> None:
     Raises
     ------
     OptionError
-        If processes cannot share the lanes equally, lanes the batch or a replay buffer, a lane's part of a buffer is
-        smaller than its batch, or an objective that moves the energy stands where it cannot see the whole batch.
+        If lanes cannot share the batch or a replay buffer equally, a lane's part of a buffer is smaller than its batch,
+        or an objective that moves the energy stands where it cannot see the whole batch.
     """
-    Lanes(count)
     if count == 1:
         return
     batch = Lanes(count).share(feed.batch_size, "rows of a batch")
