@@ -179,7 +179,7 @@ def assert_one_graph(kernel: Kernel, energy: gb.Energy, start: Tensor, graphs: C
     energy = copy.deepcopy(energy)  # Graphs live as long as their energy, and others may have used this one.
     graphs()
     eager, compiled = (
-        gb.sample(energy, kernel, start, steps=8, rng=seeded(1), thin=1, compile=compile) for compile in (False, True)
+        gb.sample(energy, kernel, start, steps=20, rng=seeded(1), thin=1, compile=compile) for compile in (False, True)
     )
     assert graphs() == 1
     torch.testing.assert_close(compiled.draws, eager.draws, rtol=0, atol=1e-12)
@@ -199,4 +199,7 @@ def assert_flat_memory(kernel: Kernel, energy: gb.Energy, start: Tensor) -> None
 
     gb.sample(energy, kernel, start, steps=60, rng=seeded(7), progress=count)
     assert len(alive) >= 6
-    assert alive[-1] == alive[2], f"tensors alive after each block: {alive}"
+    # Noise is drawn for some blocks at once, so that it goes up and down.
+    half = len(alive) // 2
+    assert max(alive[half:]) <= max(alive[:half]), f"tensors alive after each block: {alive}"
+    assert min(alive[half:]) <= min(alive[:half]), f"tensors alive after each block: {alive}"

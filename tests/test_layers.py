@@ -15,7 +15,7 @@ import gibbsian
 ROOT = Path(gibbsian.__file__).parent
 
 LAYERS = (
-    {"typing", "errors", "files", "matmul"},
+    {"typing", "errors", "files", "matmul", "replaying"},
     {"compilation", "processes"},
     {"energies", "kernels", "diagnostics"},
     {"samples", "chain_lanes"},

@@ -77,6 +77,34 @@ def test_thin_products_are_written_out_and_give_the_same_numbers(dtype, written_
 
 
 @needs_compiler
+@pytest.mark.parametrize("extreme", [1.0, 1e3])
+def test_an_activation_and_its_derivative_share_an_exponential(extreme, monkeypatch):
+    monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 1)
+    counts = counted(monkeypatch, "share_exponentials")
+    energy, start = network(8), extreme * torch.randn(20, 3, generator=seeded())
+    with inductor.patch(fx_graph_cache=False):
+        eager, compiled = (
+            gb.sample(energy, gb.ULA(1e-6), start, steps=1, rng=seeded(1), compile=compile) for compile in (False, True)
+        )
+    torch.testing.assert_close(compiled.state.grad, eager.state.grad, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(compiled.state.energy, eager.state.energy, rtol=1e-5, atol=1e-5)
+    assert counts[0] == 2
+
+
+@needs_compiler
+def test_weights_that_a_block_uses_often_are_turned_once(monkeypatch):
+    monkeypatch.setattr("gibbsian.sampling.GRADIENTS_PER_BLOCK", 6)
+    counts = counted(monkeypatch, "lay_out_often_used")
+    energy, start = network(32), torch.randn(20, 3, generator=seeded())
+    with inductor.patch(fx_graph_cache=False):
+        eager, compiled = (
+            gb.sample(energy, gb.ULA(0.01), start, steps=6, rng=seeded(1), compile=compile) for compile in (False, True)
+        )
+    torch.testing.assert_close(compiled.x, eager.x, rtol=1e-5, atol=1e-5)
+    assert counts[0] == 1
+
+
+@needs_compiler
 def test_a_compiled_loss_has_the_gradients_of_an_eager_one():
     rows, found = torch.randn(20, 3, generator=seeded()), []
     for compile in (False, True):
@@ -89,7 +117,7 @@ def test_a_compiled_loss_has_the_gradients_of_an_eager_one():
 
 
 def test_the_product_is_the_layers():
-    product, _ = matmul.linear()
+    product = matmul.operators()[0].linear.default
     x, weight, bias = (torch.randn(shape, generator=seeded(i)) for i, shape in enumerate(((300, 32), (16, 32), (16,))))
     torch.testing.assert_close(product(x, weight, bias), nn.functional.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(product(x, weight.T.contiguous().T, None), x @ weight.T, rtol=1e-5, atol=1e-5)

@@ -97,6 +97,33 @@ def drawn_for(lane: int, keys: Tensor, device: torch.device) -> Source:
     return draw
 
 
+def drawn_ahead(draw: Source, total: int, most: int) -> Source:
+    """Draw for several blocks at once, and hand out what each asks for: the same numbers with fewer calls.
+
+    Parameters
+    ----------
+    draw
+        Where they come from.
+    total
+        Steps of the run, beyond which nothing is drawn.
+    most
+        Steps to draw at once, a multiple of what is asked for; as many as are asked for near the end.
+    """
+    ahead: list[tuple[Tensor, ...]] = []
+
+    def take(kernel: Kernel, state: State, steps: int, at: int, batch: int) -> list[tuple[Tensor, ...]]:
+        nonlocal ahead
+        if len(ahead) < steps:
+            start = at + len(ahead)
+            # Two sizes only: what draws may be compiled for each.
+            size = most if total - start >= most else steps
+            ahead += draw(kernel, state, size, start, batch)
+        taken, ahead = ahead[:steps], ahead[steps:]
+        return taken
+
+    return take
+
+
 def by_step(noise: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     """Take a block's noise apart, step by step.
 

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from gibbsian import matmul
+from gibbsian.replaying import in_loop, watchable
 
 _RECOMPILES = 64
 _cache: weakref.WeakKeyDictionary[Any, dict[Callable[..., Any], Callable[..., Any]]] = weakref.WeakKeyDictionary()
@@ -45,7 +46,7 @@ def compiled(fn: Callable[..., Any], owner: object) -> Callable[..., Any]:
         kept = {}
     if fn not in kept:
         kept[fn] = _build(fn)
-    return kept[fn]
+    return in_loop(kept[fn])
 
 
 @contextmanager
@@ -134,12 +135,26 @@ def _build(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _graph(fn: Callable[..., Any]) -> Callable[..., Any]:
     own = types.FunctionType(fn.__code__.replace(), fn.__globals__, fn.__name__, fn.__defaults__, fn.__closure__)
-    # Inductor tries each set of vector instructions that the processor has by compiling and loading a library, which
-    # is half of a first compilation. It is taken for granted here, until something does not compile.
-    trust = {"cpp.vec_isa_ok": True} if _trusts[0] else {}
-    # Dynamo has compared the shapes of arguments already when the compiled code compares them once more.
-    options = {"size_asserts": False} | matmul.options() | trust
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    trusted = _trusts[0]
+
+    def backend(graph: Any, examples: Any) -> Callable[..., Any]:
+        from torch import _inductor
+
+        # Dynamo has compared the shapes of arguments already when the compiled code compares them once more.
+        options = {"size_asserts": False} | matmul.options()
+        if trusted:
+            # Inductor tries each set of vector instructions that the processor has by compiling and loading a library,
+            # which is half of a first compilation. It is taken for granted here, until something does not compile.
+            options["cpp.vec_isa_ok"] = True
+            # Between products of small matrices, calls from Python would take as long as half of the products.
+            options["cpp_wrapper"] = matmul.has_products(graph) and _on_cpu(examples)
+        return watchable(_inductor.compile(graph, examples, options))
+
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
+
+
+def _on_cpu(examples: Any) -> bool:
+    return all(t.device.type == "cpu" for t in examples if isinstance(t, torch.Tensor))
 
 
 def _distrust() -> None:

@@ -29,6 +29,10 @@ THIN = 4
 """Terms, or columns, up to which a product is written out."""
 
 
+OFTEN = 4
+"""Products with one matrix in a graph from which turning it once pays."""
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -37,14 +41,35 @@ def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
+def _row_by_row(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _shape_row_by_row(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 @functools.cache
-def linear() -> Any:
-    """OneDNN's product under a name that a compiled graph can call; made when first asked for."""
+def operators() -> Any:
+    """OneDNN's product, and a matrix laid out anew, under names that a compiled graph can call; made when first asked.
+
+    The compiler would not lay a matrix out once, but read it with gaps wherever it is used.
+    """
     library = torch.library.Library("gibbsian", "DEF")
     library.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
     library.impl("linear", _linear, "CPU")
     library.impl("linear", _shape_of_linear, "Meta")
-    return torch.ops.gibbsian.linear.default, library  # the library takes its operators along when it goes
+    library.define("row_by_row(Tensor x) -> Tensor")
+    library.impl("row_by_row", _row_by_row, "CPU")
+    library.impl("row_by_row", _shape_row_by_row, "Meta")
+    return torch.ops.gibbsian, library  # the library takes its operators along when it goes
+
+
+def has_products(graph: torch.fx.GraphModule) -> bool:
+    """Whether a graph as it was traced multiplies matrices on a CPU."""
+    names = (getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op[:5] == "call_")
+    on_cpu = all(t.device.type == "cpu" for t in (*graph.parameters(), *graph.buffers()))
+    return on_cpu and any(name in ("linear", "matmul", "mm", "addmm") for name in names)
 
 
 @functools.cache
@@ -95,7 +120,7 @@ def replace_products(graph: torch.fx.Graph) -> int:
             continue
         with graph.inserting_before(node):
             turned = _call(graph, torch.ops.aten.permute.default, weight, [1, 0])
-            product = graph.call_function(linear()[0], (x, turned, bias))
+            product = graph.call_function(operators()[0].linear.default, (x, turned, bias))
             product.meta.update(node.meta)
         node.replace_all_uses_with(product)
         graph.erase_node(node)
@@ -106,20 +131,21 @@ def replace_products(graph: torch.fx.Graph) -> int:
 def write_out_thin_products(graph: torch.fx.Graph) -> int:
     """Write products of few terms or columns as sums, which the compiler joins with what is around; return how many."""
     aten, count = torch.ops.aten, 0
+    laid_out: dict[Any, Any] = {}
     for node, x, weight, bias in _products(graph):
         left, (terms, columns) = x.meta["val"], weight.meta["val"].shape
         if left.dtype not in (torch.float32, torch.float64):
             continue
         with graph.inserting_before(node):
             if terms <= THIN:
-                total = None
+                total, weight = None, _with_whole_rows(graph, weight, laid_out)
                 for i in range(terms):
                     column = _call(graph, aten.slice.Tensor, x, 1, i, i + 1)
                     row = _call(graph, aten.slice.Tensor, weight, 0, i, i + 1)
                     term = _call(graph, aten.mul.Tensor, column, row)
                     total = term if total is None else _call(graph, aten.add.Tensor, total, term)
             elif columns <= THIN and left.stride(1) == 1:
-                turned = _call(graph, aten.permute.default, weight, [1, 0])
+                turned = _with_whole_rows(graph, _call(graph, aten.permute.default, weight, [1, 0]), laid_out)
                 sums = []
                 for i in range(columns):
                     row = _call(graph, aten.slice.Tensor, turned, 0, i, i + 1)
@@ -135,6 +161,58 @@ def write_out_thin_products(graph: torch.fx.Graph) -> int:
     return count
 
 
+def lay_out_often_used(graph: torch.fx.Graph) -> int:
+    """Turn weights once that a block of steps multiplies by again and again in their other direction; return how many.
+
+    A product with the transposed matrix, and one that adds a row, each take a twentieth longer; the compiler adds the
+    row where it computes what comes next.
+    """
+    laid_out: dict[Any, Any] = {}
+    turned = [each for each in _products(graph) if each[2].meta["val"].stride(0) == 1 != each[2].meta["val"].stride(1)]
+    for node, x, weight, bias in turned:
+        if sum(other[2].args == weight.args for other in turned) < OFTEN or len(x.meta["val"]) < COLUMNS:
+            continue
+        if not _calls(weight, torch.ops.aten.permute.default):
+            continue
+        with graph.inserting_before(node):
+            rows = _with_whole_rows(graph, weight, laid_out)
+            product = _call(graph, torch.ops.aten.mm.default, x, rows)
+            product = product if bias is None else _call(graph, torch.ops.aten.add.Tensor, product, bias)
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+    return len(laid_out)
+
+
+def share_exponentials(graph: torch.fx.Graph) -> int:
+    """Let x / (1 + exp(-x)) and its derivative have one exponential between them; return how often they do.
+
+    Torch takes the former apart into these steps and the latter into others with a sigmoid, so that the compiler does
+    not see that they are the same; the exponentials are most of the time of an activation.
+    """
+    aten, count = torch.ops.aten, 0
+    of = {node.args[0]: node for node in graph.nodes if node.target == aten.sigmoid.default}
+    for node in list(graph.nodes):
+        if node.target != aten.div.Tensor or (x := node.args[0]) not in of or node.kwargs:
+            continue
+        below = node.args[1]
+        if not _calls(below, aten.add.Tensor) or below.args[1] != 1 or below.kwargs:
+            continue
+        if not _calls(exp := below.args[0], aten.exp.default) or not _calls(neg := exp.args[0], aten.neg.default):
+            continue
+        if neg.args[0] is x:
+            with graph.inserting_before(neg):
+                sigmoid = _call(graph, aten.sigmoid.default, x)
+            with graph.inserting_before(node):
+                product = _call(graph, aten.mul.Tensor, x, sigmoid)
+            node.replace_all_uses_with(product)
+            of[x].replace_all_uses_with(sigmoid)
+            graph.erase_node(of[x])
+            of[x] = sigmoid
+            count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
 def products_pass(onednn: bool) -> Any:
     """Build the pass, in the form in which the compiler's cache can tell it from others.
 
@@ -145,17 +223,18 @@ def products_pass(onednn: bool) -> Any:
     """
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    if onednn:
-        linear()  # A graph from the compiler's cache on disk calls it without any pass having run.
+    operators()  # A graph from the compiler's cache on disk calls them without any pass having run.
 
     class Products(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
+            share_exponentials(graph)
             write_out_thin_products(graph)
             if onednn:
                 replace_products(graph)
+            lay_out_often_used(graph)
 
         def uuid(self) -> str:
-            return f"gibbsian.matmul 3{' onednn' if onednn else ''}"
+            return f"gibbsian.matmul 5{' onednn' if onednn else ''}"
 
     return Products()
 
@@ -169,6 +248,25 @@ def _products(graph: torch.fx.Graph) -> Iterator[tuple[Any, Any, Any, Any]]:
         bias, (x, weight) = (None, node.args) if len(node.args) == 2 else (node.args[0], node.args[1:])
         if node.meta["val"].device.type == "cpu" and (bias is None or bias.meta["val"].ndim == 1):
             yield node, x, weight, bias
+
+
+def _with_whole_rows(graph: torch.fx.Graph, matrix: Any, laid_out: dict[Any, Any]) -> Any:
+    """Lay a matrix out row by row where it is not, right where it is made, and once for all its uses."""
+    turned, root = False, matrix
+    while _calls(root, torch.ops.aten.permute.default) and root.args[1] == [1, 0]:
+        turned, root = not turned, root.args[0]
+    if matrix.meta["val"].stride(1) == 1 or matrix.meta["val"].shape[1] == 1:
+        return matrix
+    if (root, turned) not in laid_out:
+        after = root if root.op != "placeholder" else [node for node in graph.nodes if node.op == "placeholder"][-1]
+        with graph.inserting_before(after.next):
+            seen = _call(graph, torch.ops.aten.permute.default, root, [1, 0]) if turned else root
+            laid_out[root, turned] = _call(graph, operators()[0].row_by_row.default, seen)
+    return laid_out[root, turned]
+
+
+def _calls(node: Any, operator: Any) -> bool:
+    return isinstance(node, torch.fx.Node) and node.target == operator
 
 
 def _call(graph: torch.fx.Graph, operator: Any, *arguments: Any) -> Any:

@@ -33,6 +33,7 @@ from gibbsian.chain_lanes import (
     Plan,
     Source,
     by_step,
+    drawn_ahead,
     drawn_for,
     drawn_from,
     gathered_course,
@@ -48,6 +49,7 @@ from gibbsian.processes.collectives import agree
 from gibbsian.processes.lanes import Lanes
 from gibbsian.processes.work import alike, numbers, together
 from gibbsian.processes.world import world
+from gibbsian.replaying import loop
 from gibbsian.samples import Samples
 from gibbsian.typing import EnergyFn
 
@@ -80,6 +82,12 @@ GRADIENTS_OF_IMAGES = 1
 
 NOISE_PER_BLOCK = 4 * 2**20
 """Bytes of noise that a block on a CPU may draw ahead: with more, most of a cheap step is waiting for memory."""
+
+NOISE_AHEAD = 2**18
+"""Bytes of noise that are drawn at once for several blocks, where steps are so small that the calls take the time."""
+
+MOST_BLOCKS = 16
+"""Blocks whose noise is drawn at once at most: with more of them the calls are no time any more."""
 
 
 @torch.no_grad()
@@ -143,11 +151,14 @@ def sample(
     shown = progress is True and lanes is not None and not world().main
     report, close = reporter(False if shown else progress, steps, "sampling")
     try:
-        if lanes is None:
-            state = checked_start(energy, kernel, start, rng)
-            course = run_chains(energy, kernel, state, drawn_from(rng), plan, report, steps_per_block(kernel, state.x))
-        else:
-            course = _run_lanes(energy, kernel, start, rng, plan, report, Lanes(lanes), own)
+        # A function of the user's may change an energy between two blocks.
+        with loop(steady=not callable(progress)):
+            if lanes is None:
+                state = checked_start(energy, kernel, start, rng)
+                size = steps_per_block(kernel, state.x)
+                course = run_chains(energy, kernel, state, drawn_from(rng), plan, report, size)
+            else:
+                course = _run_lanes(energy, kernel, start, rng, plan, report, Lanes(lanes), own)
     finally:
         close()
     names, total = detail_names(kernel), course.totals
@@ -240,6 +251,9 @@ def run_chains(
     chains, kept = _Chains(energy, with_tensor_settings(kernel, state.x), state, plan.compile), []
     # Noise goes step by step through the batches, so that two runs of five steps are one of ten.
     size = block if len(chains.batches) == 1 else 1
+    blocks = NOISE_AHEAD // max(1, size * state.x.numel() * state.x.element_size())
+    if len(chains.batches) == 1 and blocks > 1:
+        draw = drawn_ahead(draw, plan.steps, size * min(blocks, MOST_BLOCKS))
     done = 0
     while done < plan.steps:
         count = size if plan.steps - done >= size else 1
@@ -290,7 +304,7 @@ class _Chains:
     def __init__(self, energy: EnergyFn, kernel: Kernel, state: State, compile: bool) -> None:
         self.energy, self.kernel, self.compile = energy, kernel, compile
         self.batches = split(energy, kernel, state)
-        self.groups = row_groups(energy, self.batches[0].x)
+        self.groups = row_groups(energy, self.batches[0].x, self.batches[0].grad)
         fixed = not getattr(kernel, "dynamic", False)
         self.run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
         # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.

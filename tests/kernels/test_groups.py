@@ -53,6 +53,23 @@ def test_groups_hold_as_many_chains_as_the_cache_does(monkeypatch):
     assert row_groups(quadratic, torch.zeros(10_000, 2000)) == [slice(0, 10_000)]
 
 
+def test_vectors_under_a_network_move_in_groups_and_others_together(monkeypatch):
+    energy, start = gb.MLP(3, (8, 8)).double(), torch.randn(12, 3, dtype=torch.float64, generator=seeded())
+    whole = gb.sample(energy, gb.MALA(0.01), start, steps=7, thin=2, rng=seeded())
+    assert row_groups(energy, start, start) == [slice(0, 12)]
+    monkeypatch.setattr("gibbsian.kernels.groups.FEW", 4)
+    assert row_groups(energy, start, start) == [slice(0, 12)]
+    monkeypatch.setattr("gibbsian.kernels.groups.CACHE_OF_NETWORKS", 0)
+    monkeypatch.setattr("gibbsian.kernels.groups._kept_for_backward", lambda *_: 10**6)
+    assert row_groups(energy, start, start) == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    assert row_groups(energy, start, torch.zeros(12, 0)) == [slice(0, 12)]
+    assert row_groups(quadratic, start, start) == [slice(0, 12)]
+    monkeypatch.setattr("gibbsian.sampling.row_groups", lambda *_: [slice(0, 5), slice(5, 12)])
+    parted = gb.sample(energy, gb.MALA(0.01), start, steps=7, thin=2, rng=seeded())
+    torch.testing.assert_close(parted.draws, whole.draws)
+    torch.testing.assert_close(parted.acceptance, whole.acceptance)
+
+
 @pytest.mark.parametrize("classes", [3, 1], ids=["indexed", "broadcast"])
 def test_chains_that_carry_labels_of_their_own_stay_together(classes, monkeypatch):
     torch.manual_seed(0)

@@ -26,7 +26,7 @@ from torch.distributions.constraints import Constraint
 from gibbsian.compilation import compiled
 from gibbsian.errors import DomainError, ShapeError
 from gibbsian.kernels.base import per_chain
-from gibbsian.kernels.normals import come_from_counters, draw_key, streams, uniforms_from_counters
+from gibbsian.kernels.normals import any_number, come_from_counters, draw_key, streams, uniforms_from_counters
 from gibbsian.typing import EnergyFn
 
 DISCRETE = ("boolean", "one_hot")
@@ -121,7 +121,7 @@ def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...])
                 torch.rand(shape, generator=rng, out=drawn[k][i], **own)
     make = compiled(uniforms_from_counters, uniforms_from_counters)
     return tuple(
-        make(*streams(keys[:, k]), math.prod(shape)).view(steps, *shape) if many[k] else drawn[k]
+        make(*any_number(*streams(keys[:, k])), math.prod(shape))[:steps].view(steps, *shape) if many[k] else drawn[k]
         for k, shape in enumerate(shapes)
     )
 

@@ -23,6 +23,12 @@ from gibbsian.typing import EnergyFn
 CACHE = 4.5 * 2**20
 """Bytes of intermediate results that a group may keep: the fastest for images of 28 x 28 on caches of 1 MiB a core."""
 
+CACHE_OF_NETWORKS = 2**20
+"""The same for vectors under a network, whose layers are compiled together with their activations."""
+
+FEW = 256
+"""Vectors under a network that a group holds at least: products of fewer rows take longer for each."""
+
 LARGE = 32 * 2**20
 """Bytes of positions beyond which vectors move in batches: larger arrays are fresh from the system at every step."""
 
@@ -56,8 +62,8 @@ def joined(states: list[State]) -> State:
     return states[0] if len(states) == 1 else map_state(lambda *each: torch.cat(each), *states)
 
 
-def row_groups(energy: EnergyFn, x: Tensor) -> list[slice]:
-    """Part chains of images into groups; vectors, and chains on an accelerator, stay in one.
+def row_groups(energy: EnergyFn, x: Tensor, grad: Tensor | None = None) -> list[slice]:
+    """Part chains of images, or under a network, into groups; others, and those on an accelerator, stay in one.
 
     Parameters
     ----------
@@ -65,15 +71,19 @@ def row_groups(energy: EnergyFn, x: Tensor) -> list[slice]:
         Batched; one chain is tried, to count what its backward pass keeps.
     x
         Positions, ``(n, *event)``.
+    grad
+        Gradients there; vectors are parted only where a kernel takes some.
     """
     n = x.shape[0]
-    kept = _kept_for_backward(energy, x[:1]) if x.ndim >= 3 and n > 1 and x.device.type == "cpu" else None
-    if kept is None:
-        return [slice(0, n)]
+    alone = [slice(0, n)]
+    if n == 1 or x.device.type != "cpu" or (x.ndim == 2 and (n <= FEW or not _has_layers(energy, grad))):
+        return alone
+    if x.ndim < 2 or (kept := _kept_for_backward(energy, x[:1])) is None:
+        return alone
     weights = sum(p.numel() * p.element_size() for p in energy.parameters()) if isinstance(energy, nn.Module) else 0
     # Weights are read again for every group: a group worth reading them for holds as much of its own.
-    rows = int(max(CACHE, weights) / max(1, kept))
-    return _parted(n, min(n, max(rows, torch.get_num_threads())))
+    rows = int(max(CACHE if x.ndim > 2 else CACHE_OF_NETWORKS, weights) / max(1, kept))
+    return _parted(n, min(n, max(rows, torch.get_num_threads() if x.ndim > 2 else FEW)))
 
 
 def run_groups(
@@ -109,6 +119,12 @@ def visited_by_all(visits: list[list[tuple[Tensor, ...]]]) -> list[tuple[Tensor,
     if len(visits) == 1:
         return visits[0]
     return [tuple(torch.cat(each) for each in zip(*places)) for places in zip(*visits)]
+
+
+def _has_layers(energy: EnergyFn, grad: Tensor | None) -> bool:
+    """Whether gradients pass through layers: without, the compiler keeps what it computes of a chain in registers."""
+    derived = grad is not None and grad.shape[1:].numel() > 0
+    return derived and isinstance(energy, nn.Module) and any(p.ndim == 2 for p in energy.parameters())
 
 
 def _parted(n: int, rows: int) -> list[slice]:

@@ -9,8 +9,8 @@ processor makes many at once:
 
 where mix is SplitMix64's, u and v are the halves of a word, and the seed s and the odd increment :math:`\gamma` are
 drawn anew for every step from the caller's generator. Uniform numbers are words cut into halves of 24 bits, which are
-as fine as torch's own. Uncompiled, those many passes over the words would be slower than
-torch; so it serves compiled runs only, whose chains then differ from uncompiled ones as by another seed.
+as fine as torch's own. Uncompiled, those many passes over the words would be slower than torch; so it serves compiled
+runs only, whose chains then differ from uncompiled ones as by another seed.
 
 `Fast splittable pseudorandom number generators (Steele, Lea & Flood, 2014) <https://doi.org/10.1145/2660193.2660195>`_;
 `A note on the generation of random normal deviates (Box & Muller, 1958) <https://doi.org/10.1214/aoms/1177706645>`_.
@@ -25,7 +25,7 @@ from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, wanted
 
-MANY = 2**13
+MANY = 2**11
 """Numbers of one step from which the counter-based generator takes over."""
 
 GOLDEN = 0x9E3779B97F4A7C15
@@ -61,19 +61,17 @@ def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int
         How many tensors ``(steps, n)`` of uniform numbers to return behind the normals.
     """
     shape, own = tuple(like.shape), {"dtype": like.dtype, "device": like.device}
-    many = come_from_counters(like.numel(), like)
-    z = torch.empty(0 if many else steps, *shape, **own)
+    if come_from_counters(like.numel(), like):
+        # The same keys as step by step, in one call.
+        draw_key(rng, keys := torch.empty((steps, 1 + uniforms, 2), dtype=torch.int64))
+        z, *u = compiled(noise_from_counters, noise_from_counters)(*any_number(*streams(keys)), like.numel(), shape[0])
+        return z[:steps].view(steps, *shape), *(each[:steps] for each in u)
+    z = torch.empty(steps, *shape, **own)
     u = [torch.empty(steps, shape[0], **own) for _ in range(uniforms)]
-    keys = torch.empty((steps, 2), dtype=torch.int64)
     for i in range(steps):
-        if many:
-            draw_key(rng, keys[i])
-        else:
-            torch.randn(shape, generator=rng, out=z[i], **own)
+        torch.randn(shape, generator=rng, out=z[i], **own)
         for each in u:
             torch.rand(shape[:1], generator=rng, out=each[i], **own)
-    if many:
-        z = compiled(from_counters, from_counters)(*streams(keys), like.numel()).view(steps, *shape)
     return z, *u
 
 
@@ -88,14 +86,28 @@ def draw_key(rng: Generator, out: Tensor) -> None:
 
 
 def streams(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Seeds and odd increments of keys ``(steps, 2)``, each ``(steps, 1)``."""
-    return keys[:, :1], varied(keys[:, 1:])
+    """Seeds and odd increments of keys ``(steps, ..., 2)``, each ``(steps, ..., 1)``."""
+    return keys[..., :1], varied(keys[..., 1:])
+
+
+def any_number(*rows: Tensor) -> list[Tensor]:
+    """Prepare tensors for one compiled function that takes any number of rows; a single row is doubled for it."""
+    rows = tuple(t.expand(2, *t.shape[1:]).clone() if len(t) == 1 else t.contiguous() for t in rows)
+    for t in rows:
+        torch._dynamo.maybe_mark_dynamic(t, 0)
+    return list(rows)
 
 
 def varied(increments: Tensor) -> Tensor:
     """Make increments of any shape odd, and rid them of long runs of equal bits."""
     own = [_odd_and_varied(k) for k in increments.flatten().tolist()]
     return torch.tensor(own, dtype=torch.int64, device=increments.device).view(increments.shape)
+
+
+def noise_from_counters(seeds: Tensor, increments: Tensor, m: int, n: int) -> tuple[Tensor, ...]:
+    """Return m normals per step, and n uniform numbers for each further key; keys ``(steps, 1 + uniforms, 1)``."""
+    u = [uniforms_from_counters(seeds[:, k], increments[:, k], n) for k in range(1, seeds.shape[1])]
+    return from_counters(seeds[:, 0], increments[:, 0], m), *u
 
 
 def uniforms_from_counters(seeds: Tensor, increments: Tensor, m: int) -> Tensor:
