@@ -194,6 +194,6 @@ def test_functions_are_learned_for_each_loop_and_calls_that_always_differ_are_no
         replay = in_loop(plain)
         for k in range(40):
             assert float(replay(torch.zeros(()), k)) == k
-        assert len(replay.ways) == replaying._WAYS
+        assert replay.watched == replaying._WATCHED
         with loop():
             assert in_loop(plain) is not replay

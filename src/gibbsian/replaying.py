@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-_WAYS = 16
-"""Different calls of one function in one run that are learned; a function that is called otherwise each time is not."""
+_WATCHED = 32
+"""Calls of one function in one loop that are watched at most: one that is called otherwise each time is not learned."""
 
 _PLAIN = (bool, int, float, str)
 
@@ -72,27 +71,31 @@ class Way(NamedTuple):
     ----------
     graph
         The compiled graph.
+    match
+        Takes the tensors out of arguments that are like those of the call that was watched; ``None`` of others.
+    forms
+        Type, shape and strides of each of these tensors.
     inputs
-        For each input its place among the tensors of the arguments, followed by the constants.
+        For each input its place among these tensors, followed by the constants.
     constants
         Inputs that are always the same: weights and settings, and numbers that go with the tensors' sizes.
-    sizes
-        Shape, strides, type and device of each tensor of the arguments.
     result
         Nested as the result is, with places instead of tensors: of outputs from 0, of arguments' tensors below 0.
-    held
-        Objects whose identity the way goes by, which must not go away.
     build
         Makes the result.
     """
 
     graph: Callable[..., Any]
+    match: Callable[[tuple[Any, ...]], tuple[Tensor, ...] | None]
+    forms: tuple[Any, ...]
     inputs: tuple[int, ...]
     constants: tuple[Any, ...]
-    sizes: tuple[Any, ...]
     result: Any
-    held: tuple[Any, ...]
-    build: Callable[[Any, list[Tensor]], Any]
+    build: Callable[[Any, tuple[Tensor, ...]], Any]
+
+    def fits(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether tensors have the sizes of those that were watched."""
+        return all(t.dtype is f[0] and t.shape == f[1] and t.stride() == f[2] for t, f in zip(tensors, self.forms))
 
     def agrees(self, other: Way) -> bool:
         """Whether two calls were the same but for what the tensors hold."""
@@ -100,7 +103,6 @@ class Way(NamedTuple):
             self.graph is other.graph
             and self.inputs == other.inputs
             and all(a is b if isinstance(a, Tensor) else a == b for a, b in zip(self.constants, other.constants))
-            and self.sizes == other.sizes
             and self.result == other.result
         )
 
@@ -116,67 +118,73 @@ class Replay:
 
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
-        self.ways: dict[tuple[Any, ...], tuple[Way | None, int]] = {}
+        self.learned: list[Way] = []
+        self.seen_once: list[Way] = []
+        self.watched = 0
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it."""
-        tensors: list[Tensor] = []
-        shape: list[Any] = [torch.is_grad_enabled()]
-        held: list[Any] = []
-        _take_apart(arguments, tensors, shape, held)
-        key = tuple(shape)
-        way, seen = self.ways.get(key, (None, 0))
-        if seen == 2 and way is not None and all(map(_fits, tensors, way.sizes)):
-            pool = [*tensors, *way.constants]
-            outputs = way.graph(*[pool[i] for i in way.inputs])
-            return way.build(outputs, tensors)
-        if seen < 0 or (seen == 0 and len(self.ways) == _WAYS):
+        for way in self.learned:
+            if (tensors := way.match(arguments)) is not None and way.fits(tensors):
+                pool = (*tensors, *way.constants)
+                return way.build(way.graph(*[pool[i] for i in way.inputs]), tensors)
+        if self.watched == _WATCHED:
             return self.run(*arguments)
+        self.watched += 1
         calls: list[tuple[Any, ...]] = []
         _watched.append(calls)
         try:
             result = self.run(*arguments)
         finally:
             _watched.pop()
-        found = _way(calls, tensors, result, tuple(held))
-        if found is None:
-            # The first call of a run may have the same tensor in two places, as a start that is its own origin.
-            self.ways[key] = (None, -1 if seen else 1)
-        else:
-            self.ways[key] = (found, 2 if way is not None and way.agrees(found) else 1)
+        if (found := _way(calls, arguments, result)) is not None:
+            self._learn(found, arguments)
         return result
 
+    def _learn(self, found: Way, arguments: tuple[Any, ...]) -> None:
+        for way in self.seen_once:
+            if (tensors := way.match(arguments)) is not None and way.fits(tensors):
+                self.seen_once.remove(way)
+                (self.learned if way.agrees(found) else self.seen_once).append(found)
+                return
+        self.seen_once.append(found)
 
-def _take_apart(values: Any, tensors: list[Tensor], shape: list[Any], held: list[Any]) -> None:
-    """Sort arguments into tensors and all that a call must have in common with another to be the same."""
-    for value in values:
+
+def _matcher(arguments: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], tuple[Tensor, ...] | None]:
+    """Write the function that finds the tensors of arguments like these: written out, it takes a microsecond."""
+    known: dict[str, Any] = {"Tensor": Tensor}
+    lines, tensors = [], []
+
+    def write(name: str, value: Any) -> None:
         kind = type(value)
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            shape.append(kind)
-        elif kind is tuple or kind is list or hasattr(kind, "_make"):
-            shape.append((kind, len(value)))
-            _take_apart(value, tensors, shape, held)
-        elif value is None or kind in _PLAIN:
-            shape.append((kind, value))
+        if kind is Tensor:
+            lines.append(f"if type({name}) is not Tensor: return None")
+            tensors.append(name)
+            return
+        known[f"value_{name}"], known[f"type_{name}"] = value, kind
+        if kind is tuple or kind is list or hasattr(kind, "_make"):
+            inside = [f"{name}_{i}" for i in range(len(value))]
+            lines.append(f"if type({name}) is not type_{name} or len({name}) != {len(value)}: return None")
+            if inside:
+                lines.append(f"{', '.join(inside)}, = {name}")
+            for each, part in zip(inside, value):
+                write(each, part)
+        elif kind in _PLAIN:
+            lines.append(f"if type({name}) is not type_{name} or {name} != value_{name}: return None")
         else:
-            shape.append(id(value))
-            held.append(value)
+            lines.append(f"if {name} is not value_{name}: return None")
+
+    write("a", arguments)
+    body = "\n    ".join([*lines, f"return ({''.join(f'{name}, ' for name in tensors)})"])
+    exec(f"def match(a):\n    {body}", known)
+    return known["match"]
 
 
-def _form(t: Tensor) -> tuple[Any, ...]:
-    return t.shape, t.stride(), t.dtype, t.device
-
-
-def _fits(t: Tensor, form: tuple[Any, ...]) -> bool:
-    return t.shape == form[0] and t.stride() == form[1] and t.dtype is form[2] and t.device == form[3]
-
-
-def _way(calls: list[tuple[Any, ...]], tensors: list[Tensor], result: Any, held: tuple[Any, ...]) -> Way | None:
+def _way(calls: list[tuple[Any, ...]], arguments: tuple[Any, ...], result: Any) -> Way | None:
     """Find out the way of a call that was watched; ``None`` where identities do not tell it."""
+    tensors = (match := _matcher(arguments))(arguments) or ()
     places = {id(t): i for i, t in enumerate(tensors)}
-    plain = len(places) == len(tensors) and all(type(t) is Tensor and not t.requires_grad for t in tensors)
-    if len(calls) != 1 or not plain:
+    if len(calls) != 1 or len(places) != len(tensors) or any(t.requires_grad for t in tensors):
         return None
     graph, inputs, outputs = calls[0]
     if not isinstance(outputs, (tuple, list)) or not all(isinstance(t, Tensor) for t in outputs):
@@ -207,11 +215,11 @@ def _way(calls: list[tuple[Any, ...]], tensors: list[Tensor], result: Any, held:
         if id(each) not in places:
             constants.append(each)
         taken.append(places.get(id(each), len(tensors) + len(constants) - 1))
-    forms = tuple(map(_form, tensors))
-    return Way(graph, tuple(taken), tuple(constants), forms, nested, held, _builder(nested))
+    forms = tuple((t.dtype, t.shape, t.stride()) for t in tensors)
+    return Way(graph, match, forms, tuple(taken), tuple(constants), nested, _builder(nested))
 
 
-def _builder(nested: Any) -> Callable[[Any, list[Tensor]], Any]:
+def _builder(nested: Any) -> Callable[[Any, tuple[Tensor, ...]], Any]:
     """Write the function that builds a result from outputs o and the arguments' tensors t: one expression is quick."""
     kinds: dict[str, Any] = {}
 
