@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -89,6 +90,50 @@ def test_an_activation_and_its_derivative_share_an_exponential(extreme, monkeypa
     torch.testing.assert_close(compiled.state.grad, eager.state.grad, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(compiled.state.energy, eager.state.energy, rtol=1e-5, atol=1e-5)
     assert counts[0] == 2
+
+
+def test_a_sigmoid_may_stand_anywhere_and_serve_several():
+    def traced(x, w):
+        early = x.sigmoid()
+        both = x / (1 + (-x).exp()), (x @ w) / (1 + (-(x @ w)).exp())
+        return early, *both, x / ((-x).exp() + 1), (x @ w).sigmoid()
+
+    x, w = torch.randn(4, 4, generator=seeded()), torch.randn(4, 4, generator=seeded(1))
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    graph = make_fx(lambda x, w: [t + 0.0 for t in traced(x, w)])(x, w)
+    FakeTensorProp(graph).propagate(x, w)
+    with inductor_context(graph):
+        count = matmul.share_exponentials(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    assert count >= 1
+    for found, true in zip(graph(x, w), traced(x, w)):
+        torch.testing.assert_close(found, true)
+
+
+@contextmanager
+def inductor_context(graph):
+    """Give a pass what it has within the compiler."""
+    from torch._inductor.virtualized import V
+    from torch._subclasses import FakeTensorMode
+
+    with V.set_fake_mode(FakeTensorMode(allow_non_fake_inputs=True)):
+        for node in graph.graph.nodes:
+            if isinstance(value := node.meta.get("val"), torch.Tensor):
+                node.meta["val"] = V.fake_mode.from_tensor(torch.empty_strided(value.shape, value.stride()))
+        yield
+
+
+@needs_compiler
+def test_convolutions_compile(recwarn):
+    energy, start = gb.ConvEnergy((1, 8, 8), (4, 4)), torch.randn(3, 1, 8, 8, generator=seeded())
+    eager, compiled = (
+        gb.sample(energy, gb.ULA(1e-3), start, steps=3, rng=seeded(1), compile=compile) for compile in (False, True)
+    )
+    torch.testing.assert_close(compiled.x, eager.x, rtol=1e-5, atol=1e-5)
+    assert not [w for w in recwarn if "Compilation failed" in str(w.message)]
 
 
 @needs_compiler

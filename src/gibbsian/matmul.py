@@ -190,25 +190,32 @@ def share_exponentials(graph: torch.fx.Graph) -> int:
     not see that they are the same; the exponentials are most of the time of an activation.
     """
     aten, count = torch.ops.aten, 0
-    of = {node.args[0]: node for node in graph.nodes if node.target == aten.sigmoid.default}
+    of: dict[Any, list[Any]] = {}
+    for node in graph.nodes:
+        if _calls(node, aten.sigmoid.default):
+            of.setdefault(node.args[0], []).append(node)
+    shared: dict[Any, Any] = {}
     for node in list(graph.nodes):
-        if node.target != aten.div.Tensor or (x := node.args[0]) not in of or node.kwargs:
+        if not _calls(node, aten.div.Tensor) or node.kwargs or (x := node.args[0]) not in of:
             continue
         below = node.args[1]
         if not _calls(below, aten.add.Tensor) or below.args[1] != 1 or below.kwargs:
             continue
         if not _calls(exp := below.args[0], aten.exp.default) or not _calls(neg := exp.args[0], aten.neg.default):
             continue
-        if neg.args[0] is x:
-            with graph.inserting_before(neg):
-                sigmoid = _call(graph, aten.sigmoid.default, x)
-            with graph.inserting_before(node):
-                product = _call(graph, aten.mul.Tensor, x, sigmoid)
-            node.replace_all_uses_with(product)
-            of[x].replace_all_uses_with(sigmoid)
-            graph.erase_node(of[x])
-            of[x] = sigmoid
-            count += 1
+        if neg.args[0] is not x:
+            continue
+        if x not in shared:
+            # Right where x is made, which is before anything that uses either form.
+            with graph.inserting_before(_after(graph, x)):
+                shared[x] = _call(graph, aten.sigmoid.default, x)
+            for each in of[x]:
+                each.replace_all_uses_with(shared[x])
+                graph.erase_node(each)
+        with graph.inserting_before(node):
+            product = _call(graph, aten.mul.Tensor, x, shared[x])
+        node.replace_all_uses_with(product)
+        count += 1
     graph.eliminate_dead_code()
     return count
 
@@ -234,7 +241,7 @@ def products_pass(onednn: bool) -> Any:
             lay_out_often_used(graph)
 
         def uuid(self) -> str:
-            return f"gibbsian.matmul 5{' onednn' if onednn else ''}"
+            return f"gibbsian.matmul 6{' onednn' if onednn else ''}"
 
     return Products()
 
@@ -258,11 +265,17 @@ def _with_whole_rows(graph: torch.fx.Graph, matrix: Any, laid_out: dict[Any, Any
     if matrix.meta["val"].stride(1) == 1 or matrix.meta["val"].shape[1] == 1:
         return matrix
     if (root, turned) not in laid_out:
-        after = root if root.op != "placeholder" else [node for node in graph.nodes if node.op == "placeholder"][-1]
-        with graph.inserting_before(after.next):
+        with graph.inserting_before(_after(graph, root)):
             seen = _call(graph, torch.ops.aten.permute.default, root, [1, 0]) if turned else root
             laid_out[root, turned] = _call(graph, operators()[0].row_by_row.default, seen)
     return laid_out[root, turned]
+
+
+def _after(graph: torch.fx.Graph, node: Any) -> Any:
+    """Return the node before which something goes that is to stand right behind another; inputs stay together."""
+    return (
+        [each for each in graph.nodes if each.op == "placeholder"][-1].next if node.op == "placeholder" else node.next
+    )
 
 
 def _calls(node: Any, operator: Any) -> bool:
