@@ -121,7 +121,9 @@ def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...])
                 torch.rand(shape, generator=rng, out=drawn[k][i], **own)
     make = compiled(uniforms_from_counters, uniforms_from_counters)
     return tuple(
-        make(*any_number(*streams(keys[:, k])), math.prod(shape))[:steps].view(steps, *shape) if many[k] else drawn[k]
+        make(*any_number(math.prod(shape), *streams(keys[:, k])), math.prod(shape))[:steps].view(steps, *shape)
+        if many[k]
+        else drawn[k]
         for k, shape in enumerate(shapes)
     )
 

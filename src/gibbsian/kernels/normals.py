@@ -28,6 +28,9 @@ from gibbsian.compilation import compiled, wanted
 MANY = 2**11
 """Numbers of one step from which the counter-based generator takes over."""
 
+DOUBLED = 2**16
+"""Numbers of a single step up to which they are made twice rather than by a graph of their own."""
+
 GOLDEN = 0x9E3779B97F4A7C15
 """SplitMix64's own increment."""
 
@@ -64,7 +67,9 @@ def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int
     if come_from_counters(like.numel(), like):
         # The same keys as step by step, in one call.
         draw_key(rng, keys := torch.empty((steps, 1 + uniforms, 2), dtype=torch.int64))
-        z, *u = compiled(noise_from_counters, noise_from_counters)(*any_number(*streams(keys)), like.numel(), shape[0])
+        z, *u = compiled(noise_from_counters, noise_from_counters)(
+            *any_number(like.numel(), *streams(keys)), like.numel(), shape[0]
+        )
         return z[:steps].view(steps, *shape), *(each[:steps] for each in u)
     z = torch.empty(steps, *shape, **own)
     u = [torch.empty(steps, shape[0], **own) for _ in range(uniforms)]
@@ -90,12 +95,17 @@ def streams(keys: Tensor) -> tuple[Tensor, Tensor]:
     return keys[..., :1], varied(keys[..., 1:])
 
 
-def any_number(*rows: Tensor) -> list[Tensor]:
-    """Prepare tensors for one compiled function that takes any number of rows; a single row is doubled for it."""
-    rows = tuple(t.expand(2, *t.shape[1:]).clone() if len(t) == 1 else t.contiguous() for t in rows)
-    for t in rows:
+def any_number(m: int, *rows: Tensor) -> list[Tensor]:
+    """Prepare keys for one compiled function that takes any number of rows, of m numbers each.
+
+    The compiler would make another function of a single row; where that is little work, it is doubled instead.
+    """
+    if len(rows[0]) == 1 and m > DOUBLED:
+        return [t.contiguous() for t in rows]
+    own = [t.expand(2, *t.shape[1:]).clone() if len(t) == 1 else t.contiguous() for t in rows]
+    for t in own:
         torch._dynamo.maybe_mark_dynamic(t, 0)
-    return list(rows)
+    return own
 
 
 def varied(increments: Tensor) -> Tensor:
