@@ -189,6 +189,9 @@ def test_functions_are_learned_for_each_loop_and_calls_that_always_differ_are_no
 
     assert in_loop(plain) is plain
     with loop():
+        for k in range(replaying._PASSED):
+            assert float(in_loop(plain)(torch.zeros(()), k)) == k
+        assert in_loop(plain).watched == 0  # a short run would not get back what learning takes
         assert isinstance(in_loop(plain), Replay)
         assert in_loop(plain) is in_loop(plain)
         replay = in_loop(plain)

@@ -66,10 +66,9 @@ def operators() -> Any:
 
 
 def has_products(graph: torch.fx.GraphModule) -> bool:
-    """Whether a graph as it was traced multiplies matrices on a CPU."""
+    """Whether a graph as it was traced multiplies matrices."""
     names = (getattr(node.target, "__name__", node.target) for node in graph.graph.nodes if node.op[:5] == "call_")
-    on_cpu = all(t.device.type == "cpu" for t in (*graph.parameters(), *graph.buffers()))
-    return on_cpu and any(name in ("linear", "matmul", "mm", "addmm") for name in names)
+    return any(name in ("linear", "matmul", "mm", "addmm") for name in names)
 
 
 @functools.cache
