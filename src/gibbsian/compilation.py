@@ -143,12 +143,11 @@ def _graph(fn: Callable[..., Any]) -> Callable[..., Any]:
         # Dynamo has compared the shapes of arguments already when the compiled code compares them once more.
         options = {"size_asserts": False} | matmul.options()
         if trusted:
-            # Inductor tries each set of vector instructions that the processor has by compiling and loading a library,
-            # which is half of a first compilation. It is taken for granted here, until something does not compile.
             options["cpp.vec_isa_ok"] = True
             # Between products of small matrices, calls from Python would take as long as half of the products.
             options["cpp_wrapper"] = matmul.has_products(graph) and _on_cpu(examples)
-        return watchable(_inductor.compile(graph, examples, options))
+        with _granted() if trusted else nullcontext():
+            return watchable(_inductor.compile(graph, examples, options))
 
     return torch.compile(own, fullgraph=True, dynamic=False, backend=backend)
 
@@ -157,11 +156,32 @@ def _on_cpu(examples: Any) -> bool:
     return all(t.device.type == "cpu" for t in examples if isinstance(t, torch.Tensor))
 
 
+@contextmanager
+def _granted() -> Iterator[None]:
+    """Take for granted that the compiler knows the processor's vector instructions, until something does not compile.
+
+    Inductor tries each set of them by compiling and loading a library, which is half of a first compilation. Its option
+    for that leaves those out which stand for parts of a set.
+    """
+    from torch._inductor import cpu_vec_isa
+
+    tried = cpu_vec_isa.VecISA.check_build
+    cpu_vec_isa.VecISA.check_build = lambda self, code: True  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        cpu_vec_isa.VecISA.check_build = tried  # type: ignore[method-assign]
+
+
 def _distrust() -> None:
     """Let Inductor find out itself which instructions the compiler knows."""
     from torch._inductor import cpu_vec_isa
 
     _trusts[0] = False
+    for isa in cpu_vec_isa.supported_vec_isa_list:
+        # What was taken for granted of parts of a set is remembered by the set.
+        for granted in [name for name in vars(isa) if name.endswith("_supported")]:
+            delattr(isa, granted)
     answers = [type(isa).__bool__ for isa in cpu_vec_isa.supported_vec_isa_list]
     for asked in (*answers, cpu_vec_isa.valid_vec_isa_list):
         if (forget := getattr(asked, "cache_clear", None)) is not None:
