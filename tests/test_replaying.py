@@ -9,6 +9,7 @@ from contracts import seeded
 from gibbsian import compilation, replaying
 from gibbsian.compilation import compiled
 from gibbsian.replaying import Replay, in_loop, loop
+from kernels.test_compiled import needs_compiler
 
 
 @pytest.fixture
@@ -181,6 +182,23 @@ def test_a_way_that_is_wrong_would_be_noticed(asked, monkeypatch):
     monkeypatch.setattr(replaying, "_way", swapped)
     with loop(), pytest.raises(AssertionError):
         assert_right(run(Owner(), 9))
+
+
+def turned(x, y):
+    return x.T, x + y
+
+
+@needs_compiler
+@pytest.mark.parametrize(("fn", "direct"), [(twice, True), (turned, False)])
+def test_a_way_leads_to_inductors_own_code_but_views_are_left_to_torch(fn, direct, monkeypatch):
+    monkeypatch.setattr(replaying, "_PASSED", 0)
+    owner = Owner()
+    with loop():
+        for i in range(6):
+            x, y = torch.ones(3, 3) * i, torch.arange(9.0).reshape(3, 3)
+            torch.testing.assert_close(compiled(fn, owner)(x, y), fn(x, y))
+        (replay,) = [kept for kept in replaying._loop.get().values() if isinstance(kept, Replay)]
+    assert [way.graph.__name__ != "listed" for way in replay.learned] == ([True] if direct else [])
 
 
 def test_functions_are_learned_for_each_loop_and_calls_that_always_differ_are_not():

@@ -26,7 +26,7 @@ _WATCHED = 32
 _PLAIN = (bool, int, float, str)
 
 _loop: ContextVar[dict[Any, Replay] | None] = ContextVar("what the present loop calls again and again", default=None)
-_watched: list[list[tuple[Any, ...]]] = []
+_watched: list[Watch] = []
 
 
 @contextmanager
@@ -55,16 +55,57 @@ def in_loop(run: Callable[..., Any]) -> Callable[..., Any]:
     return kept[run]
 
 
+class Call(NamedTuple):
+    """A call of a graph that was watched: what is called with a list of inputs, these, and what it returned."""
+
+    graph: Callable[[list[Any]], Any]
+    inputs: tuple[Any, ...]
+    outputs: Any
+
+
+class Watch(NamedTuple):
+    """Calls of Inductor's code itself, and of all that torch puts around it."""
+
+    inner: list[Call]
+    outer: list[Call]
+
+
 def watchable(graph: Any) -> Callable[..., Any]:
     """Let the calls of a graph be watched: what it is given and what it returns."""
+
+    def listed(inputs: list[Any]) -> Any:
+        return graph(*inputs)
 
     def call(*inputs: Any) -> Any:
         outputs = graph(*inputs)
         if _watched:
-            _watched[-1].append((graph, inputs, outputs))
+            _watched[-1].outer.append(Call(listed, inputs, outputs))
         return outputs
 
     return call
+
+
+@contextmanager
+def _watching() -> Iterator[Watch]:
+    """Watch which graphs are called."""
+    from torch._inductor.output_code import CompiledFxGraph
+
+    watch, called = Watch([], []), CompiledFxGraph.__call__
+
+    def call(self: Any, inputs: Any) -> Any:
+        given, direct = tuple(inputs), getattr(self, "current_callable", None)
+        outputs = called(self, inputs)
+        if direct is not None:
+            watch.inner.append(Call(direct, given, outputs))
+        return outputs
+
+    CompiledFxGraph.__call__ = call  # type: ignore[method-assign]
+    _watched.append(watch)
+    try:
+        yield watch
+    finally:
+        _watched.pop()
+        CompiledFxGraph.__call__ = called  # type: ignore[method-assign]
 
 
 class Way(NamedTuple):
@@ -73,11 +114,11 @@ class Way(NamedTuple):
     Attributes
     ----------
     graph
-        The compiled graph.
+        The compiled graph, called with a list of inputs.
     match
         Takes the tensors out of arguments that are like those of the call that was watched; ``None`` of others.
-    forms
-        Type, shape and strides of each of these tensors.
+    fits
+        Whether tensors are of the type, shape and strides of those that were watched.
     inputs
         For each input its place among these tensors, followed by the constants.
     constants
@@ -88,17 +129,13 @@ class Way(NamedTuple):
         Makes the result.
     """
 
-    graph: Callable[..., Any]
+    graph: Callable[[list[Any]], Any]
     match: Callable[[tuple[Any, ...]], tuple[Tensor, ...] | None]
-    forms: tuple[Any, ...]
+    fits: Callable[..., bool]
     inputs: tuple[int, ...]
     constants: tuple[Any, ...]
     result: Any
     build: Callable[[Any, tuple[Tensor, ...]], Any]
-
-    def fits(self, tensors: tuple[Tensor, ...]) -> bool:
-        """Whether tensors have the sizes of those that were watched."""
-        return all(t.dtype is f[0] and t.shape == f[1] and t.stride() == f[2] for t, f in zip(tensors, self.forms))
 
     def agrees(self, other: Way) -> bool:
         """Whether two calls were the same but for what the tensors hold."""
@@ -122,35 +159,35 @@ class Replay:
     def __init__(self, run: Callable[..., Any]) -> None:
         self.run = run
         self.learned: list[Way] = []
-        self.seen_once: list[Way] = []
+        self.seen_once: list[list[Way]] = []
         self.passed = 0
         self.watched = 0
 
     def __call__(self, *arguments: Any) -> Any:
         """Call it."""
         for way in self.learned:
-            if (tensors := way.match(arguments)) is not None and way.fits(tensors):
+            if (tensors := way.match(arguments)) is not None and way.fits(*tensors):
                 pool = (*tensors, *way.constants)
-                return way.build(way.graph(*[pool[i] for i in way.inputs]), tensors)
+                return way.build(way.graph([pool[i] for i in way.inputs]), tensors)
         if self.passed < _PASSED or self.watched == _WATCHED:
             self.passed += 1
             return self.run(*arguments)
         self.watched += 1
-        calls: list[tuple[Any, ...]] = []
-        _watched.append(calls)
-        try:
+        with _watching() as watch:
             result = self.run(*arguments)
-        finally:
-            _watched.pop()
-        if (found := _way(calls, arguments, result)) is not None:
+        ways = [_way(calls, arguments, result) for calls in (watch.inner, watch.outer)]
+        if found := [way for way in ways if way is not None]:
             self._learn(found, arguments)
         return result
 
-    def _learn(self, found: Way, arguments: tuple[Any, ...]) -> None:
-        for way in self.seen_once:
-            if (tensors := way.match(arguments)) is not None and way.fits(tensors):
-                self.seen_once.remove(way)
-                (self.learned if way.agrees(found) else self.seen_once).append(found)
+    def _learn(self, found: list[Way], arguments: tuple[Any, ...]) -> None:
+        for once in self.seen_once:
+            if (tensors := once[0].match(arguments)) is not None and once[0].fits(*tensors):
+                self.seen_once.remove(once)
+                if agreed := [way for way in found if any(way.agrees(earlier) for earlier in once)]:
+                    self.learned.append(agreed[0])
+                else:
+                    self.seen_once.append(found)
                 return
         self.seen_once.append(found)
 
@@ -185,7 +222,23 @@ def _matcher(arguments: tuple[Any, ...]) -> Callable[[tuple[Any, ...]], tuple[Te
     return known["match"]
 
 
-def _way(calls: list[tuple[Any, ...]], arguments: tuple[Any, ...], result: Any) -> Way | None:
+def _checker(tensors: tuple[Tensor, ...]) -> Callable[..., bool]:
+    """Return what tells whether tensors are like these: Dynamo's own guard, which takes a microsecond for them all."""
+    forms = [(t.dtype, t.device, t.shape, t.stride()) for t in tensors]
+
+    def same(*others: Tensor) -> bool:
+        return all((t.dtype, t.device, t.shape, t.stride()) == form for t, form in zip(others, forms))
+
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+
+        check = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        return check if check(*tensors) else same
+    except (ImportError, TypeError):
+        return same
+
+
+def _way(calls: list[Call], arguments: tuple[Any, ...], result: Any) -> Way | None:
     """Find out the way of a call that was watched; ``None`` where identities do not tell it."""
     tensors = (match := _matcher(arguments))(arguments) or ()
     places = {id(t): i for i, t in enumerate(tensors)}
@@ -213,15 +266,14 @@ def _way(calls: list[tuple[Any, ...]], arguments: tuple[Any, ...], result: Any) 
         nested = named(result)
     except KeyError:
         return None
-    if len(used) != len(outputs):
+    if len(used) != len(made):
         return None  # Something was computed that the function keeps elsewhere, as a buffer's new value.
     taken, constants = [], []
     for each in inputs:
         if id(each) not in places:
             constants.append(each)
         taken.append(places.get(id(each), len(tensors) + len(constants) - 1))
-    forms = tuple((t.dtype, t.shape, t.stride()) for t in tensors)
-    return Way(graph, match, forms, tuple(taken), tuple(constants), nested, _builder(nested))
+    return Way(graph, match, _checker(tensors), tuple(taken), tuple(constants), nested, _builder(nested))
 
 
 def _builder(nested: Any) -> Callable[[Any, tuple[Tensor, ...]], Any]:
