@@ -22,7 +22,7 @@ from gibbsian.compilation import wanting
 from gibbsian.diagnostics.chains import chain_mean, effective_sample_size
 from gibbsian.energies.targets import Funnel
 from gibbsian.errors import ArgumentTypeError, DomainError, OptionError
-from gibbsian.kernels import nuts
+from gibbsian.kernels import nuts, trees
 from gibbsian.kernels.base import evaluate
 from gibbsian.kernels.normals import uniform, word
 from gibbsian.kernels.nuts import NUTS
@@ -77,11 +77,11 @@ class Recursion:
             part = self.build(tree[-1] if forwards else tree[0], 1.0 if forwards else -1.0, depth)
             if part is None:
                 break
-            size = min(8, len(part))
+            size = 4 if depth >= 2 else 1
             held, weight = None, -math.inf
             for i in range(0, len(part), size):
-                block, place = part[i : i + size], 128 + 2 * (depth - 3 if depth < 3 else number)
-                number += depth >= 3
+                block, place = part[i : i + size], 128 + 2 * number
+                number += 1
                 total = self.total(block)
                 u, below = self.uniform(place), 0.0
                 for leaf in block:
@@ -169,18 +169,18 @@ def test_trees_are_those_of_the_recursion(target, h, scale):
 
 
 def test_the_recursion_exposes_a_tree_that_checks_no_large_subtrees(monkeypatch):
-    monkeypatch.setattr(nuts, "check_passed", lambda tree, *corners: tree)
+    monkeypatch.setattr(nuts, "check_passed", lambda pace, *corners: (pace, pace.active.any()))
     with pytest.raises(AssertionError):
         assert_built_as_by_recursion(NUTS(0.03, max_depth=7), TARGETS[0])
 
 
 def fault(monkeypatch, name):
     """Break the sampler in one place."""
-    real_uniform, real_turns, real_inner = nuts.uniform, nuts.turns, nuts._inner
+    real_uniform, real_kinetic = trees.uniform, trees.kinetic
     faults = {
-        "leaves drawn without weights": (
+        "all leaves weigh the same": (
             "draw_leaf",
-            lambda log_w, u: ((u * len(log_w)).long(), torch.logsumexp(log_w, 0)),
+            lambda log_w, u: ((u * len(log_w)).long(), torch.full_like(u, math.log(len(log_w)))),
         ),
         "the last leaf": (
             "draw_leaf",
@@ -191,22 +191,22 @@ def fault(monkeypatch, name):
             lambda keys, place, like: real_uniform(keys, place, like) * (0 if 64 <= place < 96 else 1),
         ),
         "kinetic energy with the wrong sign in the weights": (
-            "_inner",
-            lambda a, b, lead=1: real_inner(a, b, lead) * (-1 if a is b else 1),
+            "kinetic",
+            lambda v: -real_kinetic(v),
         ),
         "no turns looked for within new parts": (
-            "turns",
-            lambda a, b, lead=1: torch.zeros_like(real_turns(a, b, lead)) if lead == 2 else real_turns(a, b),
+            "turned_within",
+            lambda path: [None] * len(path),
         ),
     }
-    monkeypatch.setattr(nuts, *faults[name])
+    monkeypatch.setattr(trees, *faults[name])
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=repr)
 @pytest.mark.parametrize(
     ("name", "h"),
     [
-        ("leaves drawn without weights", 1.2),
+        ("all leaves weigh the same", 1.2),
         ("the last leaf", 0.5),
         ("new parts always accepted", 1.2),
         ("kinetic energy with the wrong sign in the weights", 0.5),
@@ -241,7 +241,7 @@ def test_the_number_of_leapfrog_steps_follows_the_path():
 
 
 def test_without_a_look_across_the_halves_trees_go_round_the_circle(monkeypatch):
-    monkeypatch.setattr(nuts, "bends", lambda first, left, right, last, lead=1: nuts.turns(first, last, lead))
+    monkeypatch.setattr(trees, "bends", lambda first, left, right, last: trees.turns(first, last))
     with pytest.raises(AssertionError, match="went round"):
         assert_turns_in_half_a_period()
 
@@ -311,8 +311,8 @@ def test_compiled_trees_are_the_eager_ones_and_no_step_size_makes_new_graphs(sca
     eager, compiled = (
         gb.sample(energy, kernel, start, steps=6, rng=seeded(1), thin=1, compile=compile) for compile in (False, True)
     )
-    # The opening, a block of leaves, the check of larger subtrees, the end of a doubling.
-    assert graphs() == 4
+    # The start, one leaf, a block of leaves, the check of larger subtrees, the end of a doubling.
+    assert graphs() == 5
     torch.testing.assert_close(compiled.draws, eager.draws, rtol=0, atol=1e-11)
     for name in kernel.details:
         torch.testing.assert_close(compiled.kept[name], eager.kept[name], rtol=0, atol=1e-11)

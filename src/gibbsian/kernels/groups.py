@@ -86,6 +86,11 @@ def row_groups(energy: EnergyFn, x: Tensor, grad: Tensor | None = None) -> list[
     return _parted(n, min(n, max(rows, torch.get_num_threads() if x.ndim > 2 else FEW)))
 
 
+def stands_alone(energy: EnergyFn, x: Tensor) -> bool:
+    """Whether one of these chains, ``(n, *event)``, can be moved without the others; it is tried."""
+    return _kept_for_backward(energy, x[:1]) is not None
+
+
 def run_groups(
     run: Callable[..., Any],
     groups: list[slice],

@@ -21,8 +21,9 @@ invariant all the same).
 
 **Chains together.** Parts have 1, 2, 4, ... leaves whatever the chain, so all chains that are still building stand at
 the same leaf of the same doubling, and differ only in direction. Which subtrees end at a leaf is therefore known
-beforehand; there are no indices per chain, and no recursion. Leaves are made 8 at a time by a pure function, which
-judges them together. Between blocks the host asks one question: is any chain still building?
+beforehand; there are no indices per chain, and no recursion. Leaves are made 4 at a time by a pure function, which
+judges them together. Between blocks the host asks one question: is any chain still building? Very many chains build in
+groups that fit a processor's cache, and when half of the groups could hold those still building, they close up.
 
 **Noise as data.** A step takes its momenta and one 64-bit key per chain; every direction and every uniform number is
 SplitMix64's function of that key and of its place in the tree.
@@ -30,10 +31,9 @@ SplitMix64's function of that key and of its place in the tree.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -41,30 +41,25 @@ from torch import Generator, Tensor
 
 from gibbsian.compilation import compiled, owner_of, wanted
 from gibbsian.errors import OptionError
-from gibbsian.kernels.base import (
-    Info,
-    State,
-    check_carried,
-    choose,
-    evaluate,
-    map_state,
-    per_chain,
-    row_sum,
-    settings_repr,
-)
+from gibbsian.kernels.base import Info, State, check_carried, evaluate, map_state, settings_repr
+from gibbsian.kernels.groups import stands_alone
 from gibbsian.kernels.langevin import check_positive
-from gibbsian.kernels.normals import normals, uniform, word
-from gibbsian.kernels.scales import check_scale, stretch, stretch_gradient
+from gibbsian.kernels.normals import normals
+from gibbsian.kernels.scales import check_scale
+from gibbsian.kernels.trees import Pace, Part, Tree, check_passed, finish_doubling, grow, plant
 from gibbsian.typing import EnergyFn, Scalar
 
-DIVERGENCE = 1000.0
-"""How far H may rise above the start, in nats, before the trajectory counts as diverging."""
-
-OPENING = 3
-"""Doublings made together at the start; after them, leaves come in blocks of ``2**OPENING``."""
+BLOCK = 2
+"""Doublings after which leaves come in blocks of ``2**BLOCK``; before, one by one. Larger blocks compile for longer."""
 
 MAX_DEPTH = 24
 """More doublings than that are a mistake: 16 million gradients for one step."""
+
+GROUP = 4 * 2**20
+"""Bytes that a group of chains keeps while a block of leaves is made; half and double are as fast."""
+
+KEPT = 32
+"""Tensors like the positions that a block of leaves keeps."""
 
 
 @dataclass(frozen=True)
@@ -134,266 +129,155 @@ class NUTS:
         return torch.cat(z), torch.cat(keys)
 
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
-        """One trajectory: the loop over blocks of leaves, on the host."""
+        """One trajectory of every chain: the loop over doublings, on the host."""
         v, keys = noise
+        builder = _Builder(energy, self.scale)
+        groups, finished, made = builder.planted(state, v, keys, self.step_size), [], 0
+        for depth in range(self.max_depth):
+            doubled = [builder.doubled(group, depth, made) for group in groups]
+            made += _blocks(depth)
+            finished += [group for group, going in doubled if not going]
+            groups = [group for group, going in doubled if going]
+            if len(groups) > 1:
+                groups = _closed_up(groups, finished)
+        group = _in_order(finished + groups)
+        tree, pace = group.tree, group.pace
+        to = pace.start
+        details = {
+            "hamiltonian": pace.start,
+            "depth": tree.depth.to(to),
+            "leapfrog_steps": pace.leaves.to(to),
+            "diverging": pace.diverging.to(to),
+        }
+        held = tree.held._replace(origin=state.origin, momentum=state.momentum, memory=state.memory)
+        return held, Info(pace.acceptance / pace.leaves, pace.nonfinite.to(to), details)
+
+
+class Group(NamedTuple):
+    """Chains that build together: the place of each among all, -1 for one that fills up; and what they have built."""
+
+    rows: Tensor
+    keys: Tensor
+    tree: Tree
+    pace: Pace
+    part: Part
+
+
+class _Builder:
+    """Calls the pure functions of one step, compiled or not."""
+
+    def __init__(self, energy: EnergyFn, scale: Tensor | None) -> None:
         ready: Callable[..., Any] = partial(compiled, owner=owner_of(energy)) if wanted() else _as_it_is
-        first, made = min(OPENING, self.max_depth), 0
-        tree, part = ready(opening)(energy, state, v, keys, self.step_size, self.scale, first)
-        grow_more, passed, next_doubling = ready(grow), ready(check_passed), ready(finish_doubling)
-        for depth in range(first, self.max_depth):
-            begun: dict[int, Corner] = {}
-            ended: dict[int, Corner] = {}
-            for block in range(2 ** (depth - OPENING)):
-                if not bool(tree.active.any()):
-                    return _finished(state, tree)
-                number = torch.tensor(made + block, device=keys.device)
-                tree, part, begun[0], last = grow_more(energy, tree, part, self.scale, keys, number, 2**OPENING)
-                before, ended[0] = ended.get(0), last
-                # Of the subtrees larger than a block, those that begin or end with this one.
-                for level in range(1, depth - OPENING + 1):
-                    if block % 2**level == 0:
-                        begun[level] = begun[0]
-                    elif (block + 1) % 2**level == 0:
-                        tree = passed(tree, begun[level], before, begun[level - 1], last)
-                        before, ended[level] = ended.get(level), last
-            made += 2 ** (depth - OPENING)
-            place = torch.tensor(depth, device=keys.device)
-            tree, part = next_doubling(tree, part, begun[depth - OPENING], keys, place, self.step_size)
-        return _finished(state, tree)
+        self.energy, self.scale = energy, scale
+        self.plant, self.grow, self.check, self.finish = map(ready, (plant, grow, check_passed, finish_doubling))
+
+    def planted(self, state: State, v: Tensor, keys: Tensor, step_size: Scalar) -> list[Group]:
+        """Start a tree for every chain; many chains of few numbers in groups of equal size."""
+        n, rows = len(keys), torch.arange(len(keys), device=keys.device)
+        width = _width(self.energy, state.x)
+        if width == n:
+            return [Group(rows, keys, *self._begun(state, v, keys, step_size))]
+        groups = []
+        for own in _filled_up(rows, width):
+            size = step_size[own] if isinstance(step_size, Tensor) and step_size.ndim else step_size
+            begun = self._begun(map_state(lambda t, own=own: t[own], state), v[own], keys[own], size)
+            groups.append(Group(own, keys[own], *begun))
+        return _without_repeats(groups, n)
+
+    def _begun(self, state: State, v: Tensor, keys: Tensor, step_size: Scalar) -> tuple[Tree, Pace, Part]:
+        tree, pace, part = self.plant(state, v, keys, step_size, self.scale)
+        # A graph is made anew when two of its inputs become one tensor, or are it at first.
+        front, momenta = _each(torch.clone, (tree.front, tree.momenta))
+        return tree._replace(front=front, momenta=momenta), pace, part
+
+    def doubled(self, group: Group, depth: int, made: int) -> tuple[Group, bool]:
+        """Double the trajectories of a group, of which so many blocks were made; tell whether any chain goes on."""
+        rows, keys, tree, pace, part = group
+        leaves = 2**BLOCK if depth >= BLOCK else 1
+        blocks, begun, ended = _blocks(depth), {}, {}
+        for block in range(blocks):
+            number = _number(made + block, keys.device)
+            pace, part, begun[0], last, going = self.grow(self.energy, pace, part, self.scale, keys, number, leaves)
+            before, ended[0] = ended.get(0), last
+            # Of the subtrees larger than a block, those that begin or end with this one.
+            for level in range(1, blocks.bit_length()):
+                if block % 2**level == 0:
+                    begun[level] = begun[0]
+                elif (block + 1) % 2**level == 0:
+                    pace, going = self.check(pace, begun[level], before, begun[level - 1], last)
+                    before, ended[level] = ended.get(level), last
+            if not bool(going):
+                return Group(rows, keys, tree, pace, part), False
+        first = begun[blocks.bit_length() - 1]
+        tree, pace, part, going = self.finish(tree, pace, part, first, keys, _number(depth, keys.device))
+        return Group(rows, keys, tree, pace, part), bool(going)
 
 
-class End(NamedTuple):
-    """An end of a trajectory: position, momentum, and gradient in round coordinates, each ``(n, *event)``."""
-
-    x: Tensor
-    v: Tensor
-    force: Tensor
+def _blocks(depth: int) -> int:
+    """Blocks of leaves that a doubling is made in."""
+    return 2 ** (depth - BLOCK if depth >= BLOCK else depth)
 
 
-class Corner(NamedTuple):
-    """Where a subtree begins or ends: a point's momentum, and the trapezoidal sum of momenta up to it."""
-
-    v: Tensor
-    middle: Tensor
-
-
-class Tree(NamedTuple):
-    r"""What every chain has built so far, and what it reports.
-
-    Attributes
-    ----------
-    back, front
-        The ends of the trajectory, earlier and later in time.
-    momenta
-        Sum of the momenta of all its points, ``(n, *event)``.
-    log_weight
-        log of the sum of :math:`e^{H_0 - H}` over its points, ``(n,)``.
-    held
-        The state drawn from it.
-    start
-        :math:`H_0`, ``(n,)``.
-    active
-        Chains that are still building, ``(n,)`` of bools.
-    depth, leaves
-        Doublings kept and leaves made, ``(n,)`` of integers.
-    acceptance
-        Sum of :math:`\min(1, e^{H_0 - H})` over the leaves made, ``(n,)``.
-    diverging, nonfinite
-        Whether a leaf was too high or no number, ``(n,)`` of bools.
-    """
-
-    back: End
-    front: End
-    momenta: Tensor
-    log_weight: Tensor
-    held: State
-    start: Tensor
-    active: Tensor
-    depth: Tensor
-    leaves: Tensor
-    acceptance: Tensor
-    diverging: Tensor
-    nonfinite: Tensor
+@lru_cache(maxsize=2048)
+def _number(value: int, device: torch.device) -> Tensor:
+    """Return a number as a tensor, which no graph is made anew for."""
+    return torch.tensor(value, device=device)
 
 
-class Part(NamedTuple):
-    """What is being appended: its growing end, signed step sizes ``(n,)``, and as in `Tree`."""
-
-    end: End
-    h: Tensor
-    momenta: Tensor
-    log_weight: Tensor
-    held: State
-
-
-def opening(
-    energy: EnergyFn,
-    state: State,
-    v: Tensor,
-    keys: Tensor,
-    step_size: Scalar,
-    scale: Tensor | None,
-    doublings: int,
-) -> tuple[Tree, Part]:
-    """Start a tree and double it a few times; return it with the part begun next."""
-    end = End(state.x, v, stretch_gradient(scale, state.grad))
-    start = state.energy + 0.5 * row_sum(v * v)
-    zero, none = torch.zeros_like(start), torch.zeros_like(keys)
-    no = torch.zeros_like(keys, dtype=torch.bool)
-    tree = Tree(end, end, v, zero, state, start, ~no, none, none, zero, no, no)
-    part = begin(tree, keys, 0, step_size)
-    for j in range(doublings):
-        tree, part, first, _ = grow(energy, tree, part, scale, keys, j - doublings, 2**j)
-        tree, part = finish_doubling(tree, part, first, keys, j, step_size)
-    return tree, part
+def _width(energy: EnergyFn, x: Tensor) -> int:
+    """Chains in a group: all, if they are few, or of many numbers each, or cannot be moved apart."""
+    n, row = len(x), x[:1].numel() * x.element_size()
+    width = max(16, GROUP // (KEPT * max(1, row)) // 16 * 16) * torch.get_num_threads()
+    if x.device.type != "cpu" or x.ndim != 2 or n < 2 * width or not stands_alone(energy, x):
+        return n
+    return width
 
 
-def begin(tree: Tree, keys: Tensor, depth: int | Tensor, step_size: Scalar) -> Part:
-    """Choose a direction, and stand at that end of the tree."""
-    forwards = word(keys, depth) < 0
-    wide = per_chain(forwards, tree.momenta)
-    end = End(*(torch.where(wide, front, back) for front, back in zip(tree.front, tree.back)))
-    size = torch.as_tensor(step_size, dtype=tree.start.dtype, device=tree.start.device)
-    h = torch.where(forwards, size, -size)
-    # A copy, since a graph is made anew when two of its inputs become one tensor.
-    held = map_state(torch.clone, tree.held)
-    return Part(end, h, torch.zeros_like(end.v), torch.full_like(tree.start, -math.inf), held)
+def _filled_up(rows: Tensor, width: int) -> list[Tensor]:
+    """Part rows into equal groups; the first row fills up the last of them."""
+    missing = -len(rows) % width
+    return list(torch.cat((rows, rows[:1].expand(missing))).split(width))
 
 
-def grow(
-    energy: EnergyFn, tree: Tree, part: Part, scale: Tensor | None, keys: Tensor, number: int | Tensor, leaves: int
-) -> tuple[Tree, Part, Corner, Corner]:
-    """Append a block of leaves to a part: integrate, judge all of them, draw one, let it compete with the one held.
-
-    Parameters
-    ----------
-    energy, scale, keys
-        As for the kernel; keys ``(n,)`` of 64 bits.
-    tree, part
-        So far.
-    number
-        A number of its own for each block of a step, for its uniform numbers.
-    leaves
-        A power of two; earlier blocks of the part have as many.
-
-    Returns
-    -------
-    tree, part, first, last
-        Corners at the first and the last leaf, with which larger subtrees that begin or end there are judged.
-    """
-    h = per_chain(part.h, part.end.x)
-    x, v, force = part.end
-    momenta, path = part.momenta, []
-    for _ in range(leaves):
-        v = v - 0.5 * h * force
-        x = x + stretch(scale, h * v)
-        value, grad = evaluate(energy, x)
-        force = stretch_gradient(scale, grad)
-        v = v - 0.5 * h * force
-        momenta = momenta + v
-        path.append((x, v, value, grad, momenta))
-    xs, vs, values, grads, sums = (torch.stack(each) for each in zip(*path))
-    log_weights = tree.start - values - 0.5 * _inner(vs, vs, 2)
-
-    # A gradient without numbers leaves the momentum, and so H, without one.
-    finite = torch.isfinite(log_weights)
-    good = finite & (log_weights > -DIVERGENCE)
-    middle = sums - 0.5 * vs
-    # Reasons to stop at each leaf, as numbers: Inductor cannot write to every other row of a tensor of bools.
-    stop, size = torch.where(good, 0.0, 1.0), 2
-    while size <= leaves:
-        first, left, right, last = (
-            Corner(vs[i::size], middle[i::size]) for i in (0, size // 2 - 1, size // 2, size - 1)
-        )
-        stop[size - 1 :: size] += turns(first, last, 2) if size == 2 else bends(first, left, right, last, 2)
-        size *= 2
-    made = (stop.cumsum(0) == stop) & tree.active
-    probability = torch.where(made & good, log_weights.clamp(max=0.0).exp(), 0.0)
-    tree = tree._replace(
-        active=tree.active & (stop.sum(0) == 0),
-        leaves=tree.leaves + made.sum(0),
-        acceptance=tree.acceptance + probability.sum(0),
-        diverging=tree.diverging | (made & ~good).any(0),
-        nonfinite=tree.nonfinite | (made & ~finite).any(0),
-    )
-
-    # What follows matters only where the chain is still building, and there every leaf of the block is good.
-    pick, weight = draw_leaf(log_weights, uniform(keys, 128 + 2 * number, tree.start))
-    row = torch.arange(len(keys), device=keys.device)
-    drawn = State(xs[pick, row], values[pick, row], grads[pick, row])
-    both = torch.logaddexp(part.log_weight, weight)
-    held = choose(uniform(keys, 129 + 2 * number, weight) < (weight - both).exp(), drawn, part.held)
-    part = Part(End(x, v, force), part.h, momenta, both, held)
-    return tree, part, Corner(vs[0], middle[0]), Corner(vs[-1], middle[-1])
+def _without_repeats(groups: list[Group], n: int) -> list[Group]:
+    """Mark rows beyond the n-th, which only fill up the last group, so that they neither go on nor count."""
+    *whole, last = groups
+    if (used := n - sum(len(group.rows) for group in whole)) == len(last.rows):
+        return groups
+    used_rows = torch.arange(len(last.rows), device=last.rows.device) < used
+    pace = last.pace._replace(active=last.pace.active & used_rows)
+    return [*whole, last._replace(rows=torch.where(used_rows, last.rows, -1), pace=pace)]
 
 
-def draw_leaf(log_weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a leaf of each chain by weight, ``(leaves, n) -> (n,)``; also the log of the sum of the weights."""
-    weight = torch.logsumexp(log_weights, 0)
-    below = (log_weights - weight).exp().cumsum(0) <= u
-    return below.sum(0).clamp(max=len(log_weights) - 1), weight
+def _closed_up(groups: list[Group], finished: list[Group]) -> list[Group]:
+    """Put the chains that still build into fewer groups, if that halves them; the others are finished."""
+    width = len(groups[0].rows)
+    going = int(sum(group.pace.active.sum() for group in groups))
+    if 2 * -(-going // width) > len(groups):
+        return groups
+    whole = _each(lambda *parts: torch.cat(parts), *groups)
+    active = whole.pace.active
+    finished.append(_each(lambda t: t[~active], whole))
+    chosen = _filled_up(active.nonzero().flatten(), width)
+    return _without_repeats([_each(lambda t, own=own: t[own], whole) for own in chosen], going)
 
 
-def check_passed(tree: Tree, first: Corner, left: Corner, right: Corner, last: Corner) -> Tree:
-    """Stop chains whose subtree between these corners turns back."""
-    return tree._replace(active=tree.active & ~bends(first, left, right, last))
+def _in_order(groups: list[Group]) -> Group:
+    """Put the chains of several groups into their order."""
+    if len(groups) == 1:
+        return groups[0]
+    whole = _each(lambda *parts: torch.cat(parts), *groups)
+    places = whole.rows.argsort()[int((whole.rows < 0).sum()) :]
+    return _each(lambda t: t[places], whole)
 
 
-def finish_doubling(
-    tree: Tree, part: Part, first: Corner, keys: Tensor, depth: int | Tensor, step_size: Scalar
-) -> tuple[Tree, Part]:
-    """Join a finished part, and its first leaf, to the tree where the chain still builds; begin the next part."""
-    accept = tree.active & (uniform(keys, 64 + depth, tree.start) < (part.log_weight - tree.log_weight).exp())
-    forwards = per_chain(part.h > 0, part.momenta)
-    back = End(*(torch.where(forwards, old, new) for old, new in zip(tree.back, part.end)))
-    front = End(*(torch.where(forwards, new, old) for old, new in zip(tree.front, part.end)))
-    momenta = tree.momenta + part.momenta
-    # In the order of growth: across the tree to the end where the part begins, then across the part.
-    far, near = torch.where(forwards, back.v, front.v), torch.where(forwards, tree.front.v, tree.back.v)
-    turning = bends(
-        Corner(far, 0.5 * far),
-        Corner(near, tree.momenta - 0.5 * near),
-        Corner(first.v, tree.momenta + first.middle),
-        Corner(part.end.v, momenta - 0.5 * part.end.v),
-    )
-    tree = tree._replace(
-        back=back,
-        front=front,
-        momenta=momenta,
-        log_weight=torch.logaddexp(tree.log_weight, part.log_weight),
-        held=choose(accept, part.held, tree.held),
-        depth=tree.depth + tree.active.long(),
-        active=tree.active & ~turning,
-    )
-    return tree, begin(tree, keys, depth + 1, step_size)
-
-
-def turns(a: Corner, b: Corner, lead: int = 1) -> Tensor:
-    """Whether the momentum at either corner points against the way between, ``(n,)`` or with axes in front."""
-    way = b.middle - a.middle
-    return ~((_inner(a.v, way, lead) > 0) & (_inner(b.v, way, lead) > 0))
-
-
-def bends(first: Corner, left: Corner, right: Corner, last: Corner, lead: int = 1) -> Tensor:
-    """Whether a tree turns from end to end, or from an end to where its other half, between left and right, begins."""
-    return turns(first, last, lead) | turns(first, right, lead) | turns(left, last, lead)
-
-
-def _inner(a: Tensor, b: Tensor, lead: int = 1) -> Tensor:
-    """Sum products over the event's axes, which follow ``lead`` others."""
-    return (a * b).sum(tuple(range(lead, a.ndim)))
+def _each(fn: Callable[..., Tensor], *nested: Any) -> Any:
+    """Apply a function to every tensor in nested tuples, or to the corresponding tensors of several."""
+    if isinstance(nested[0], Tensor):
+        return fn(*nested)
+    parts, kind = [_each(fn, *each) for each in zip(*nested)], type(nested[0])
+    return kind(*parts) if hasattr(kind, "_make") else tuple(parts)
 
 
 def _as_it_is(fn: Callable[..., Any]) -> Callable[..., Any]:
     return fn
-
-
-def _finished(state: State, tree: Tree) -> tuple[State, Info]:
-    to = tree.start
-    details = {
-        "hamiltonian": tree.start,
-        "depth": tree.depth.to(to),
-        "leapfrog_steps": tree.leaves.to(to),
-        "diverging": tree.diverging.to(to),
-    }
-    return tree.held, Info(tree.acceptance / tree.leaves, tree.nonfinite.to(to), details)
