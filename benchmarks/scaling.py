@@ -1,7 +1,8 @@
 """How the time of a step grows with the number of chains, and what a second thread is worth.
 
 Each measurement runs in a process of its own, on a many-well energy of 32 dimensions with ``compile=True``.  The slope
-is that of the logarithm of the time against the logarithm of the chains, by least squares: 1 is linear.
+is that of the logarithm of the time against the logarithm of the chains, by least squares: 1 is linear.  One thread and
+two are measured in turn, several times, and the gain is the median of their ratios.
 
     python benchmarks/scaling.py
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -22,12 +24,11 @@ HERE = Path(__file__).resolve().parent
 CHAINS = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 SECONDS = 2.0
 ROUNDS = 5
+PAIRS = 5
 
 
 def child(kernel: str, chains: int, threads: int) -> dict[str, Any]:
     """Time one number of chains in this process: microseconds a gradient, the median of some rounds."""
-    import statistics
-
     import torch
 
     sys.path.insert(0, str(HERE / "peers"))
@@ -64,6 +65,12 @@ def measure(kernel: str, chains: int, threads: int) -> dict[str, Any]:
     return found
 
 
+def pair(kernel: str, turn: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measure one thread and two, at every other turn in the other order."""
+    found = {threads: measure(kernel, 10_000, threads) for threads in ((1, 2) if turn % 2 == 0 else (2, 1))}
+    return found[1], found[2]
+
+
 def slope(rows: list[dict[str, Any]]) -> float:
     """Least-squares slope of log time against log chains."""
     import numpy as np
@@ -83,9 +90,9 @@ def main() -> None:
     import common
 
     rows = [measure(kernel, n, 1) for kernel in options.kernels.split(",") for n in CHAINS]
-    pairs = [(measure(k, 10_000, 1), measure(k, 10_000, 2)) for k in options.kernels.split(",")]
+    pairs = {k: [pair(k, turn) for turn in range(PAIRS)] for k in options.kernels.split(",")}
     slopes = {k: slope([r for r in rows if r["kernel"] == k]) for k in options.kernels.split(",")}
-    gains = {one["kernel"]: one["us"] / two["us"] for one, two in pairs}
+    gains = {k: statistics.median(one["us"] / two["us"] for one, two in each) for k, each in pairs.items()}
     record = common.circumstances((0,), 1) | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
     record |= {"rows": rows, "pairs": pairs, "slopes": slopes, "two_threads": gains}
     lines = [
@@ -96,7 +103,7 @@ def main() -> None:
     text = common.table(head, lines)
     note = (
         "Microseconds a gradient by the number of chains (many-well energy, 32 dimensions, compiled, one thread); the "
-        "slope of log time against log chains; and the gain of a second thread."
+        "slope of log time against log chains; and the gain of a second thread, the median of five pairs."
     )
     common.write("scaling", "Scaling in chains and threads", record, [note, text])
     print(text)

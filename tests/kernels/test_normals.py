@@ -11,6 +11,7 @@ from contracts import seeded
 from gibbsian.compilation import wanting
 from gibbsian.kernels.discrete import uniforms
 from gibbsian.kernels.normals import (
+    DOUBLED,
     MANY,
     _cosine_and_sine,
     _odd_and_varied,
@@ -112,6 +113,28 @@ def test_two_blocks_hold_the_numbers_of_one_and_compilation_changes_rounding_onl
     keys = torch.randint(-(2**63), 2**63 - 1, (2,), generator=rng)
     eager = from_counters(keys[:1, None], torch.tensor([[_odd_and_varied(int(keys[1]))]]), like.numel())
     torch.testing.assert_close(whole[0][0].flatten(), eager[0], rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+def test_many_numbers_of_a_step_come_in_halves_by_one_graph_whatever_the_steps(graphs):
+    like, keys = torch.zeros(DOUBLED // 2 + 4, 4), torch.randint(-(2**63), 2**63 - 1, (3, 2, 2), generator=seeded())
+    with wanting(True):
+        whole = normals_and_uniforms(3, like, rng := seeded())
+        rng.manual_seed(0)
+        parts = [normals_and_uniforms(steps, like, rng) for steps in (2, 1)]
+        assert graphs() == 1
+        odd = [normals_and_uniforms(steps, torch.zeros(DOUBLED + 1), seeded())[0][0] for steps in (2, 1)]
+    assert torch.equal(*odd)
+    for i in range(2):
+        assert torch.equal(whole[i], torch.cat([part[i] for part in parts]))
+    # The words of both halves are those of the stream, each once.
+    seeds, increments = keys[..., :1], varied(keys[..., 1:])
+    for made, k, m, make in (
+        (whole[0], 0, like.numel(), from_counters),
+        (whole[1], 1, len(like), uniforms_from_counters),
+    ):
+        eager = make(seeds[:, k], increments[:, k], m)
+        torch.testing.assert_close(made.flatten(1).sort(1).values, eager.sort(1).values, rtol=1e-5, atol=1e-5)
 
 
 def test_few_numbers_doubles_and_uncompiled_runs_take_torchs_own():

@@ -119,13 +119,12 @@ def uniforms(steps: int, rng: Generator, like: Tensor, *shapes: tuple[int, ...])
                 draw_key(rng, keys[i, k])
             else:
                 torch.rand(shape, generator=rng, out=drawn[k][i], **own)
-    make = compiled(uniforms_from_counters, uniforms_from_counters)
-    return tuple(
-        make(*any_number(math.prod(shape), *streams(keys[:, k])), math.prod(shape))[:steps].view(steps, *shape)
-        if many[k]
-        else drawn[k]
-        for k, shape in enumerate(shapes)
-    )
+    for k, shape in enumerate(shapes):
+        if many[k]:
+            parts, *rows = any_number([math.prod(shape)], *streams(keys[:, k]))
+            made = compiled(uniforms_from_counters, uniforms_from_counters)(*rows, math.prod(shape) // parts)
+            drawn[k] = made[: parts * steps].view(steps, *shape)
+    return tuple(drawn)
 
 
 def gumbel(u: Tensor) -> Tensor:

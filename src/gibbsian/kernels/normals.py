@@ -29,7 +29,7 @@ MANY = 2**11
 """Numbers of one step from which the counter-based generator takes over."""
 
 DOUBLED = 2**16
-"""Numbers of a single step up to which they are made twice rather than by a graph of their own."""
+"""Numbers of a single step up to which they are made twice rather than by a graph of their own; more come in halves."""
 
 GOLDEN = 0x9E3779B97F4A7C15
 """SplitMix64's own increment."""
@@ -67,10 +67,10 @@ def normals_and_uniforms(steps: int, like: Tensor, rng: Generator, uniforms: int
     if come_from_counters(like.numel(), like):
         # The same keys as step by step, in one call.
         draw_key(rng, keys := torch.empty((steps, 1 + uniforms, 2), dtype=torch.int64))
-        z, *u = compiled(noise_from_counters, noise_from_counters)(
-            *any_number(like.numel(), *streams(keys)), like.numel(), shape[0]
-        )
-        return z[:steps].view(steps, *shape), *(each[:steps] for each in u)
+        parts, *rows = any_number([like.numel()] + [shape[0]] * uniforms, *streams(keys))
+        z, *u = compiled(noise_from_counters, noise_from_counters)(*rows, like.numel() // parts, shape[0] // parts)
+        rows_used = parts * steps
+        return z[:rows_used].view(steps, *shape), *(each[:rows_used].view(steps, shape[0]) for each in u)
     z = torch.empty(steps, *shape, **own)
     u = [torch.empty(steps, shape[0], **own) for _ in range(uniforms)]
     for i in range(steps):
@@ -95,17 +95,36 @@ def streams(keys: Tensor) -> tuple[Tensor, Tensor]:
     return keys[..., :1], varied(keys[..., 1:])
 
 
-def any_number(m: int, *rows: Tensor) -> list[Tensor]:
-    """Prepare keys for one compiled function that takes any number of rows, of m numbers each.
+def any_number(numbers: list[int], seeds: Tensor, increments: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Prepare keys for one compiled function that takes any number of rows.
 
-    The compiler would make another function of a single row; where that is little work, it is doubled instead.
+    The compiler would make another function of a single row. So a step of many numbers is cut into halves, the second
+    of which begins where the first ends in the streams; where there is little to make, a single row is made twice.
+
+    Parameters
+    ----------
+    numbers
+        How many of each key a step needs.
+    seeds, increments
+        As from `streams`.
+
+    Returns
+    -------
+    parts, seeds, increments
+        Rows of a step, and the keys of all rows, ``(parts * steps, ..., 1)``, or of one more for a single step.
     """
-    if len(rows[0]) == 1 and m > DOUBLED:
-        return [t.contiguous() for t in rows]
-    own = [t.expand(2, *t.shape[1:]).clone() if len(t) == 1 else t.contiguous() for t in rows]
-    for t in own:
+    parts = 1
+    if numbers[0] > DOUBLED:
+        if all(m % 4 == 0 for m in numbers):
+            words = torch.tensor(numbers)[:, None] // 4
+            seeds = torch.stack((seeds, seeds + words * increments), 1).flatten(0, 1)
+            increments, parts = increments.repeat_interleave(2, 0), 2
+        elif len(seeds) == 1:
+            return 1, seeds.contiguous(), increments.contiguous()
+    rows = [t.expand(2, *t.shape[1:]).clone() if len(t) == 1 else t.contiguous() for t in (seeds, increments)]
+    for t in rows:
         torch._dynamo.maybe_mark_dynamic(t, 0)
-    return own
+    return parts, *rows
 
 
 def varied(increments: Tensor) -> Tensor:
