@@ -136,6 +136,13 @@ def normalised(training):
 REFUSED = {
     "no steps": ({"steps": 0}, OptionError, "steps is 1 or more; got 0"),
     "negative steps": ({"steps": -3}, OptionError, "got -3"),
+    "steps in parts": ({"steps": 3.5}, ArgumentTypeError, "steps is a whole number of steps; got 3.5"),
+    "thin as a flag": ({"thin": True}, ArgumentTypeError, "thin is a whole number of steps; got True"),
+    "step sizes for other chains": (
+        {"kernel": gb.MALA(torch.full((3,), 0.1))},
+        ShapeError,
+        r"one for each of 4 chains, \(4,\); got a tensor of shape \(3,\)",
+    ),
     "too long a warm-up": ({"warmup": 11}, OptionError, "between 0 and steps=10; got 11"),
     "negative warm-up": ({"warmup": -1}, OptionError, "got -1"),
     "thin of zero": ({"thin": 0}, OptionError, "thin lies between 1"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any, cast
+
 import torch
 from torch import Generator, Tensor
 from torch.distributions import constraints
@@ -37,6 +40,9 @@ _DECLARE = (
 def checked_plan(plan: Plan) -> Plan:
     """Check how far chains shall go, and what shall be kept."""
     steps, warmup, thin, _ = plan
+    for name, count in (("steps", steps), ("warmup", warmup), ("thin", thin)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, Integral)):
+            raise ArgumentTypeError(f"{name} is a whole number of steps; got {count!r}.")
     if steps < 1:
         raise OptionError(f"steps is 1 or more; got {steps}.")
     if not 0 <= warmup <= steps:
@@ -132,6 +138,17 @@ def check_sound(finite: Tensor) -> None:
             f"{bad} of {len(finite)} chains start where the energy or its gradient is not finite; start them inside "
             "the energy's domain, for example from base.sample(n, rng)."
         )
+
+
+def check_chainwise(kernel: Kernel, n: int) -> None:
+    """Refuse a step size that is a tensor of neither one number nor one for each of n chains."""
+    if owner_of_setting(kernel, "step_size") is kernel:
+        size = cast(Any, kernel).step_size
+        if isinstance(size, Tensor) and tuple(size.shape) not in ((), (1,), (n,)):
+            raise ShapeError(
+                f"step_size is one number, or one for each of {n} chains, ({n},); got a tensor of shape "
+                f"{tuple(size.shape)}. Lengths for each coordinate are a scale."
+            )
 
 
 def check_divisible(kernel: Kernel) -> None:

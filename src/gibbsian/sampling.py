@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from gibbsian.chain_checks import (
     FITTING,
+    check_chainwise,
     check_divisible,
     check_domain,
     check_energies,
@@ -269,6 +270,7 @@ def checked_start(energy: EnergyFn, kernel: Kernel, start: Tensor | State, rng: 
     check_energy(energy, kernel)
     x = start.x if isinstance(start, State) else start
     check_start(x, energy, rng)
+    check_chainwise(kernel, len(x))
     state = start if isinstance(start, State) else begin(energy, with_tensor_settings(kernel, x), x)
     check_state(state)
     return state

@@ -160,6 +160,8 @@ def test_a_step_size_that_makes_everything_diverge_is_said_first():
     start = torch.ones(4, 2)
     out = gb.sample(energy, gb.MALA(1e20), start, steps=20, thin=1, rng=seeded())
     assert str(out.summary()).startswith("! Every proposal was not finite: nothing was explored.")
+    out = gb.sample(energy, gb.NUTS(5.0), start, steps=20, thin=1, rng=seeded())
+    assert str(out.summary()).startswith("! Almost everything diverged (100% of the kept steps).")
     out = gb.sample(energy, gb.MALA(1e3), start, steps=20, thin=1, rng=seeded())
     assert str(out.summary()).startswith("! Acceptance is 0: chains hardly move.")
 

@@ -9,7 +9,7 @@ import torch
 import gibbsian as gb
 from contracts import seeded
 from gibbsian.energies.pairwise import CRITICAL_COUPLING, Couplings, Ising, Lattice, Potts
-from gibbsian.errors import OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 from oracles import double_precision, ising_ups, kaufman_energy, kaufman_log_z, swendsen_wang, z_score
 
 
@@ -150,6 +150,7 @@ def test_energies_move_copy_and_compose():
         (lambda: Ising.lattice((4, 0)), OptionError, "positive whole sizes"),
         (lambda: Ising.lattice((4, 4), (1.0, 2.0, 3.0)), OptionError, "one for each of the 2 axes"),
         (lambda: Ising.lattice((4, 4), torch.nan), OptionError, "one finite number"),
+        (lambda: Ising(5), ArgumentTypeError, "a Lattice, .* or a symmetric matrix of couplings; got 5"),
         (lambda: Potts(Lattice((4,), 1.0)), OptionError, "classes is 2 or more"),
         (lambda: Potts(torch.zeros(3, 2, 3, 2), classes=4), OptionError, r"that of the couplings \(2\); got 4"),
         (lambda: Ising.lattice((4, 4))(torch.zeros(2, 4, 5)), ShapeError, r"\(n, 4, 4\); got \(2, 4, 5\)"),

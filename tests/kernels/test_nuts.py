@@ -392,6 +392,8 @@ def test_bad_depths_are_refused(depth):
 def test_other_bad_settings_starts_and_states_are_refused():
     with pytest.raises(OptionError, match="step_size is a positive number; got -1"):
         NUTS(-1.0)
+    with pytest.raises(OptionError, match=r"step_size is a positive number; got '0\.1'"):
+        NUTS("0.1")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="scale is a tensor"):
         NUTS(0.1, scale=2.0)  # type: ignore[arg-type]
     with pytest.raises(DomainError, match="4 of 4 chains start"):

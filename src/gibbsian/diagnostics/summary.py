@@ -258,8 +258,8 @@ def summarise(
     n = len(acceptance) if own else draws.shape[1]
     warnings = [
         *_proposals(nonfinite, steps),
-        *(_acceptance(acceptance) if adjusted else ()),
         *_divergences(kept.get("diverging")),
+        *(_acceptance(acceptance) if adjusted else ()),
         *_values(coordinates),
         *_r_hats(coordinates, energy),
         *_sizes(coordinates, energy, n),

@@ -29,7 +29,7 @@ from gibbsian.energies.base import Energy
 from gibbsian.energies.couplings import Couplings, Lattice, hold
 from gibbsian.energies.sparse_couplings import SparseCouplings
 from gibbsian.energies.tractable import batch_rows
-from gibbsian.errors import OptionError, ShapeError
+from gibbsian.errors import ArgumentTypeError, OptionError, ShapeError
 
 CRITICAL_COUPLING = 0.44068679350977147
 """log(1 + sqrt 2) / 2, where the square-lattice Ising model orders."""
@@ -241,6 +241,10 @@ class Potts(Energy):
 
 def as_interaction(given: Tensor | Interaction, trainable: bool) -> Interaction:
     """Read couplings: a matrix, dense or sparse, or an interaction as it is."""
+    if not isinstance(given, (Tensor, Lattice, Couplings, SparseCouplings)):
+        raise ArgumentTypeError(
+            f"An interaction is a Lattice, as Lattice((16, 16)), or a symmetric matrix of couplings; got {given!r}."
+        )
     if not isinstance(given, Tensor):
         return given
     return Couplings(given, trainable) if given.layout == torch.strided else SparseCouplings.of(given, trainable)

@@ -9,6 +9,7 @@ step of size h is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Generator, Tensor
@@ -192,5 +193,7 @@ def check_positive(name: str, value: Scalar | None) -> None:
     OptionError
         With the name and the value.
     """
-    if isinstance(value, (int, float)) and not 0.0 < value < float("inf"):
-        raise OptionError(f"{name} is a positive number; got {value}.")
+    if value is None or isinstance(value, Tensor):
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < value < float("inf"):
+        raise OptionError(f"{name} is a positive number; got {value!r}.")
