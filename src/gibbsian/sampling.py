@@ -348,7 +348,9 @@ def steps_per_block(kernel: Kernel, x: Tensor | None = None) -> int:
     x
         The chains, where they are known; blocks of any length use the same numbers.
     """
-    together = GRADIENTS_PER_BLOCK if x is None or x.ndim < 4 else min(GRADIENTS_PER_BLOCK, GRADIENTS_OF_IMAGES)
+    together = min(GRADIENTS_PER_BLOCK, getattr(kernel, "gradients_together", GRADIENTS_PER_BLOCK))
+    if x is not None and x.ndim >= 4:
+        together = min(together, GRADIENTS_OF_IMAGES)
     steps = max(1, together // kernel.gradients)
     if x is None or x.device.type != "cpu":
         return steps

@@ -55,6 +55,7 @@ class Barker:
     scale: Tensor | None = None
 
     gradients = 1
+    gradients_together = 5
     domain = "real"
     target_acceptance = 0.57
     __repr__ = settings_repr

@@ -79,6 +79,7 @@ class MCLMC:
     scale: Tensor | None = None
 
     gradients = 2
+    gradients_together = 4
     domain = "real"
     adjusted = False
     details = ("energy_change",)

@@ -76,6 +76,7 @@ class Underdamped:
     scale: Tensor | None = None
 
     gradients = 1
+    gradients_together = 5
     domain = "real"
     adjusted = False
     differentiable = True
