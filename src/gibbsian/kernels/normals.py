@@ -121,10 +121,12 @@ def any_number(numbers: list[int], seeds: Tensor, increments: Tensor) -> tuple[i
             increments, parts = increments.repeat_interleave(2, 0), 2
         elif len(seeds) == 1:
             return 1, seeds.contiguous(), increments.contiguous()
-    rows = [t.expand(2, *t.shape[1:]).clone() if len(t) == 1 else t.contiguous() for t in (seeds, increments)]
-    for t in rows:
+    if len(seeds) == 1:
+        seeds, increments = (t.expand(2, *t.shape[1:]).clone() for t in (seeds, increments))
+    seeds, increments = seeds.contiguous(), increments.contiguous()
+    for t in (seeds, increments):
         torch._dynamo.maybe_mark_dynamic(t, 0)
-    return parts, *rows
+    return parts, seeds, increments
 
 
 def varied(increments: Tensor) -> Tensor:
