@@ -46,7 +46,7 @@ from gibbsian.compilation import compiled, owner_of, seconds_spent, wanting
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Kernel, State, map_state
 from gibbsian.kernels.groups import joined, row_groups, run_groups, split, visited_by_all
-from gibbsian.kernels.hmc import HMC
+from gibbsian.kernels.parts import comes_in_parts
 from gibbsian.processes.collectives import agree
 from gibbsian.processes.lanes import Lanes
 from gibbsian.processes.work import alike, numbers, together
@@ -308,7 +308,7 @@ class _Chains:
         self.energy, self.kernel, self.compile = energy, kernel, compile
         self.batches = split(energy, kernel, state)
         self.groups = row_groups(energy, self.batches[0].x, self.batches[0].grad)
-        fixed = not (getattr(kernel, "dynamic", False) or (isinstance(kernel, HMC) and kernel.in_parts(state.x)))
+        fixed = not (getattr(kernel, "dynamic", False) or comes_in_parts(kernel, state.x))
         self.run: Callable[..., Any] = compiled(run_block, owner_of(energy)) if compile and fixed else run_block
         # Half precision counts no further than 2048 (bfloat16: 256), and would call every longer run's acceptance low.
         own = {"dtype": torch.promote_types(state.energy.dtype, torch.float32), "device": state.x.device}

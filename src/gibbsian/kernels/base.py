@@ -71,10 +71,10 @@ class Kernel(Protocol):
     Besides what stands here a kernel may declare ``target_acceptance``, the acceptance to which `tune` brings its step
     size; ``details``, the names of what its `Info` tells besides acceptance; ``adjusted = False`` when it is biased;
     ``dynamic = True`` when the length of a step depends on the chains, so that the loop around it cannot be compiled
-    and it compiles its own inner part; ``gradients_together``, how many are compiled together, where a step is so much
-    code beside its gradients that fewer than usual compile in half of the time; and ``differentiable = True`` when a
-    step that starts where x asks for gradients has the derivative of the whole step in the energy's parameters behind
-    it (see `evaluate`).
+    and it compiles its own inner part; ``parted = True`` when it does so for the ``leapfrog`` steps of images;
+    ``gradients_together``, how many are compiled together, where a step is so much code beside its gradients that fewer
+    than usual compile in half of the time; and ``differentiable = True`` when a step that starts where x asks for
+    gradients has the derivative of the whole step in the energy's parameters behind it (see `evaluate`).
     """
 
     @property

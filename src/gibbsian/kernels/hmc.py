@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Generator, Tensor
 
-from gibbsian.compilation import compiled, owner_of, wanted
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, evaluate, metropolis, row_sum, settings_repr
 from gibbsian.kernels.langevin import check_positive
 from gibbsian.kernels.normals import normals_and_uniforms
+from gibbsian.kernels.parts import follow
 from gibbsian.kernels.scales import check_scale, over_chains, stretch, stretch_gradient
 from gibbsian.typing import EnergyFn, Scalar
 
@@ -52,6 +51,7 @@ class HMC:
     jitter: Scalar | None = None
 
     domain = "real"
+    parted = True
     target_acceptance = 0.8
     details = ("hamiltonian",)
     __repr__ = settings_repr
@@ -87,24 +87,10 @@ class HMC:
         h = self.step_size
         if self.jitter is not None:
             h = h * (1.0 + self.jitter * (2.0 * noise[2] - 1.0))
-        new, v_end = self._follow(energy, state, v, h)
+        new, v_end = follow(leapfrog, energy, self, state, v, h, self.scale)
         before = state.energy + 0.5 * row_sum(v * v)
         log_ratio = before - new.energy - 0.5 * row_sum(v_end * v_end)
         return metropolis(state, new, log_ratio, uniform, {"hamiltonian": before})
-
-    def in_parts(self, x: Tensor) -> bool:
-        """Whether trajectories of these chains are compiled in parts: of images, whose gradients hide the calls."""
-        return x.ndim >= 4 and self.leapfrog > 1
-
-    def _follow(self, energy: EnergyFn, state: State, v: Tensor, h: Scalar) -> tuple[State, Tensor]:
-        if not self.in_parts(state.x) or not wanted() or torch.compiler.is_compiling():
-            return leapfrog(energy, state, v, h, self.leapfrog, self.scale)
-        ready = compiled(leapfrog, owner_of(energy))
-        part = 2 if self.leapfrog % 2 == 0 else 1
-        for _ in range(self.leapfrog // part):
-            # Two half kicks between parts are the one kick within them.
-            state, v = ready(energy, state, v, h, part, self.scale)
-        return state, v
 
 
 def leapfrog(

@@ -33,6 +33,7 @@ from gibbsian.kernels.base import (
 )
 from gibbsian.kernels.langevin import check_positive
 from gibbsian.kernels.normals import normals, normals_and_uniforms
+from gibbsian.kernels.parts import follow
 from gibbsian.kernels.scales import check_scale, over_chains, stretch, stretch_gradient
 from gibbsian.typing import EnergyFn, Scalar
 
@@ -150,6 +151,7 @@ class AdjustedMCLMC:
     jitter: Scalar | None = None
 
     domain = "real"
+    parted = True
     target_acceptance = 0.9
     __repr__ = settings_repr
 
@@ -182,7 +184,7 @@ class AdjustedMCLMC:
         h = self.step_size
         if self.jitter is not None:
             h = h * (1.0 + self.jitter * (2.0 * noise[2] - 1.0))
-        new, _, kinetic = trajectory(energy, state, noise[0], h, self.leapfrog, LEAPFROG, self.scale)
+        new, _, kinetic = follow(trajectory, energy, self, state, noise[0], h, LEAPFROG, self.scale)
         return metropolis(state, new, state.energy - new.energy - kinetic, noise[1])
 
 
