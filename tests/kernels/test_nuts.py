@@ -337,9 +337,20 @@ def test_inductor_builds_the_eager_trees(chains, dtype):
     assert float(close.double().mean()) > (0.9 if dtype == torch.float32 else 0.999)
 
 
-def test_images_and_step_sizes_of_their_own():
-    energy = gb.Energy.of(lambda x: 0.5 * x.square().sum((1, 2, 3)), (2, 3, 3))
-    start = torch.randn(4, 2, 3, 3, generator=seeded(), dtype=torch.float64)
+def test_leaves_of_images_come_one_by_one_and_their_trees_are_exact(graphs):
+    energy = gb.Energy.of(lambda x: 0.5 * x.square().sum((1, 2, 3)), (1, 1, 2))
+    kernel, start = NUTS(0.2, max_depth=5), torch.randn(4000, 1, 1, 2, generator=seeded(), dtype=torch.float64)
+    out = gb.sample(energy, kernel, start, steps=1, rng=seeded(1), compile=True, thin=1)
+    assert graphs() == 4  # one fewer than of vectors
+    assert float(out.kept["depth"].mean()) > 2
+    # Mean and mean square of exact draws; false alarms 6e-7 each.
+    assert abs(float(out.x.mean())) < 5 / 8000**0.5
+    assert abs(float(out.x.square().mean()) - 1) < 5 * (2 / 8000) ** 0.5
+
+
+def test_events_of_several_axes_and_step_sizes_of_their_own():
+    energy = gb.Energy.of(lambda x: 0.5 * x.square().sum((1, 2)), (2, 9))
+    start = torch.randn(4, 2, 9, generator=seeded(), dtype=torch.float64)
     image = gb.sample(energy, NUTS(0.2), start, steps=3, rng=seeded(1))
     flat = gb.sample(lambda x: 0.5 * x.square().sum(1), NUTS(0.2), start.flatten(1), steps=3, rng=seeded(1))
     torch.testing.assert_close(image.x.flatten(1), flat.x, rtol=0, atol=1e-10)

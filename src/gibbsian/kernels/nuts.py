@@ -50,7 +50,8 @@ from gibbsian.kernels.trees import Pace, Part, Tree, check_passed, finish_doubli
 from gibbsian.typing import EnergyFn, Scalar
 
 BLOCK = 2
-"""Doublings after which leaves come in blocks of ``2**BLOCK``; before, one by one. Larger blocks compile for longer."""
+"""Doublings after which leaves come in blocks of ``2**BLOCK``; before, one by one. Larger blocks compile for longer. Of
+images, whose gradients hide a call, all come one by one."""
 
 MAX_DEPTH = 24
 """More doublings than that are a mistake: 16 million gradients for one step."""
@@ -131,11 +132,11 @@ class NUTS:
     def step(self, energy: EnergyFn, state: State, noise: tuple[Tensor, ...]) -> tuple[State, Info]:
         """One trajectory of every chain: the loop over doublings, on the host."""
         v, keys = noise
-        builder = _Builder(energy, self.scale)
+        builder = _Builder(energy, self.scale, BLOCK if state.x.ndim < 4 else 0)
         groups, finished, made = builder.planted(state, v, keys, self.step_size), [], 0
         for depth in range(self.max_depth):
             doubled = [builder.doubled(group, depth, made) for group in groups]
-            made += _blocks(depth)
+            made += builder.blocks(depth)
             finished += [group for group, going in doubled if not going]
             groups = [group for group, going in doubled if going]
             if len(groups) > 1:
@@ -166,9 +167,9 @@ class Group(NamedTuple):
 class _Builder:
     """Calls the pure functions of one step, compiled or not."""
 
-    def __init__(self, energy: EnergyFn, scale: Tensor | None) -> None:
+    def __init__(self, energy: EnergyFn, scale: Tensor | None, block: int) -> None:
         ready: Callable[..., Any] = partial(compiled, owner=owner_of(energy)) if wanted() else _as_it_is
-        self.energy, self.scale = energy, scale
+        self.energy, self.scale, self.block = energy, scale, block
         self.plant, self.grow, self.check, self.finish = map(ready, (plant, grow, check_passed, finish_doubling))
 
     def planted(self, state: State, v: Tensor, keys: Tensor, step_size: Scalar) -> list[Group]:
@@ -190,11 +191,15 @@ class _Builder:
         front, momenta = _each(torch.clone, (tree.front, tree.momenta))
         return tree._replace(front=front, momenta=momenta), pace, part
 
+    def blocks(self, depth: int) -> int:
+        """Blocks of leaves that a doubling is made in."""
+        return 2 ** (depth - self.block if depth >= self.block else depth)
+
     def doubled(self, group: Group, depth: int, made: int) -> tuple[Group, bool]:
         """Double the trajectories of a group, of which so many blocks were made; tell whether any chain goes on."""
         rows, keys, tree, pace, part = group
-        leaves = 2**BLOCK if depth >= BLOCK else 1
-        blocks, begun, ended = _blocks(depth), {}, {}
+        leaves = 2**self.block if depth >= self.block else 1
+        blocks, begun, ended = self.blocks(depth), {}, {}
         for block in range(blocks):
             number = _number(made + block, keys.device)
             pace, part, begun[0], last, going = self.grow(self.energy, pace, part, self.scale, keys, number, leaves)
@@ -211,11 +216,6 @@ class _Builder:
         first = begun[blocks.bit_length() - 1]
         tree, pace, part, going = self.finish(tree, pace, part, first, keys, _number(depth, keys.device))
         return Group(rows, keys, tree, pace, part), bool(going)
-
-
-def _blocks(depth: int) -> int:
-    """Blocks of leaves that a doubling is made in."""
-    return 2 ** (depth - BLOCK if depth >= BLOCK else depth)
 
 
 @lru_cache(maxsize=2048)
