@@ -30,7 +30,7 @@ from gibbsian.kernels.base import State
 from gibbsian.kernels.microcanonical import MCLMC
 from gibbsian.kernels.scales import is_dense
 from gibbsian.samples import Samples
-from gibbsian.sampling import reporter, sample, steps_per_block
+from gibbsian.sampling import reporter, sample
 from gibbsian.typing import EnergyFn
 
 ENERGY_VARIANCE = 5e-4
@@ -38,6 +38,9 @@ ENERGY_VARIANCE = 5e-4
 
 LENGTH_FACTOR = 0.4
 """Length over what is travelled in an autocorrelation time: the papers' optimum on Gaussians."""
+
+ROUND = 5
+"""Steps between two looks at the errors in energy."""
 
 SEARCHES, REACH = 60, 4.0
 """Rounds of the search for a first step size, and the most that one changes it by."""
@@ -108,7 +111,7 @@ def tune_mclmc(
     rng
         The generator of all noise.
     steps
-        Steps in all, 80 or more, rounded up to whole blocks; the search for a first step size comes on top.
+        Steps in all, 80 or more, rounded up to whole rounds of five; the search for a first step size comes on top.
     energy_variance
         The variance of the error in energy of a step to reach, per coordinate, in squared nats. Biases fall at least
         as its cube root.
@@ -130,12 +133,11 @@ def tune_mclmc(
         If no step size gives the variance.
     """
     _check(kernel, steps, energy_variance)
-    size = steps_per_block(kernel)
-    rounds = -(-steps // (4 * size))
-    report, close = reporter(progress, 4 * rounds * size, "tuning")
+    rounds = -(-steps // (4 * ROUND))
+    report, close = reporter(progress, 4 * rounds * ROUND, "tuning")
     tried: list[float] = []
 
-    def run(log_h: float, length: float, at: Tensor | State, count: int = size) -> Samples:
+    def run(log_h: float, length: float, at: Tensor | State, count: int = ROUND) -> Samples:
         moving = dataclasses.replace(kernel, step_size=math.exp(log_h), length=length)
         return sample(energy, moving, at, steps=count, rng=rng, thin=1, compile=compile)
 
@@ -145,7 +147,7 @@ def tune_mclmc(
             made = run(search.log_h, length, state)
             state = made.state
             search.update(variance_per_coordinate(made))
-            report(size)
+            report(ROUND)
         return state
 
     try:
@@ -153,13 +155,13 @@ def tune_mclmc(
         log_h, state = _first_step_size(run, math.log(float(kernel.step_size)), length, start, energy_variance)
         search = EnergyErrors(log_h, energy_variance)
         state = adapt(search, length, state)
-        made = run(search.log_h, length, state, rounds * size)
-        report(rounds * size)
+        made = run(search.log_h, length, state, rounds * ROUND)
+        report(rounds * ROUND)
         length = spread(made.draws, kernel.scale)
         search = EnergyErrors(search.log_h, energy_variance)
         state = adapt(search, length, made.state)
-        made = run(search.log_h, length, state, rounds * size)
-        report(rounds * size)
+        made = run(search.log_h, length, state, rounds * ROUND)
+        report(rounds * ROUND)
     finally:
         close()
     step_size = math.exp(search.log_h)
