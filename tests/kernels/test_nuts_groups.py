@@ -56,6 +56,13 @@ def test_trees_built_in_groups_are_those_built_together(monkeypatch, kernel, wid
     assert any(regrouped) or width == 96 or kernel.max_depth == 3
 
 
+def test_a_step_size_in_a_tensor_of_one_is_that_of_all_groups(monkeypatch):
+    energy = Funnel(NUMBERS).double()
+    whole = run(NUTS(0.1), energy)
+    in_groups_of(monkeypatch, 16)
+    assert_same(run(NUTS(torch.full((1,), 0.1, dtype=torch.float64)), energy), whole)
+
+
 def test_repeats_that_fill_a_group_must_not_be_kept(monkeypatch):
     energy = Funnel(NUMBERS).double()
     whole = run(NUTS(0.08), energy)

@@ -180,7 +180,7 @@ class _Builder:
             return [Group(rows, keys, *self._begun(state, v, keys, step_size))]
         groups = []
         for own in _filled_up(rows, width):
-            size = step_size[own] if isinstance(step_size, Tensor) and step_size.ndim else step_size
+            size = step_size[own] if isinstance(step_size, Tensor) and step_size.numel() > 1 else step_size
             begun = self._begun(map_state(lambda t, own=own: t[own], state), v[own], keys[own], size)
             groups.append(Group(own, keys[own], *begun))
         return _without_repeats(groups, n)
