@@ -64,6 +64,11 @@ def wanted() -> bool:
     return _wanted.get()
 
 
+def made_ready(fn: Callable[..., Any], energy: object) -> Callable[..., Any]:
+    """Return a part of a kernel that compiles its own inner parts: compiled for an energy if that is wanted here."""
+    return compiled(fn, owner_of(energy)) if wanted() else fn
+
+
 def seconds_spent() -> float:
     """Seconds that this process has spent in calls that compiled something, the first run of it included."""
     return _spent[0]

@@ -14,15 +14,12 @@ momentum where they are, so that one compiled graph serves every L.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.compilation import compiled, owner_of, wanted
+from gibbsian.compilation import made_ready
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, evaluate, metropolis, row_sum, settings_repr
 from gibbsian.kernels.langevin import check_positive
@@ -99,8 +96,7 @@ class DynamicHMC:
         """One trajectory."""
         v, uniform, share = noise
         new, v_end, leapfrogs = trajectory(energy, self, state, v, share)
-        ready = _made_ready(energy)
-        state, probability, nonfinite, before = ready(settle)(state, new, v, v_end, uniform)
+        state, probability, nonfinite, before = made_ready(settle, energy)(state, new, v, v_end, uniform)
         details = {"hamiltonian": before, "leapfrog_steps": leapfrogs.to(before).expand_as(before)}
         return state, Info(probability, nonfinite, details)
 
@@ -128,10 +124,10 @@ def trajectory(
     """
     h = torch.as_tensor(kernel.step_size, dtype=v.dtype, device=v.device)
     leapfrogs = (share * kernel.path_length / h).ceil().clamp(1, kernel.max_leapfrog).long()
-    ready = _made_ready(energy)
+    ready = made_ready(glide, energy)
     new = state
     for done in range(0, int(leapfrogs.max()), TOGETHER):
-        new, v = ready(glide)(energy, new, v, h, kernel.scale, leapfrogs - done)
+        new, v = ready(energy, new, v, h, kernel.scale, leapfrogs - done)
     return new, v, leapfrogs
 
 
@@ -157,11 +153,3 @@ def settle(state: State, new: State, v: Tensor, v_end: Tensor, uniform: Tensor) 
     log_ratio = before - new.energy - 0.5 * row_sum(v_end * v_end)
     kept, info = metropolis(state, new, log_ratio, uniform)
     return kept, info.acceptance, info.nonfinite, before
-
-
-def _made_ready(energy: EnergyFn) -> Callable[..., Any]:
-    return partial(compiled, owner=owner_of(energy)) if wanted() else _as_it_is
-
-
-def _as_it_is(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return fn

@@ -33,13 +33,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from gibbsian.compilation import compiled, owner_of, wanted
+from gibbsian.compilation import made_ready
 from gibbsian.errors import OptionError
 from gibbsian.kernels.base import Info, State, check_carried, evaluate, map_state, settings_repr
 from gibbsian.kernels.groups import stands_alone
@@ -168,9 +168,9 @@ class _Builder:
     """Calls the pure functions of one step, compiled or not."""
 
     def __init__(self, energy: EnergyFn, scale: Tensor | None, block: int) -> None:
-        ready: Callable[..., Any] = partial(compiled, owner=owner_of(energy)) if wanted() else _as_it_is
         self.energy, self.scale, self.block = energy, scale, block
-        self.plant, self.grow, self.check, self.finish = map(ready, (plant, grow, check_passed, finish_doubling))
+        parts = (plant, grow, check_passed, finish_doubling)
+        self.plant, self.grow, self.check, self.finish = (made_ready(each, energy) for each in parts)
 
     def planted(self, state: State, v: Tensor, keys: Tensor, step_size: Scalar) -> list[Group]:
         """Start a tree for every chain; many chains of few numbers in groups of equal size."""
@@ -277,7 +277,3 @@ def _each(fn: Callable[..., Tensor], *nested: Any) -> Any:
         return fn(*nested)
     parts, kind = [_each(fn, *each) for each in zip(*nested)], type(nested[0])
     return kind(*parts) if hasattr(kind, "_make") else tuple(parts)
-
-
-def _as_it_is(fn: Callable[..., Any]) -> Callable[..., Any]:
-    return fn

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gibbsian.compilation import compiled, owner_of, wanted
+from gibbsian.compilation import made_ready, wanted
 from gibbsian.kernels.base import State
 from gibbsian.typing import EnergyFn, Scalar
 
@@ -49,7 +49,7 @@ def follow(
     steps = kernel.leapfrog
     if not comes_in_parts(kernel, state.x) or not wanted() or torch.compiler.is_compiling():
         return run(energy, state, v, step_size, steps, *settings)
-    ready = compiled(run, owner_of(energy))
+    ready = made_ready(run, energy)
     size = 2 if steps % 2 == 0 else 1
     sums: list[Tensor] = []
     for _ in range(steps // size):
